@@ -1,0 +1,234 @@
+"""Blocks: nn.Modules with a solve inside, for nn.Sequential and everywhere else a layer goes."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from .adjoint import Adjoint, as_adjoint
+from .dynamics import Dynamics, Theta
+from .problem import CountedCall, signature_of
+from .pytree import build
+from .solve import integrate, odeint, stacked
+from .stepping import as_count, as_times, uniform_grid
+from .tableau import Tableau, as_tableau
+
+
+class ODEBlock(nn.Module):
+    """z(t1) of dz/dt = f(t, z), z(t0) = input, with a fixed number of equal steps.
+
+    One Euler step over t = (0, 1) is the residual block z + f(0, z).
+
+    Args:
+        f: a module called as ``f(t, z)``, z a tensor or a tree of tensors; a keyword-only parameter ``step`` of its
+            forward is filled with the integer number of the step.
+        steps: number of equal steps.
+        method: "euler", "midpoint", "rk4" or a ``Tableau``.
+        t: start and end time.
+        adjoint: "checkpoint", "direct" or an ``Adjoint``.
+
+    Raises:
+        ValueError, TypeError: naming the argument, what was given and the cure.
+
+    Source: ANODE, arXiv 1902.10298.
+    """
+
+    def __init__(
+        self,
+        f: nn.Module,
+        *,
+        steps: int,
+        method: str | Tableau = "euler",
+        t: Sequence[float] = (0.0, 1.0),
+        adjoint: str | Adjoint = "checkpoint",
+    ) -> None:
+        super().__init__()
+        _check_field(f)
+        times = as_times(t)
+        if isinstance(times, Tensor) or len(times) != 2:
+            raise ValueError(f"t={t!r} of a block must be two numbers, start and end")
+        self.f = f
+        self.steps = as_count("steps", steps)
+        self.method = as_tableau(method)
+        self.t = times
+        self.adjoint = as_adjoint(adjoint)
+
+    def forward(self, z0: Any) -> Any:
+        """z(t1), in the structure, shapes and dtypes of z0."""
+        states, structure = self._integrate(z0, "end")
+        return build(structure, states[0])
+
+    def trajectory(self, z0: Any) -> Any:
+        """z after 0, 1, ..., ``steps`` steps, stacked in front: leaves of shape ``(steps + 1, *leaf.shape)``."""
+        return stacked(*self._integrate(z0, "steps"))
+
+    def _integrate(self, z0: Any, save: Literal["steps", "end"]) -> Any:
+        return integrate(self.f, z0, self.t, method=self.method, steps=self.steps, adjoint=self.adjoint, save=save)
+
+    def extra_repr(self) -> str:
+        return f"steps={self.steps}, method={self.method.name!r}, t={self.t}, adjoint={self.adjoint}"
+
+
+class CoupledODEBlock(ODEBlock):
+    """z(t1) of dz/dt = f(t, z; theta(t)), dtheta/dt = q(t, theta), z(t0) = input, theta(t0) = parameters of f.
+
+    theta is solved first, once per forward pass whatever the batch, at exactly the times at which the method reads it:
+    by the closed form of ``dynamics`` where it has one, else by stepping. (``odeint(CoupledSystem(f, q), ...)`` steps z
+    and theta jointly instead; both agree at the order of the method, and to the bit for Euler on a common grid.)
+
+    Configuration 1 of the paper: ``steps=5`` and Euler, theta on the grid of z. Configuration 2: ``steps=2,
+    weight_steps=10``, theta on a finer grid.
+
+    Args:
+        f: a module called as ``f(t, z)``. The parameters that evolve are theta(t0), under their own names in the
+            ``state_dict``; the others stay constant in time.
+        dynamics: q, a ``Dynamics``.
+        evolve: name pattern(s) such as ``"conv*.weight"`` that narrow which parameters evolve. None: all that the
+            dynamics accepts (for reaction-diffusion-advection the convolution kernels longer than 1).
+        steps, method, t, adjoint: as for ``ODEBlock``.
+        weight_steps: number of steps of theta over t, rounded up where the times at which z reads theta do not divide
+            them; default ``steps``. Of no effect on a closed form.
+        weight_method: method for theta; default ``method``.
+        weights: "along": z at time t reads theta(t); "final": z reads theta(t1) throughout.
+
+    Raises:
+        ValueError, TypeError: naming the argument, what was given and the cure; a parameter that matches ``evolve``
+            and that the dynamics cannot evolve is named.
+
+    Source: ANODEV2, arXiv 1906.04596.
+    """
+
+    def __init__(
+        self,
+        f: nn.Module,
+        dynamics: Dynamics,
+        *,
+        evolve: str | Sequence[str] | None = None,
+        steps: int = 5,
+        weight_steps: int | None = None,
+        method: str | Tableau = "euler",
+        weight_method: str | Tableau | None = None,
+        weights: Literal["along", "final"] = "along",
+        t: Sequence[float] = (0.0, 1.0),
+        adjoint: str | Adjoint = "checkpoint",
+    ) -> None:
+        super().__init__(f, steps=steps, method=method, t=t, adjoint=adjoint)
+        if not isinstance(dynamics, Dynamics):
+            raise TypeError(f"dynamics must be a Dynamics, got {type(dynamics).__name__}; wrap a module q(t, theta) as NeuralDynamics(q)")
+        if weights not in ("along", "final"):
+            raise ValueError(f"weights={weights!r} must be 'along' or 'final'")
+        self.dynamics = dynamics
+        self.evolving = _evolving(f, dynamics, evolve)
+        self.weight_steps = self.steps if weight_steps is None else as_count("weight_steps", weight_steps)
+        self.weight_method = self.method if weight_method is None else as_tableau(weight_method)
+        self.which_weights = weights
+        dynamics.bind(self._theta0())
+        self._field = _EvolvingField(f, self.method, fixed=weights == "final")
+        self._times = self._reading_times()
+
+    def weights(self, t: float | Sequence[float]) -> Theta:
+        """theta at time t, or at several rising times (from t0 towards t1) stacked in front: a dict by parameter name."""
+        if isinstance(t, (int, float)):
+            return self._path([float(t)])[0]
+        path = self._path([float(time) for time in t])
+        return {name: torch.stack([theta[name] for theta in path]) for name in self.evolving}
+
+    def _integrate(self, z0: Any, save: Literal["steps", "end"]) -> Any:
+        path = self._path(self._times)
+        return integrate(
+            self._field, z0, self.t, method=self.method, steps=self.steps, args=(path,), adjoint=self.adjoint, save=save
+        )
+
+    def _theta0(self) -> Theta:
+        return {name: self.f.get_parameter(name) for name in self.evolving}
+
+    def _path(self, times: Sequence[float]) -> list[Theta]:
+        """theta at each of ``times``, in the weights' own precision whatever autocast says."""
+        theta = self._theta0()
+        device = next(iter(theta.values())).device
+        with torch.autocast(device.type, enabled=False):
+            values = self.dynamics.flow(theta, [time - self.t[0] for time in times])
+            if values is None:
+                return self._stepped(theta, times)
+        return _unstacked(values, len(times))
+
+    def _stepped(self, theta: Theta, times: Sequence[float]) -> list[Theta]:
+        later = [time for time in times if time != self.t[0]]
+        if not later:
+            return [theta] * len(times)
+        size = abs(self.t[1] - self.t[0]) / self.weight_steps
+        values = odeint(
+            self.dynamics, theta, [self.t[0], *later], method=self.weight_method, step_size=size, adjoint=self.adjoint
+        )
+        path = _unstacked(values, len(later) + 1)
+        return path if len(times) > len(later) else path[1:]
+
+    def _reading_times(self) -> list[float]:
+        if self.which_weights == "final":
+            return [float(self.t[1])]
+        steps = uniform_grid(self.t, self.steps).steps()
+        times = [float(step.time(node)) for step in steps for node in self._field.nodes]
+        return times + [float(self.t[1])] * (1.0 in self.method.nodes)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, evolving={list(self.evolving)}, weights={self.which_weights!r}"
+
+
+class _EvolvingField:
+    """f(t, z) with the weights that belong to the stage swapped in from a path of weights.
+
+    The path holds theta at the distinct nodes below 1 of every step, one step after the other, and at the end.
+    """
+
+    def __init__(self, f: nn.Module, method: Tableau, *, fixed: bool) -> None:
+        self.f = f
+        self.fixed = fixed
+        self.nodes = sorted({node for node in method.nodes if node < 1})
+        self.place = [self.nodes.index(node) if node < 1 else len(self.nodes) for node in method.nodes]
+        self.counters = CountedCall(f).counters
+
+    def __call__(self, t: Tensor, z: Any, path: list[Theta], *, step: int, stage: int) -> Any:
+        theta = path[0 if self.fixed else step * len(self.nodes) + self.place[stage]]
+        return functional_call(self.f, theta, (t, z), self.counters(step, stage))
+
+
+def _unstacked(values: Theta, count: int) -> list[Theta]:
+    columns = {name: value.unbind() for name, value in values.items()}
+    return [{name: column[i] for name, column in columns.items()} for i in range(count)]
+
+
+def _evolving(f: nn.Module, dynamics: Dynamics, evolve: str | Sequence[str] | None) -> tuple[str, ...]:
+    """The names of the parameters of f that evolve."""
+    parameters = dict(f.named_parameters())
+    if evolve is None:
+        names = tuple(name for name, weight in parameters.items() if dynamics.accepts(name, weight))
+        if not names:
+            raise ValueError(f"f has no parameter that {type(dynamics).__name__} can evolve, among {list(parameters)}")
+        return names
+    patterns = [evolve] if isinstance(evolve, str) else list(evolve)
+    for pattern in patterns:
+        if not any(fnmatch.fnmatchcase(name, pattern) for name in parameters):
+            raise ValueError(f"evolve={pattern!r} matches no parameter of f, among {list(parameters)}")
+    names = tuple(name for name in parameters if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns))
+    for name in names:
+        if not dynamics.accepts(name, parameters[name]):
+            shape = tuple(parameters[name].shape)
+            raise ValueError(f"evolve={evolve!r} matches {name} of shape {shape}, which {type(dynamics).__name__} cannot evolve; narrow it")
+    return names
+
+
+def _check_field(f: nn.Module) -> None:
+    if not isinstance(f, nn.Module):
+        raise TypeError(f"f must be an nn.Module called as f(t, z), got {type(f).__name__}; for a function use odeint")
+    signature = signature_of(f)
+    if signature is None:
+        return
+    try:
+        signature.bind(0.0, 0.0, **CountedCall(f).counters(0, 0))
+    except TypeError as error:
+        raise TypeError(f"f must be callable as f(t, z), got {type(f).__name__}.forward{signature}: {error}") from None

@@ -1,0 +1,109 @@
+"""What a vector field can reach besides its arguments: tensors that want gradients, modules, random generators.
+
+A custom autograd Function only differentiates with respect to what it is handed, so all of it has to be found before
+the solve. The search follows what Python can see: module attributes, closures, defaults, partials, bound methods, the
+globals a function names, and plain containers. What it cannot see (a tensor behind a C extension) is caught in the
+backward pass, where the recomputed graph of every step is compared with the list made here.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+LARGEST_WALK = 20_000  # objects looked at; a reachable data set must not be walked through at every solve
+_MODULE_FIELDS = frozenset(vars(nn.Module())) - {"_parameters", "_buffers", "_modules"}
+_OPAQUE = (str, bytes, int, float, complex, bool, type(None), types.ModuleType, torch.dtype, torch.device)
+
+
+@dataclass
+class Reach:
+    """Everything found, each object once.
+
+    ``leaves`` are leaf tensors that require grad (parameters among them); ``inner`` are results of earlier operations
+    that do. ``modules`` own buffers or a training flag; ``generators`` are private sources of random numbers.
+    """
+
+    leaves: list[Tensor] = field(default_factory=list)
+    inner: list[Tensor] = field(default_factory=list)
+    modules: list[nn.Module] = field(default_factory=list)
+    generators: list[torch.Generator] = field(default_factory=list)
+
+
+def reach(*roots: Any) -> Reach:
+    """Search breadth first from ``roots``."""
+    found = Reach()
+    queue: list[Any] = list(roots)
+    seen: set[int] = set()
+    for item in queue:  # the queue grows while it is walked
+        if isinstance(item, _OPAQUE) or id(item) in seen:
+            continue
+        seen.add(id(item))
+        if isinstance(item, Tensor):
+            if item.requires_grad:
+                (found.leaves if item.is_leaf else found.inner).append(item)
+        elif isinstance(item, torch.Generator):
+            found.generators.append(item)
+        else:
+            if isinstance(item, nn.Module):
+                found.modules.append(item)
+            if len(queue) < LARGEST_WALK:
+                queue.extend(_inside(item))
+    return found
+
+
+def _inside(item: Any) -> Iterator[Any]:
+    if isinstance(item, dict):
+        yield from item.values()
+    elif isinstance(item, (list, tuple, set, frozenset)):
+        yield from item
+    elif isinstance(item, types.FunctionType):
+        yield from _inside_function(item)
+    elif isinstance(item, types.MethodType):
+        yield from (item.__self__, item.__func__)
+    elif isinstance(item, partial):
+        yield from (item.func, item.args, item.keywords)
+    elif isinstance(item, nn.Module):
+        yield from (value for name, value in vars(item).items() if value is not None and (name not in _MODULE_FIELDS or value))
+        yield from _inside_class(type(item))
+    elif isinstance(item, (classmethod, staticmethod)):
+        yield item.__func__
+    elif isinstance(item, property):
+        yield item.fget
+    elif not isinstance(item, type) and not _is_library(type(item)):
+        yield from vars(item).values() if hasattr(item, "__dict__") else ()
+        yield from (getattr(item, name, None) for name in getattr(type(item), "__slots__", ()))
+        yield from _inside_class(type(item))
+
+
+def _inside_function(function: types.FunctionType) -> Iterator[Any]:
+    for cell in function.__closure__ or ():
+        try:
+            yield cell.cell_contents
+        except ValueError:  # a name that is assigned later
+            continue
+    yield from function.__defaults__ or ()
+    yield from (function.__kwdefaults__ or {}).values()
+    yield from vars(function).values()
+    if not _is_library(function):
+        codes = [function.__code__]
+        for code in codes:
+            codes.extend(const for const in code.co_consts if isinstance(const, types.CodeType))
+            yield from (function.__globals__[name] for name in code.co_names if name in function.__globals__)
+
+
+def _inside_class(cls: type) -> Iterator[Any]:
+    for base in cls.__mro__:
+        if not _is_library(base):
+            yield from vars(base).values()
+
+
+def _is_library(thing: Any) -> bool:
+    module = getattr(thing, "__module__", None) or ""
+    return module.partition(".")[0] in {"torch", "torchvision", "builtins", "numpy", "functools", "typing", "collections", "abc"}

@@ -1,0 +1,72 @@
+"""ResNets for 32x32 images, as in ANODEV2 (arXiv 1906.04596).
+
+Every shape-preserving basic block is relu(z + f(z)) with f = BN conv relu BN conv. As an ODE block f is the same
+branch and the final ReLU follows the solve, so that one Euler step is the residual block to the bit.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .blocks import BasicBranch, BlockMaker
+
+
+class Downsample(nn.Module):
+    """relu(BN conv1x1 z + BN conv3x3 relu BN conv3x3 z), halving height and width: a residual block in every network."""
+
+    def __init__(self, inner: int, outer: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inner, outer, 3, stride=2, padding=1, bias=False)
+        self.norm1 = nn.BatchNorm2d(outer)
+        self.conv2 = nn.Conv2d(outer, outer, 3, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(outer)
+        self.shortcut = nn.Sequential(nn.Conv2d(inner, outer, 1, stride=2, bias=False), nn.BatchNorm2d(outer))
+
+    def forward(self, z: Tensor) -> Tensor:
+        branch = self.norm2(self.conv2(torch.relu(self.norm1(self.conv1(z)))))
+        return torch.relu(self.shortcut(z) + branch)
+
+
+def _stem() -> list[nn.Module]:
+    return [nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU()]
+
+
+def _head(features: int, num_classes: int) -> list[nn.Module]:
+    return [nn.AvgPool2d(8), nn.Flatten(), nn.Linear(features, num_classes)]
+
+
+def resnet4(num_classes: int = 10, **block: Any) -> nn.Sequential:
+    """ResNet-4: stem 3->16, one basic block, average pooling, linear; 7,706 parameters with 10 classes and block="residual".
+
+    Args:
+        num_classes: outputs.
+        **block: ``block="residual" | "ode" | "coupled"`` (default "coupled"), ``steps=5``, ``method="euler"``,
+            ``dynamics=None`` (a ``Dynamics``, copied into each block; None: reaction-diffusion-advection),
+            ``weight_steps=None``, ``norm="per_step" | "shared"``, ``adjoint="checkpoint"``; see ``BlockMaker``.
+
+    Maps (batch, 3, 32, 32) to (batch, num_classes).
+    """
+    make = BlockMaker(**block)
+    return nn.Sequential(*_stem(), make(BasicBranch, 16), nn.ReLU(), *_head(256, num_classes))
+
+
+def resnet10(num_classes: int = 10, **block: Any) -> nn.Sequential:
+    """ResNet-10: stem, two basic blocks of 16, a downsampling block, one basic block of 32, average pooling, linear.
+
+    44,186 parameters with 10 classes and block="residual". Arguments and shapes as for ``resnet4``.
+    """
+    make = BlockMaker(**block)
+    return nn.Sequential(
+        *_stem(),
+        make(BasicBranch, 16),
+        nn.ReLU(),
+        make(BasicBranch, 16),
+        nn.ReLU(),
+        Downsample(16, 32),
+        make(BasicBranch, 32),
+        nn.ReLU(),
+        *_head(128, num_classes),
+    )
