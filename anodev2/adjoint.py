@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -149,7 +149,9 @@ class _Sweep:
         ends = [self.width, self.width + self.timed, self.width + self.timed + len(self.args_wanted)]
         reached = inputs[ends[2] :]
         leaves, inner = reached[: len(reached) - len(self.inner)], reached[len(reached) - len(self.inner) :]
-        given = [tensor.detach().requires_grad_(want) for tensor, want in zip(inputs[ends[0] : ends[2]], wants[ends[0] : ends[2]], strict=True)]
+        given = [
+            tensor.detach().requires_grad_(want) for tensor, want in zip(inputs[ends[0] : ends[2]], wants[ends[0] : ends[2]], strict=True)
+        ]
         inner = [tensor.detach().requires_grad_() for tensor in inner]
         known = [*given, *leaves, *inner]
         places = {id(tensor): place for place, tensor in enumerate(known)}
@@ -159,7 +161,7 @@ class _Sweep:
         nothing: Grads = [None] * self.width
         steps = self.problem.grid.steps()
         y_bar = arriving.get(len(steps), nothing)
-        with self.recording.replaying(), self._instead_of_inner(inner):
+        with self.recording.replaying(), _hooks_silent(leaves), self._instead_of_inner(inner):
             for step in reversed(steps):
                 self.recording.rewind(step.index)
                 if self.timed:
@@ -284,6 +286,19 @@ class _Totals:
                 total += gradient
             else:
                 self.values[place], self.owned[place] = total + gradient, True
+
+
+@contextmanager
+def _hooks_silent(leaves: Iterable[Tensor]) -> Iterator[None]:
+    """Keep tensor hooks of ``leaves`` for the one gradient that leaves the sweep, away from those of its steps."""
+    silenced = [(hooks, dict(hooks)) for leaf in leaves if (hooks := leaf._backward_hooks)]
+    for hooks, _ in silenced:
+        hooks.clear()
+    try:
+        yield
+    finally:
+        for hooks, own in silenced:
+            hooks.update(own)
 
 
 def _leaves_below(outputs: Iterable[Tensor]) -> list[Tensor]:

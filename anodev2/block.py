@@ -140,9 +140,7 @@ class CoupledODEBlock(ODEBlock):
 
     def _integrate(self, z0: Any, save: Literal["steps", "end"]) -> Any:
         path = self._path(self._times)
-        return integrate(
-            self._field, z0, self.t, method=self.method, steps=self.steps, args=(path,), adjoint=self.adjoint, save=save
-        )
+        return integrate(self._field, z0, self.t, method=self.method, steps=self.steps, args=(path,), adjoint=self.adjoint, save=save)
 
     def _theta0(self) -> Theta:
         return {name: self.f.get_parameter(name) for name in self.evolving}
@@ -162,9 +160,7 @@ class CoupledODEBlock(ODEBlock):
         if not later:
             return [theta] * len(times)
         size = abs(self.t[1] - self.t[0]) / self.weight_steps
-        values = odeint(
-            self.dynamics, theta, [self.t[0], *later], method=self.weight_method, step_size=size, adjoint=self.adjoint
-        )
+        values = odeint(self.dynamics, theta, [self.t[0], *later], method=self.weight_method, step_size=size, adjoint=self.adjoint)
         path = _unstacked(values, len(later) + 1)
         return path if len(times) > len(later) else path[1:]
 

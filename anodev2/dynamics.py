@@ -122,7 +122,9 @@ class ReactionDiffusionAdvection(Dynamics):
 
     def bind(self, theta: Theta) -> None:
         if len(self.rho):
-            raise ValueError("this ReactionDiffusionAdvection already evolves another block's weights; give each block a copy.deepcopy of it")
+            raise ValueError(
+                "this ReactionDiffusionAdvection already evolves another block's weights; give each block a copy.deepcopy of it"
+            )
         tau, upsilon, rho = self.initial
         for name, weight in theta.items():
             axes = weight.ndim - 2

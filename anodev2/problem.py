@@ -79,7 +79,7 @@ class VectorField:
                 raise TypeError(f"func must return tensors like y0, got {type(k).__name__} for a leaf of shape {tuple(leaf.shape)}")
             if k.shape != leaf.shape:
                 raise ValueError(
-                    f"func returned a derivative of shape {tuple(k.shape)} for a leaf of y0 of shape {tuple(leaf.shape)}; they must be equal"
+                    f"func returned a derivative of shape {tuple(k.shape)} for a leaf of y0 of shape {tuple(leaf.shape)}; make them equal"
                 )
             if k.dtype != leaf.dtype and not torch.can_cast(k.dtype, leaf.dtype):
                 raise TypeError(

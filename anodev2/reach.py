@@ -17,7 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-LARGEST_WALK = 20_000  # objects looked at; a reachable data set must not be walked through at every solve
+# A data set that hangs on f somewhere must not be walked through at every solve; modules are looked into regardless.
+LARGEST_WALK = 50_000
+LARGEST_CONTAINER = 5_000
 _MODULE_FIELDS = frozenset(vars(nn.Module())) - {"_parameters", "_buffers", "_modules"}
 _OPAQUE = (str, bytes, int, float, complex, bool, type(None), types.ModuleType, torch.dtype, torch.device)
 
@@ -53,16 +55,15 @@ def reach(*roots: Any) -> Reach:
         else:
             if isinstance(item, nn.Module):
                 found.modules.append(item)
-            if len(queue) < LARGEST_WALK:
+            if len(queue) < LARGEST_WALK or isinstance(item, nn.Module):
                 queue.extend(_inside(item))
     return found
 
 
 def _inside(item: Any) -> Iterator[Any]:
-    if isinstance(item, dict):
-        yield from item.values()
-    elif isinstance(item, (list, tuple, set, frozenset)):
-        yield from item
+    if isinstance(item, (dict, list, tuple, set, frozenset)):
+        if len(item) <= LARGEST_CONTAINER:
+            yield from item.values() if isinstance(item, dict) else item
     elif isinstance(item, types.FunctionType):
         yield from _inside_function(item)
     elif isinstance(item, types.MethodType):

@@ -10,6 +10,7 @@ import math
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -82,7 +83,7 @@ def as_times(t: Any) -> Times:
         raise ValueError(f"t must hold at least two times (start and end), got {values}")
     if not all(map(math.isfinite, values)):
         raise ValueError(f"t must be finite, got {values}")
-    gaps = [later - earlier for earlier, later in zip(values[:-1], values[1:], strict=True)]
+    gaps = [later - earlier for earlier, later in pairwise(values)]
     if not (all(gap > 0 for gap in gaps) or all(gap < 0 for gap in gaps)):
         raise ValueError(f"t must be strictly rising or strictly falling, got {values}")
     return t if isinstance(t, Tensor) and t.requires_grad else tuple(values)
@@ -111,6 +112,6 @@ def uniform_grid(t: Any, steps: int | None = None, step_size: float | None = Non
     if not isinstance(step_size, (int, float)) or not (math.isfinite(step_size) and step_size > 0):
         raise ValueError(f"step_size={step_size!r} must be a positive finite number (t may fall, step_size never does)")
     values = times.tolist() if isinstance(times, Tensor) else times
-    spans = [abs(later - earlier) for earlier, later in zip(values[:-1], values[1:], strict=True)]
+    spans = [abs(later - earlier) for earlier, later in pairwise(values)]
     # A span that is a whole number of step sizes up to rounding must not gain a step: 1.1 / 0.1 = 11.000000000000002.
     return Grid(times, tuple(max(1, math.ceil(span / step_size * (1 - 1e-9))) for span in spans))

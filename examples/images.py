@@ -8,6 +8,7 @@ import os
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 
 MINI = Path(__file__).parent / "data" / "cifar10_mini.npz"
 NAMES = ("x_train", "y_train", "x_test", "y_test")
-Arrays = dict[str, np.ndarray]
+Arrays = dict[str, Any]
 
 
 class DataError(Exception):
@@ -58,7 +59,9 @@ def _read(path: Path) -> Arrays:
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in NAMES}
     except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path} is not a readable image file with arrays {', '.join(NAMES)}; delete it to make it anew ({error})") from None
+        raise DataError(
+            f"{path} is not a readable image file with arrays {', '.join(NAMES)}; delete it to make it anew ({error})"
+        ) from None
 
 
 def _cifar(name: str, data_dir: Path) -> Arrays:
@@ -77,7 +80,9 @@ def _cifar(name: str, data_dir: Path) -> Arrays:
                 dataset = kind(str(data_dir), train=train, download=True)
                 arrays |= {f"x_{part}": dataset.data, f"y_{part}": np.asarray(dataset.targets, dtype=np.int64)}
     except (OSError, RuntimeError) as error:
-        raise DataError(f"{name} is not in {cache} and could not be downloaded ({error}); try --data mini, or copy the file there") from None
+        raise DataError(
+            f"{name} is not in {cache} and could not be downloaded ({error}); try --data mini, or copy the file there"
+        ) from None
     partial = cache.with_suffix(f".{os.getpid()}.npz")
     np.savez(partial, **arrays)
     os.replace(partial, cache)

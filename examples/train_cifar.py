@@ -137,7 +137,7 @@ def train(config: Config, run: Path) -> None:
         state = restore(run / "last.pt", model, optimizer, scheduler)
         write_history(run, state["history"])
     parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    print(f"{config.model}, block {config.block}, {parameters:,} parameters, {len(images.y_train)} training images, on {device}; run folder {run}")
+    print(f"{config.model}, block {config.block}, {parameters:,} parameters, {len(images.y_train)} images, on {device}; run folder {run}")
     try:
         for epoch in range(state["epoch"], config.epochs):
             began = time.perf_counter()
@@ -147,7 +147,8 @@ def train(config: Config, run: Path) -> None:
             state["history"].append(
                 {"epoch": epoch + 1, "loss": loss, "train_accuracy": train_accuracy, "test_accuracy": accuracy, "seconds": seconds}
             )
-            print(f"epoch {epoch + 1:3d}/{config.epochs}  loss {loss:.4f}  train {train_accuracy:5.2f} %  test {accuracy:5.2f} %  {seconds:.1f} s")
+            done = f"epoch {epoch + 1:3d}/{config.epochs}"
+            print(f"{done}  loss {loss:.4f}  train {train_accuracy:5.2f} %  test {accuracy:5.2f} %  {seconds:.1f} s")
             if accuracy > state["best"]:  # before last.pt: killed between the two, the epoch is redone and written again
                 state["best"] = accuracy
                 save(run / "best.pt", {"model": model.state_dict(), "epoch": epoch + 1, "test_accuracy": accuracy})
@@ -162,7 +163,7 @@ def train(config: Config, run: Path) -> None:
 
 def choose_device(name: str) -> torch.device:
     if name == "auto":
-        return torch.accelerator.current_accelerator() or torch.device("cpu") if torch.accelerator.is_available() else torch.device("cpu")
+        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     try:
         device = torch.device(name)
         torch.zeros(1, device=device)

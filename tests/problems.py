@@ -1,0 +1,65 @@
+"""Initial value problems with their exact solutions beside them, and small vector fields for gradient tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Exact:
+    """y' = func(t, y), y(t0) = exact(t0), for t from t0 to t1."""
+
+    name: str
+    func: Callable[[Tensor, Any], Any]
+    exact: Callable[[Tensor], Tensor]
+    t0: float
+    t1: float
+
+
+def _double(value: complex | float) -> Tensor:
+    return torch.tensor(value, dtype=torch.complex128 if isinstance(value, complex) else torch.float64)
+
+
+EXACT = [
+    Exact("nonlinear, non-autonomous", lambda t, y: -2 * t * y**2, lambda t: 1 / (1 + t**2), 0.0, 1.5),
+    Exact("falling t", lambda t, y: -2 * t * y**2, lambda t: 1 / (1 + t**2), 1.5, 0.0),
+    Exact("complex rotation", lambda t, y: 2j * t * y, lambda t: torch.exp(1j * t**2), 0.0, 1.0),
+]
+
+
+class MLP(nn.Module):
+    """A smooth autonomous f(t, z) with a time-dependent term, in float64."""
+
+    def __init__(self, width: int = 4) -> None:
+        super().__init__()
+        self.inner = nn.Linear(width, 8)
+        self.outer = nn.Linear(8, width)
+        self.double()
+
+    def forward(self, t: Tensor, z: Tensor) -> Tensor:
+        return self.outer(torch.tanh(self.inner(z) + t))
+
+
+class Pendulum(nn.Module):
+    """A dict state with leaves of different shapes, and a parameter: {"q": (n,), "more": (p (n,), work ())}."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stiffness = nn.Parameter(torch.tensor(1.3, dtype=torch.float64))
+
+    def forward(self, t: Tensor, y: dict[str, Any]) -> dict[str, Any]:
+        q, (p, work) = y["q"], y["more"]
+        return {"more": (-self.stiffness * torch.sin(q) - 0.1 * t * p, p.square().sum() - 0.3 * work), "q": p}
+
+
+def pendulum_state(requires_grad: bool = True) -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(3)
+    q, p = torch.randn(2, 5, dtype=torch.float64, generator=generator).unbind()
+    leaves = [q.clone(), p.clone(), torch.tensor(0.5, dtype=torch.float64)]
+    q, p, work = (leaf.requires_grad_(requires_grad) for leaf in leaves)
+    return {"q": q, "more": (p, work)}

@@ -1,0 +1,229 @@
+"""Checkpointed gradients are the exact gradients of the discrete program."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from problems import MLP, Pendulum, pendulum_state
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from anodev2 import METHODS, CheckpointAdjoint, CoupledSystem, odeint
+
+
+class Decay(nn.Module):
+    """q(t, theta): every weight decays at a learned rate and is stirred by t."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rate = nn.Parameter(torch.tensor(0.7, dtype=torch.float64))
+
+    def forward(self, t: Tensor, theta: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: -self.rate * torch.sin(weight + t) for name, weight in theta.items()}
+
+
+def coupled_tensor() -> tuple[nn.Module, Any]:
+    f = lambda t, z, theta: torch.tanh(z @ theta["w"] + theta["b"])  # noqa: E731
+    theta = {"w": torch.randn(4, 4, dtype=torch.float64, requires_grad=True), "b": torch.randn(4, dtype=torch.float64, requires_grad=True)}
+    return CoupledSystem(f, Decay()), (torch.randn(3, 4, dtype=torch.float64, requires_grad=True), theta)
+
+
+def coupled_dict() -> tuple[nn.Module, Any]:
+    def f(t: Tensor, z: dict[str, Tensor], theta: Tensor) -> dict[str, Tensor]:
+        return {"p": -theta * z["q"], "q": z["p"]}
+
+    def q(t: Tensor, theta: Tensor, z: dict[str, Tensor]) -> Tensor:
+        return -(z["q"] ** 2).mean() * theta
+
+    z0 = {name: torch.randn(5, dtype=torch.float64, requires_grad=True) for name in "qp"}
+    return CoupledSystem(f, q), (z0, torch.tensor(2.0, dtype=torch.float64, requires_grad=True))
+
+
+SYSTEMS: dict[str, Callable[[], tuple[nn.Module, Any]]] = {
+    "tensor": lambda: (MLP(), torch.randn(3, 4, dtype=torch.float64, requires_grad=True)),
+    "dict": lambda: (Pendulum(), pendulum_state()),
+    "coupled tensor": coupled_tensor,
+    "coupled dict": coupled_dict,
+}
+
+
+def gradients(func: Any, y0: Any, t: Any, **options: Any) -> tuple[list[Tensor], list[Tensor]]:
+    """Of a loss that reads every output time: with respect to the state and to the parameters."""
+    ys = odeint(func, y0, t, **options)
+    loss = sum((leaf.abs() ** 2).sum() + leaf.real[1:].sin().sum() for leaf in tree_leaves(ys))
+    state, parameters = tree_leaves(y0), list(func.parameters())
+    found = torch.autograd.grad(loss, [*state, *parameters])
+    return list(found[: len(state)]), list(found[len(state) :])
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+@pytest.mark.parametrize("steps", [1, 2, 5, 17])
+@pytest.mark.parametrize("method", METHODS)
+def test_equals_store_all_autograd(method: str, steps: int, system: str) -> None:
+    func, y0 = SYSTEMS[system]()
+    for t in ([0.0, 1.0], [1.0, 0.6, -0.5]):
+        exact_state, exact_parameters = gradients(func, y0, t, method=method, steps=steps, adjoint="direct")
+        state, parameters = gradients(func, y0, t, method=method, steps=steps, adjoint="checkpoint")
+        assert all(torch.equal(a, b) for a, b in zip(state, exact_state, strict=True))
+        for a, b in zip(parameters, exact_parameters, strict=True):
+            assert (a - b).norm() <= 1e-13 * b.norm()
+
+
+@pytest.mark.parametrize("adjoint", ["direct", "checkpoint"])
+def test_equals_autograd_through_a_plain_loop(adjoint: str) -> None:
+    net, y0 = MLP(), torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
+    y, states = y0, [y0]
+    for k in range(6):
+        y = torch.add(y, net(torch.tensor(k / 6, dtype=torch.float64), y), alpha=1 / 6)
+        states.append(y)
+    expected = torch.autograd.grad(torch.stack(states).square().sum(), [y0, *net.parameters()])
+    ys = odeint(net, y0, [k / 6 for k in range(7)], steps=1, method="euler", adjoint=adjoint)
+    found = torch.autograd.grad(ys.square().sum(), [y0, *net.parameters()])
+    torch.testing.assert_close(found, expected, rtol=1e-13, atol=1e-14)
+
+
+@pytest.mark.parametrize("adjoint", ["direct", "checkpoint"])
+@pytest.mark.parametrize("method", METHODS)
+def test_gradcheck_of_state_parameters_args_and_times(method: str, adjoint: str) -> None:
+    net = MLP(2)
+    names = list(dict(net.named_parameters()))
+
+    def solve(y0: Tensor, scale: Tensor, times: Tensor, *parameters: Tensor) -> Tensor:
+        f = lambda t, y, s: s["x"] * torch.func.functional_call(net, dict(zip(names, parameters, strict=True)), (t, y))  # noqa: E731
+        return odeint(f, y0, times, args=({"x": scale},), method=method, steps=3, adjoint=adjoint)
+
+    y0 = torch.randn(2, 2, dtype=torch.float64, requires_grad=True)
+    scale = torch.randn(2, dtype=torch.float64, requires_grad=True)
+    times = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64, requires_grad=True)
+    parameters = [p.detach().clone().requires_grad_() for p in net.parameters()]
+    assert torch.autograd.gradcheck(solve, (y0, scale, times, *parameters))
+
+
+def test_gradcheck_of_a_complex_state() -> None:
+    w = torch.tensor(0.3 + 1.1j, dtype=torch.complex128, requires_grad=True)
+    z0 = torch.randn(2, dtype=torch.complex128, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda z, w: odeint(lambda t, z, w: w * z * z.abs(), z, [0.0, 1.0], steps=3, args=(w,)), (z0, w))
+
+
+def test_taylor_remainder_is_of_second_order() -> None:
+    net, y0 = MLP(), torch.randn(3, 4, dtype=torch.float64)
+    loss = lambda y: odeint(net, y, [0.0, 1.0], steps=5).square().sum()  # noqa: E731
+    start = y0.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(loss(start), start)
+    direction = torch.randn_like(y0)
+    with torch.no_grad():
+        remainders = [abs(loss(y0 + h * direction) - loss(y0) - h * (gradient * direction).sum()).item() for h in (1e-2, 5e-3)]
+    assert remainders[0] / remainders[1] == pytest.approx(4, rel=0.05)
+
+
+def test_closed_form_where_a_reverse_solve_fails() -> None:
+    """x' = -l x, y' = w x, (1, 0): dy(1)/dw = (1 - exp(-l)) / l; integrating l = 20 backwards is off by a factor 13."""
+    w = torch.tensor(1.0, dtype=torch.float64, requires_grad=True)
+    f = lambda t, y: torch.stack([-20 * y[0], w * y[0]])  # noqa: E731
+    y = odeint(f, torch.tensor([1.0, 0.0], dtype=torch.float64), [0.0, 1.0], steps=400)
+    y[-1, 1].backward()
+    assert w.grad is not None
+    expected = (1 - torch.exp(torch.tensor(-20.0, dtype=torch.float64))) / 20
+    assert abs(w.grad / expected - 1) < 1e-6
+
+
+def test_frozen_and_unused_parameters_are_fine() -> None:
+    net = MLP()
+    net.unused = nn.Parameter(torch.ones(3))
+    net.inner.weight.requires_grad_(False)
+    odeint(net, torch.randn(3, 4, dtype=torch.float64), [0.0, 1.0], steps=3)[-1].sum().backward()
+    assert net.inner.weight.grad is None and net.unused.grad is None
+    assert net.outer.weight.grad is not None and net.inner.bias.grad is not None
+
+
+def test_only_parameters_may_want_a_gradient_or_only_the_state() -> None:
+    net, y0 = MLP(), torch.randn(3, 4, dtype=torch.float64)
+    odeint(net, y0, [0.0, 1.0], steps=3).sum().backward()
+    assert net.inner.weight.grad is not None
+    net.requires_grad_(False)
+    start = y0.clone().requires_grad_()
+    odeint(net, start, [0.0, 1.0], steps=3).sum().backward()
+    assert start.grad is not None
+
+
+def test_one_gradient_leaves_per_parameter_and_solve() -> None:
+    net, arrivals = MLP(), []
+    for parameter in net.parameters():
+        parameter.register_hook(lambda g: arrivals.append(tuple(g.shape)))
+    odeint(net, torch.randn(3, 4, dtype=torch.float64), [0.0, 0.5, 1.0], steps=4, method="rk4").sum().backward()
+    assert sorted(arrivals) == sorted(tuple(p.shape) for p in net.parameters())
+
+
+def test_a_hook_that_changes_a_gradient_acts_once() -> None:
+    ends = []
+    for adjoint in ("direct", "checkpoint"):
+        torch.manual_seed(0)
+        net = MLP()
+        net.outer.weight.register_hook(lambda g: 3 * g)
+        for _ in range(2):  # and is still there the second time
+            odeint(net, torch.ones(3, 4, dtype=torch.float64), [0.0, 1.0], steps=4, adjoint=adjoint).sum().backward()
+        ends.append([p.grad for p in net.parameters()])
+    torch.testing.assert_close(*ends, rtol=1e-13, atol=1e-14)
+
+
+def test_gradients_that_share_memory_are_summed_apart() -> None:
+    """f = b: autograd hands the cotangent of the state itself to b; adding to it in place would spoil the state's."""
+    b = torch.randn(3, dtype=torch.float64, requires_grad=True)
+    y0 = torch.randn(3, dtype=torch.float64, requires_grad=True)
+    ys = odeint(lambda t, y: b + 0 * y, y0, [0.0, 1.0, 2.0, 3.0], steps=1, method="euler")
+    ys.sum().backward()
+    assert torch.equal(y0.grad, torch.full((3,), 4.0).double()) and torch.equal(b.grad, torch.full((3,), 6.0).double())
+
+
+def test_a_second_derivative_is_refused_with_the_alternative() -> None:
+    net, y0 = MLP(), torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
+    (gradient,) = torch.autograd.grad(odeint(net, y0, [0.0, 1.0], steps=3).square().sum(), y0, create_graph=True)
+    exact, direct = (odeint(net, y0, [0.0, 1.0], steps=3, adjoint=a).square().sum() for a in ("direct", "checkpoint"))
+    torch.testing.assert_close(torch.autograd.grad(exact, y0), torch.autograd.grad(direct, y0))
+    with pytest.raises(RuntimeError, match="adjoint='direct'"):
+        gradient.square().sum().backward()
+    (gradient,) = torch.autograd.grad(odeint(net, y0, [0.0, 1.0], steps=3, adjoint="direct").square().sum(), y0, create_graph=True)
+    gradient.square().sum().backward()
+    assert y0.grad is not None
+
+
+def test_backward_twice_with_retain_graph_gives_the_same() -> None:
+    net, y0 = MLP(), torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
+    loss = odeint(net, y0, [0.0, 1.0], steps=3).square().sum()
+    inputs = [y0, *net.parameters()]
+    first = torch.autograd.grad(loss, inputs, retain_graph=True)
+    assert all(torch.equal(a, b) for a, b in zip(first, torch.autograd.grad(loss, inputs), strict=True))
+
+
+def test_parameters_changed_before_backward_are_noticed() -> None:
+    net = MLP()
+    loss = odeint(net, torch.randn(3, 4, dtype=torch.float64), [0.0, 1.0], steps=3).sum()
+    with torch.no_grad():
+        net.inner.weight.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_a_state_leaf_or_output_without_a_gradient_is_fine() -> None:
+    state = pendulum_state()
+    net = Pendulum()
+    for adjoint in ("direct", "checkpoint"):
+        ys = odeint(net, state, [0.0, 0.5, 1.0], steps=3, adjoint=adjoint)
+        found = torch.autograd.grad(ys["more"][0][1].sum(), [state["q"], state["more"][0]])
+        if adjoint == "direct":
+            expected = found
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_threads_of_backward_meet_no_stale_state() -> None:
+    """Two solves in one graph, the second starting where the first ended."""
+    net, y0 = MLP(), torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
+    losses = []
+    for adjoint in ("direct", CheckpointAdjoint()):
+        middle = odeint(net, y0, [0.0, 0.5], steps=3, adjoint=adjoint)[-1]
+        losses.append(odeint(net, middle + y0, [0.5, 1.0], steps=2, adjoint=adjoint)[-1].square().sum())
+    inputs = [y0, *net.parameters()]
+    torch.testing.assert_close(*(torch.autograd.grad(loss, inputs) for loss in losses), rtol=1e-13, atol=1e-14)

@@ -1,0 +1,189 @@
+"""Tensors that reach f by closure get their gradient, or a clear error; never nothing."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from anodev2 import odeint
+from anodev2.reach import reach
+
+GLOBAL = torch.full((3,), 0.5, requires_grad=True)
+
+
+def leaf(shape: tuple[int, ...] = (3,)) -> Tensor:
+    return torch.randn(shape, requires_grad=True)
+
+
+class Holder:
+    def __init__(self, weight: Tensor) -> None:
+        self.items = {"weights": [weight]}
+
+    def __call__(self, t: Tensor, y: Tensor) -> Tensor:
+        return self._slope(y)
+
+    def _slope(self, y: Tensor) -> Tensor:
+        return self.items["weights"][0] * y
+
+
+class Slotted:
+    __slots__ = ("weight",)
+
+    def __init__(self, weight: Tensor) -> None:
+        self.weight = weight
+
+    def f(self, t: Tensor, y: Tensor) -> Tensor:
+        return self.weight * y
+
+
+class Attribute(nn.Module):
+    """A tensor as a plain attribute: neither parameter nor buffer."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.weight = weight
+
+    def forward(self, t: Tensor, y: Tensor) -> Tensor:
+        return torch.sin(self.weight * y)
+
+
+def late(weight: Tensor) -> Callable[..., Tensor]:
+    """Used in the second half of the time only."""
+    return lambda t, y: -y if t < 0.5 else weight * y
+
+
+WAYS: dict[str, Callable[[Tensor], Callable[..., Any]]] = {
+    "closure": lambda w: lambda t, y: torch.sin(w * y),
+    "nested function": lambda w: (lambda g: lambda t, y: g(y))(lambda y: w * y),
+    "default": lambda w: lambda t, y, w=w: w * y,
+    "partial": lambda w: functools.partial(lambda w, t, y: w * y, w),
+    "partial keyword": lambda w: functools.partial(lambda t, y, w: w * y, w=w),
+    "object": Holder,
+    "bound method": lambda w: Slotted(w).f,
+    "module attribute": Attribute,
+    "late": late,
+    "inside a list in torch.stack": lambda w: lambda t, y: torch.stack([w[0], w[1], w[2]]) * y,
+}
+
+
+@pytest.mark.parametrize("inner", [False, True], ids=["leaf", "inner"])
+@pytest.mark.parametrize("way", WAYS)
+def test_every_way_into_f_is_found(way: str, inner: bool) -> None:
+    gradients = []
+    for adjoint in ("direct", "checkpoint"):
+        torch.manual_seed(0)
+        w = leaf()
+        f = WAYS[way](w.exp() if inner else w)
+        ys = odeint(f, torch.ones(3), [0.0, 1.0], steps=4, method="midpoint", adjoint=adjoint)
+        gradients.append(torch.autograd.grad(ys.square().sum(), w))
+    torch.testing.assert_close(*gradients)
+
+
+def test_globals_are_found() -> None:
+    f = lambda t, y: GLOBAL * y  # noqa: E731
+    for adjoint in ("direct", "checkpoint"):
+        (found,) = torch.autograd.grad(odeint(f, torch.ones(3), [0.0, 1.0], steps=4, adjoint=adjoint)[-1].sum(), GLOBAL)
+        torch.testing.assert_close(found, torch.exp(GLOBAL.detach()), rtol=1e-4, atol=0)
+
+
+def test_an_inner_tensor_beside_its_own_ancestors_is_not_counted_twice() -> None:
+    gradients = []
+    for adjoint in ("direct", "checkpoint"):
+        torch.manual_seed(0)
+        w, x = leaf(), leaf()
+        y0 = x.square()
+        s = torch.nn.functional.softplus(w * x)
+        f = lambda t, y, a, s=s, y0=y0, w=w: s * torch.tanh(y) + w * a - y0  # noqa: E731
+        ys = odeint(f, y0, [0.0, 0.5, 1.0], steps=3, args=(s * 2,), adjoint=adjoint)
+        gradients.append(torch.autograd.grad(ys.square().sum(), [w, x]))
+    torch.testing.assert_close(*gradients)
+
+
+def test_inner_tensors_that_f_does_not_use_are_left_alone() -> None:
+    """A result kept from an earlier pass, whose graph is gone, is no input of this solve."""
+    module = Attribute(leaf())
+    module.kept = module.weight.exp()
+    module.kept.sum().backward()
+    module.weight.grad = None
+    odeint(module, torch.ones(3), [0.0, 1.0], steps=3)[-1].sum().backward()
+    assert module.weight.grad is not None
+
+
+def test_weight_norm_by_hooks_leaves_a_fresh_inner_weight_each_call() -> None:
+    gradients = []
+    for adjoint in ("direct", "checkpoint"):
+        torch.manual_seed(0)
+        net = nn.utils.parametrizations.weight_norm(nn.Linear(3, 3))
+        f = lambda t, y, net=net: torch.tanh(net(y))  # noqa: E731
+        for _ in range(2):
+            net.zero_grad()
+            odeint(f, torch.ones(2, 3), [0.0, 1.0], steps=3, adjoint=adjoint).square().sum().backward()
+        gradients.append([p.grad for p in net.parameters()])
+    torch.testing.assert_close(*gradients)
+
+
+class Hidden(torch.autograd.Function):
+    """Scales by a tensor that Python's eyes cannot find: it arrives through a C iterator."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, w: Tensor) -> Tensor:
+        ctx.save_for_backward(y, w)
+        return y * w
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor, Tensor]:
+        y, w = ctx.saved_tensors
+        return cotangents[0] * w, cotangents[0] * y
+
+
+@pytest.mark.parametrize("inner", [False, True], ids=["leaf", "inner"])
+def test_what_cannot_be_followed_is_an_error_that_names_shape_and_cure(inner: bool) -> None:
+    w = leaf()
+    hidden = {"w": w.exp() if inner else w}.get  # a builtin method: opaque to the search
+    net = nn.Linear(3, 3)
+    ys = odeint(lambda t, y: Hidden.apply(net(y), hidden("w")), torch.ones(2, 3), [0.0, 1.0], steps=2)
+    with pytest.raises(ValueError, match=r"shape \(3,\).*args=\(...\)"):
+        ys.sum().backward()
+
+
+def test_where_nothing_known_wants_a_gradient_a_hidden_tensor_still_gets_its_own() -> None:
+    w = leaf()
+    hidden = {"w": w}.get
+    odeint(lambda t, y: hidden("w") * y, torch.ones(3), [0.0, 1.0], steps=2)[-1].sum().backward()
+    assert w.grad is not None
+
+
+def test_leaves_that_f_makes_itself_are_its_own_business() -> None:
+    """A Hamiltonian field differentiates inside f; its inner leaf must not be taken for a lost one."""
+
+    class Hamiltonian(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.energy = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 1))
+
+        def forward(self, t: Tensor, y: Tensor) -> Tensor:
+            with torch.enable_grad():
+                point = y.detach().clone().requires_grad_()
+                (slope,) = torch.autograd.grad(self.energy(point).sum(), point, create_graph=True)
+            return torch.stack([slope[..., 1], -slope[..., 0]], -1) - 0.1 * y
+
+    gradients = []
+    for adjoint in ("direct", "checkpoint"):
+        torch.manual_seed(0)
+        net = Hamiltonian()
+        odeint(net, torch.ones(4, 2), [0.0, 1.0], steps=3, adjoint=adjoint)[-1].square().sum().backward()
+        gradients.append([p.grad for p in net.parameters() if p.grad is not None])
+    torch.testing.assert_close(*gradients)
+
+
+def test_the_search_is_bounded_and_skips_what_is_not_python() -> None:
+    big = [object() for _ in range(200_000)]
+    net = nn.Linear(2, 2)
+    found = reach(lambda t, y: net(y) + len(big), torch.Generator())
+    assert {id(p) for p in net.parameters()} == {id(p) for p in found.leaves}
+    assert found.modules == [net] and len(found.generators) == 1

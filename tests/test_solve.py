@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from problems import MLP, Pendulum, pendulum_state
+from torch import Tensor, nn
+
+from anodev2 import DirectAdjoint, odeint
+
+
+def decay(t: Tensor, y: Any) -> Any:
+    return -y
+
+
+def test_result_is_stacked_over_times_and_starts_with_y0() -> None:
+    y0 = torch.rand(3, 2)
+    ys = odeint(decay, y0, [0.0, 0.5, 2.0], steps=4)
+    assert ys.shape == (3, 3, 2) and torch.equal(ys[0], y0)
+
+
+def test_trees_keep_structure_shapes_and_dtypes() -> None:
+    state = {"a": torch.rand(2, dtype=torch.float64), "b": (torch.rand((), dtype=torch.float32), [torch.rand(3, dtype=torch.complex64)])}
+
+    def f(t: Tensor, y: Any) -> Any:
+        return {"b": (-y["b"][0], [1j * y["b"][1][0]]), "a": t * y["a"]}
+
+    for adjoint in ("direct", "checkpoint"):
+        for t in ([0.0, 1.0], torch.tensor([0.0, 1.0], requires_grad=True)):
+            ys = odeint(f, state, t, steps=3, adjoint=adjoint)
+            assert isinstance(ys["b"], tuple) and isinstance(ys["b"][1], list)
+            assert ys["a"].dtype == torch.float64 and ys["a"].shape == (2, 2)
+            assert ys["b"][0].dtype == torch.float32 and ys["b"][0].shape == (2,)
+            assert ys["b"][1][0].dtype == torch.complex64
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_a_leaf_keeps_its_dtype_whatever_f_returns(dtype: torch.dtype) -> None:
+    ys = odeint(lambda t, y: -y.double(), torch.ones(3, dtype=dtype), [0.0, 1.0], steps=10)
+    assert ys.dtype == dtype
+    torch.testing.assert_close(ys[-1].double(), torch.full((3,), 0.36788).double(), rtol=0.05, atol=0)
+
+
+def test_steps_and_stages_are_integers_over_the_whole_solve() -> None:
+    seen: list[tuple[int, int, float]] = []
+
+    def f(t: Tensor, y: Tensor, *, step: int, stage: int) -> Tensor:
+        seen.append((step, stage, t.item()))
+        return -y
+
+    odeint(f, torch.ones(1), [0.0, 1.0, 3.0], steps=2, method="midpoint")
+    assert [(step, stage) for step, stage, _ in seen] == [(k, i) for k in range(4) for i in range(2)]
+    assert [t for _, _, t in seen] == [0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 2.5]
+
+
+def test_rising_then_falling_returns() -> None:
+    y0 = torch.rand(4, dtype=torch.float64)
+    f = lambda t, y: torch.cos(t) * y  # noqa: E731
+    there = odeint(f, y0, [0.0, 2.0], steps=50)[-1]
+    back = odeint(f, there, [2.0, 0.0], steps=50)[-1]
+    torch.testing.assert_close(back, y0, rtol=1e-6, atol=0)
+
+
+def test_step_size_and_steps_agree() -> None:
+    y0 = torch.rand(4)
+    assert torch.equal(odeint(decay, y0, [0.0, 1.0], steps=10), odeint(decay, y0, [0.0, 1.0], step_size=0.1))
+
+
+def test_args_may_be_nested_and_hold_anything() -> None:
+    scale = torch.tensor(2.0)
+    f = lambda t, y, options, net: -options["scale"][0] * net(y) if options["on"] else y  # noqa: E731
+    ys = odeint(f, torch.ones(2), [0.0, 1.0], steps=10, args=({"scale": (scale,), "on": True, "note": None}, nn.Identity()))
+    torch.testing.assert_close(ys[-1], torch.full((2,), 0.135335), rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("adjoint", ["direct", "checkpoint"])
+@pytest.mark.parametrize(("method", "stages"), [("euler", 1), ("midpoint", 2), ("rk4", 4)])
+def test_evaluations_are_n_stages_forward_and_again_backward_only_where_recomputed(adjoint: str, method: str, stages: int) -> None:
+    net, calls = MLP(), 0
+
+    def count(*_: Any) -> None:
+        nonlocal calls
+        calls += 1
+
+    net.register_forward_hook(count)
+    ys = odeint(net, torch.rand(2, 4, dtype=torch.float64), [0.0, 0.4, 1.0], steps=5, method=method, adjoint=adjoint)
+    assert calls == 10 * stages
+    ys.sum().backward()
+    assert calls == (20 if adjoint == "checkpoint" else 10) * stages
+
+
+def test_without_gradients_nothing_is_stored_or_recomputed() -> None:
+    state = pendulum_state()
+    with torch.no_grad():
+        assert not odeint(Pendulum(), state, [0.0, 1.0], steps=3)["q"].requires_grad
+    with torch.inference_mode():
+        assert odeint(Pendulum(), state, [0.0, 1.0], steps=3)["q"].is_inference()
+    assert not odeint(decay, torch.ones(2), [0.0, 1.0], steps=3).requires_grad
+
+
+class Half(nn.Module):
+    def forward(self, t: Tensor, y: Tensor) -> Tensor:
+        return y[:1]
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"func": 3}, TypeError, "func must be callable"),
+        ({"y0": 1.0}, TypeError, r"y0 must be made of tensors, got float"),
+        ({"y0": ()}, ValueError, "y0 holds no tensor"),
+        ({"y0": torch.ones(2, dtype=torch.int64)}, TypeError, r"torch.int64; write y0.float\(\)"),
+        ({"args": [1]}, TypeError, r"args must be a tuple, got list"),
+        ({"adjoint": "backsolve?"}, ValueError, r"adjoint='backsolve\?'.*'direct', 'checkpoint'"),
+        ({"method": "rk5"}, ValueError, "method='rk5'"),
+        ({"steps": None}, ValueError, "steps=10"),
+        ({"func": Half()}, ValueError, r"shape \(1,\) for a leaf of y0 of shape \(2,\)"),
+        ({"func": lambda t, y: (y, y)}, ValueError, "structure of y0"),
+        ({"func": lambda t, y: 0.0}, TypeError, "got float"),
+        ({"func": lambda t, y: 1j * y}, TypeError, "complex64.*cannot hold"),
+        ({"y0": (torch.ones(2), torch.ones(2)), "func": lambda t, y: y[0]}, ValueError, r"expected tuple\(0, 1\), got leaf"),
+    ],
+)
+def test_user_mistakes_are_named(change: dict[str, Any], error: type[Exception], message: str) -> None:
+    call: dict[str, Any] = {"func": decay, "y0": torch.ones(2), "t": [0.0, 1.0], "steps": 2, **change}
+    with pytest.raises(error, match=message):
+        odeint(call.pop("func"), call.pop("y0"), call.pop("t"), **call)
+
+
+def test_adjoints_may_be_objects() -> None:
+    assert odeint(decay, torch.ones(2), [0.0, 1.0], steps=2, adjoint=DirectAdjoint()).shape == (2, 2)
