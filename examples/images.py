@@ -56,8 +56,8 @@ def load_images(data: str, data_dir: Path, device: torch.device) -> Images:
 
 def _read(path: Path) -> Arrays:
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in NAMES}
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in NAMES}
     except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
         raise DataError(
             f"{path} is not a readable image file with arrays {', '.join(NAMES)}; delete it to make it anew ({error})"
@@ -98,6 +98,8 @@ def _folder(folder: Path) -> Arrays:
             raise DataError(f"{folder / 'train'} and {test} have different class folders: {classes} and {others}")
         return dict(zip(NAMES, (x_train, y_train, x_test, y_test), strict=True))
     x, y, _ = _decode(folder)
+    if len(y) < 5:
+        raise DataError(f"{folder} holds {len(y)} images, too few to train and test")
     held_out = np.arange(len(y)) % 5 == 4
     return dict(zip(NAMES, (x[~held_out], y[~held_out], x[held_out], y[held_out]), strict=True))
 
@@ -110,8 +112,6 @@ def _decode(folder: Path) -> tuple[np.ndarray, np.ndarray, list[str]]:
         pairs = [dataset[i] for i in range(len(dataset))]
     except (FileNotFoundError, OSError) as error:
         raise DataError(f"{folder} holds no images in class folders: {str(error).splitlines()[0]}") from None
-    if len(pairs) < 5:
-        raise DataError(f"{folder} holds {len(pairs)} images, too few to train and test")
     return np.stack([x for x, _ in pairs]), np.array([y for _, y in pairs], dtype=np.int64), dataset.classes
 
 

@@ -22,11 +22,11 @@ def balanced(labels: np.ndarray, per_class: int, seed: int) -> np.ndarray:
 
 
 def main(source: Path, target: Path = MINI) -> None:
-    full = np.load(source)
     mini = {}
-    for part, per_class in (("train", 200), ("test", 50)):
-        pick = balanced(full[f"y_{part}"], per_class, seed=0)
-        mini |= {f"x_{part}": full[f"x_{part}"][pick], f"y_{part}": full[f"y_{part}"][pick]}
+    with np.load(source) as full:
+        for part, per_class in (("train", 200), ("test", 50)):
+            pick = balanced(full[f"y_{part}"], per_class, seed=0)
+            mini |= {f"x_{part}": full[f"x_{part}"][pick], f"y_{part}": full[f"y_{part}"][pick]}
     target.parent.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(target, **mini)
     print(f"{target}: {target.stat().st_size / 1e6:.1f} MB", {name: array.shape for name, array in mini.items()})

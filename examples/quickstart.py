@@ -19,9 +19,9 @@ from pde import Advection, Grid1D
 def main() -> dict[str, float]:
     # --- the README's code -------------------------------------------------------------------------------------------
     grid = Grid1D(n=32, length=2 * math.pi)
-    x = grid.points().double()
     c0 = torch.tensor(1.0, dtype=torch.float64, requires_grad=True)  # initial speed
     p = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)  # its decay
+    x = grid.points(like=c0)
 
     def f(t, z, c):  # dz/dt = -c dz/dx
         return Advection(grid, c)(t, z)

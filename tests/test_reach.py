@@ -85,7 +85,7 @@ def test_every_way_into_f_is_found(way: str, inner: bool) -> None:
 
 
 def test_globals_are_found() -> None:
-    f = lambda t, y: GLOBAL * y  # noqa: E731
+    f = lambda t, y: GLOBAL * y
     for adjoint in ("direct", "checkpoint"):
         (found,) = torch.autograd.grad(odeint(f, torch.ones(3), [0.0, 1.0], steps=4, adjoint=adjoint)[-1].sum(), GLOBAL)
         torch.testing.assert_close(found, torch.exp(GLOBAL.detach()), rtol=1e-4, atol=0)
@@ -98,7 +98,7 @@ def test_an_inner_tensor_beside_its_own_ancestors_is_not_counted_twice() -> None
         w, x = leaf(), leaf()
         y0 = x.square()
         s = torch.nn.functional.softplus(w * x)
-        f = lambda t, y, a, s=s, y0=y0, w=w: s * torch.tanh(y) + w * a - y0  # noqa: E731
+        f = lambda t, y, a, s=s, y0=y0, w=w: s * torch.tanh(y) + w * a - y0
         ys = odeint(f, y0, [0.0, 0.5, 1.0], steps=3, args=(s * 2,), adjoint=adjoint)
         gradients.append(torch.autograd.grad(ys.square().sum(), [w, x]))
     torch.testing.assert_close(*gradients)
@@ -114,12 +114,14 @@ def test_inner_tensors_that_f_does_not_use_are_left_alone() -> None:
     assert module.weight.grad is not None
 
 
-def test_weight_norm_by_hooks_leaves_a_fresh_inner_weight_each_call() -> None:
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*deprecated:FutureWarning")
+@pytest.mark.parametrize("weight_norm", [nn.utils.weight_norm, nn.utils.parametrizations.weight_norm], ids=["hooks", "parametrization"])
+def test_weight_norm_recomputes_its_inner_weight_in_each_call(weight_norm: Callable[[nn.Module], nn.Module]) -> None:
     gradients = []
     for adjoint in ("direct", "checkpoint"):
         torch.manual_seed(0)
-        net = nn.utils.parametrizations.weight_norm(nn.Linear(3, 3))
-        f = lambda t, y, net=net: torch.tanh(net(y))  # noqa: E731
+        net = weight_norm(nn.Linear(3, 3))
+        f = lambda t, y, net=net: torch.tanh(net(y))
         for _ in range(2):
             net.zero_grad()
             odeint(f, torch.ones(2, 3), [0.0, 1.0], steps=3, adjoint=adjoint).square().sum().backward()

@@ -74,10 +74,12 @@ def test_random_draws_of_only_some_steps_are_replayed() -> None:
 
 def test_private_generators_are_replayed() -> None:
     class Noisy(Dropping):
+        generator: Any = None
+
         def forward(self, t: Tensor, z: Tensor) -> Tensor:
             return self.linear(z) * torch.rand(z.shape, generator=self.generator, dtype=z.dtype)
 
-    def run(net: nn.Module, adjoint: str) -> Tensor:
+    def run(net: Any, adjoint: str) -> Tensor:
         net.generator = torch.Generator().manual_seed(1)
         return solve(net, adjoint)
 
@@ -115,6 +117,8 @@ def test_batchnorm_reached_through_a_function_moves_once() -> None:
 def test_buffers_that_enter_the_result_are_those_of_their_step() -> None:
     class Drifting(nn.Module):
         """Every call reads and moves a buffer, as spectral norm's power iteration does."""
+
+        count: Tensor
 
         def __init__(self) -> None:
             super().__init__()

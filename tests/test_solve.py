@@ -56,7 +56,7 @@ def test_steps_and_stages_are_integers_over_the_whole_solve() -> None:
 
 def test_rising_then_falling_returns() -> None:
     y0 = torch.rand(4, dtype=torch.float64)
-    f = lambda t, y: torch.cos(t) * y  # noqa: E731
+    f = lambda t, y: torch.cos(t) * y
     there = odeint(f, y0, [0.0, 2.0], steps=50)[-1]
     back = odeint(f, there, [2.0, 0.0], steps=50)[-1]
     torch.testing.assert_close(back, y0, rtol=1e-6, atol=0)
@@ -69,7 +69,7 @@ def test_step_size_and_steps_agree() -> None:
 
 def test_args_may_be_nested_and_hold_anything() -> None:
     scale = torch.tensor(2.0)
-    f = lambda t, y, options, net: -options["scale"][0] * net(y) if options["on"] else y  # noqa: E731
+    f = lambda t, y, options, net: -options["scale"][0] * net(y) if options["on"] else y
     ys = odeint(f, torch.ones(2), [0.0, 1.0], steps=10, args=({"scale": (scale,), "on": True, "note": None}, nn.Identity()))
     torch.testing.assert_close(ys[-1], torch.full((2,), 0.135335), rtol=1e-3, atol=0)
 

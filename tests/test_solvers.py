@@ -29,7 +29,7 @@ def test_observed_order_is_the_claimed_one(method: str, problem: Exact) -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_one_step_by_hand(method: str) -> None:
-    f = lambda t, y: -2 * t * y**2  # noqa: E731
+    f = lambda t, y: -2 * t * y**2
     t, dt, y = 0.3, 0.2, 0.9
     k1 = f(t, y)
     k2 = f(t + dt / 2, y + dt / 2 * k1)

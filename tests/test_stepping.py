@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ times = st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=5, unique=True).map(
 
 
 def gaps(t: list[float]) -> list[float]:
-    return [b - a for a, b in zip(t[:-1], t[1:], strict=True)]
+    return [b - a for a, b in pairwise(t)]
 
 
 @given(times, st.integers(1, 7), st.booleans())
@@ -23,7 +24,7 @@ def test_every_interval_has_its_steps_and_ends_exactly(t: list[float], steps: in
     grid = uniform_grid(t, steps)
     assert len(grid) == len(grid.steps()) == steps * (len(t) - 1)
     assert [step.index for step in grid.steps()] == list(range(len(grid)))
-    for number, (start, end) in enumerate(zip(t[:-1], t[1:], strict=True)):
+    for number, (start, end) in enumerate(pairwise(t)):
         inside = grid.steps()[number * steps : (number + 1) * steps]
         assert inside[0].time(0.0) == start and inside[-1].time(1.0) == end
         assert all(step.dt == (end - start) / steps for step in inside)

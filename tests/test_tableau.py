@@ -15,7 +15,7 @@ def conditions(tableau: Tableau) -> list[tuple[int, Fraction, Fraction]]:
     rows = [lambda x, i=i: sum((a[i][j] * x[j] for j in range(i)), Fraction(0)) for i in stages]
     ac, acc = [row(c) for row in rows], [row([x * x for x in c]) for row in rows]
     aac = [row(ac) for row in rows]
-    total = lambda x: sum((b[i] * x[i] for i in stages), Fraction(0))  # noqa: E731
+    total = lambda x: sum((b[i] * x[i] for i in stages), Fraction(0))
     return [
         (1, total([Fraction(1)] * len(b)), Fraction(1)),
         (2, total(c), Fraction(1, 2)),

@@ -1,0 +1,175 @@
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from anodev2 import Dynamics, NeuralDynamics, ReactionDiffusionAdvection, Static, odeint
+
+SHAPES = [(4, 3, 3, 3), (2, 3, 5, 3), (4, 2, 4, 4), (3, 2, 7), (2, 2, 2, 3, 5), (3, 1, 1, 3)]
+
+
+def kernels(shape: tuple[int, ...], dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
+    return {"conv.weight": torch.randn(shape, dtype=dtype)}
+
+
+def bound(theta: dict[str, Tensor], *args: Any, **options: Any) -> ReactionDiffusionAdvection:
+    dynamics = ReactionDiffusionAdvection(*args, **options)
+    dynamics.bind(theta)
+    return dynamics
+
+
+@pytest.mark.parametrize("per", ["layer", "channel"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_closed_form_equals_fine_stepping(shape: tuple[int, ...], per: str) -> None:
+    theta = kernels(shape)
+    dynamics = bound(theta, 0.05, 0.3, -0.2, per=per)
+    for parameter in dynamics.parameters():  # something different for each channel
+        parameter.data *= 1 + torch.rand_like(parameter)
+    path = dynamics.flow(theta, [0.0, 0.5, 1.0])
+    assert path is not None
+    stepped = odeint(dynamics, theta, [0.0, 0.5, 1.0], steps=60)
+    torch.testing.assert_close(path["conv.weight"], stepped["conv.weight"], rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_generator_has_its_fourier_symbol(shape: tuple[int, ...]) -> None:
+    """Against a derivative taken with the full complex transform, mode by mode."""
+    theta = kernels(shape)
+    space = shape[2:]
+    velocity = [0.3 + 0.1 * i for i in range(len(space))]
+    dynamics = bound(theta, 0.7, velocity, 0.4)
+    symbol = torch.full(space, 0.4, dtype=torch.complex128)
+    for axis, (size, v) in enumerate(zip(space, velocity, strict=True)):
+        k = 2 * math.pi * torch.fft.fftfreq(size, dtype=torch.float64)
+        first = torch.where((torch.arange(size) * 2) == size, 0.0, k)
+        symbol = symbol + (-0.7 * k**2 + 1j * v * first).view(-1, *(1,) * (len(space) - axis - 1))
+    axes = tuple(range(2, len(shape)))
+    expected = torch.fft.ifftn(symbol * torch.fft.fftn(theta["conv.weight"], dim=axes), dim=axes)
+    assert expected.imag.abs().max() < 1e-14
+    torch.testing.assert_close(dynamics(0.0, theta)["conv.weight"], expected.real, rtol=1e-12, atol=1e-12)
+
+
+def test_signs_and_rates() -> None:
+    wave = torch.sin(2 * math.pi * torch.arange(5, dtype=torch.float64) / 5).expand(1, 1, 5)
+    theta = {"w": wave}
+    shift = bound(theta, 0.0, 1.0).flow(theta, [1.0])
+    assert shift is not None
+    torch.testing.assert_close(shift["w"][0], wave.roll(-1, -1))  # w(x + upsilon t): towards -x
+    growth = bound(theta, 0.0, 0.0, 0.3).flow({"w": wave + 2}, [2.0])
+    assert growth is not None
+    torch.testing.assert_close(growth["w"][0], (wave + 2) * math.exp(0.6))
+    decay = bound(theta, 0.1).flow(theta, [1.0])
+    assert decay is not None
+    torch.testing.assert_close(decay["w"][0], wave * math.exp(-0.1 * (2 * math.pi / 5) ** 2))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("learnable", [True, False])
+def test_zero_coefficients_and_zero_time_return_theta_to_the_bit(dtype: torch.dtype, learnable: bool) -> None:
+    theta = kernels((4, 3, 3, 3), dtype)
+    still = bound(theta, 0.0, 0.0, 0.0, learnable=learnable).flow(theta, [0.0, 0.3, 7.0])
+    assert still is not None and all(torch.equal(weight, theta["conv.weight"]) for weight in still["conv.weight"])
+    moving = bound(theta, 0.1, 0.2, 0.3, learnable=learnable).flow(theta, [0.0, 0.3])
+    assert moving is not None and torch.equal(moving["conv.weight"][0], theta["conv.weight"])
+    assert not torch.equal(moving["conv.weight"][1], theta["conv.weight"])
+
+
+def test_diffusivity_stays_non_negative_and_can_leave_zero() -> None:
+    theta = kernels((2, 2, 3, 3))
+    dynamics = bound(theta, 0.0)
+    signed = dynamics.signed_tau["conv/weight"]
+    assert dynamics.coefficients("conv.weight")[0] == 0
+    flow = dynamics.flow(theta, [1.0])
+    assert flow is not None
+    (slope,) = torch.autograd.grad(flow["conv.weight"].square().sum(), signed)
+    assert slope < 0  # diffusion shrinks the norm: a gradient step on -norm raises tau from 0
+    with torch.no_grad():
+        signed.fill_(-0.3)
+    assert dynamics.coefficients("conv.weight")[0] == 0.3
+
+
+def test_gradcheck_of_weights_and_coefficients() -> None:
+    theta = kernels((2, 2, 3, 3))
+    dynamics = bound(theta, 0.05, 0.1, -0.1)
+    names = list(dict(dynamics.named_parameters()))
+
+    def flow(weight: Tensor, *parameters: Tensor) -> Tensor:
+        class Call(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.d = dynamics
+
+            def forward(self, weight: Tensor) -> Tensor:
+                path = self.d.flow({"conv.weight": weight}, [0.0, 0.4, 1.0])
+                assert path is not None
+                return path["conv.weight"]
+
+        return torch.func.functional_call(Call(), {f"d.{n}": p for n, p in zip(names, parameters, strict=True)}, (weight,))
+
+    inputs = [theta["conv.weight"], *(p.detach().clone() for p in dynamics.parameters())]
+    assert torch.autograd.gradcheck(flow, [x.requires_grad_() for x in inputs])
+
+
+def test_per_layer_and_per_channel_coefficients() -> None:
+    theta = {"a.weight": torch.randn(4, 3, 3, 3), "b.weight": torch.randn(6, 4, 5, 5)}
+    layer, channel = bound(theta), bound(theta, per="channel")
+    assert [c.shape for c in layer.coefficients("a.weight")] == [(), (2,), ()]
+    assert [c.shape for c in channel.coefficients("b.weight")] == [(6,), (6, 2), (6,)]
+    assert sum(p.numel() for p in layer.parameters()) == 8 and sum(p.numel() for p in channel.parameters()) == 40
+    assert not any(p.requires_grad for p in bound(theta, learnable=False).parameters())
+
+
+def test_a_nonlinearity_is_stepped() -> None:
+    theta = kernels((2, 2, 3, 3))
+    plain, bent = bound(theta, 0.1, 0.2), bound(theta, 0.1, 0.2, nonlinearity=torch.tanh)
+    assert bent.flow(theta, [1.0]) is None
+    torch.testing.assert_close(bent(0.0, theta)["conv.weight"], torch.tanh(plain(0.0, theta)["conv.weight"]))
+
+
+def test_what_cannot_evolve_is_not_accepted() -> None:
+    rda = ReactionDiffusionAdvection()
+    accepted = {shape: rda.accepts("w", torch.zeros(shape)) for shape in [(4, 4, 3, 3), (4, 4, 1, 3), (4, 4, 1, 1), (4, 4), (4,)]}
+    assert list(accepted.values()) == [True, True, False, False, False]
+    assert Static().accepts("w", torch.zeros(4)) and not Static().accepts("w", torch.zeros(4, dtype=torch.int64))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"), [({"tau": -0.1}, "tau=-0.1"), ({"tau": math.nan}, "tau=nan"), ({"per": "kernel"}, "per='kernel'")]
+)
+def test_coefficients_out_of_range_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ReactionDiffusionAdvection(**options)
+
+
+def test_one_dynamics_serves_one_block() -> None:
+    theta = kernels((2, 2, 3, 3))
+    dynamics = bound(theta)
+    with pytest.raises(ValueError, match="deepcopy"):
+        dynamics.bind(theta)
+    with pytest.raises(ValueError, match=r"upsilon=.* 3 entries.*2 spatial axes"):
+        bound(theta, upsilon=[0.1, 0.2, 0.3])
+
+
+def test_static_stands_still() -> None:
+    theta = kernels((2, 2, 3, 3))
+    path = Static().flow(theta, [0.0, 1.0])
+    assert torch.equal(path["conv.weight"][1], theta["conv.weight"])
+    assert not Static()(0.0, theta)["conv.weight"].any()
+
+
+def test_neural_dynamics_wraps_a_module_or_function() -> None:
+    dynamics = NeuralDynamics(lambda t, theta: {name: t * w for name, w in theta.items()})
+    assert isinstance(dynamics, Dynamics) and dynamics(2.0, {"w": torch.ones(2)})["w"].tolist() == [2.0, 2.0]
+    with pytest.raises(TypeError, match="module must be callable"):
+        NeuralDynamics(3)  # pyright: ignore[reportArgumentType]
+
+
+def test_half_precision_weights_flow() -> None:
+    theta = kernels((2, 2, 3, 3), torch.bfloat16)
+    path = bound(theta, 0.1).flow(theta, [0.0, 1.0])
+    assert path is not None and path["conv.weight"].dtype == torch.bfloat16
+    assert "tau=0.02" in repr(ReactionDiffusionAdvection())

@@ -1,0 +1,70 @@
+"""The rooms of the repository import in one direction only."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import anodev2
+
+ROOT = Path(__file__).parent.parent
+ORDER = ["pytree", "tableau", "stepping", "solvers", "problem", "reach", "replay", "adjoint", "solve", "system", "dynamics", "block"]
+ALLOWED = {
+    "anodev2": {"torch"},
+    "pde": {"torch", "anodev2"},
+    "models": {"torch", "anodev2", "pde"},
+    "examples": {"torch", "torchvision", "numpy", "matplotlib", "tqdm", "tyro", "anodev2", "pde", "models", "examples"},
+}
+
+
+def imports(path: Path) -> list[tuple[int, str, list[str]]]:
+    """(level, module, names) of every import statement."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found += [(0, alias.name, []) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            found.append((node.level, node.module or "", [alias.name for alias in node.names]))
+    return found
+
+
+@pytest.mark.parametrize("room", ALLOWED)
+def test_rooms_import_only_what_stands_below_them(room: str) -> None:
+    files = sorted((ROOT / room).glob("*.py"))
+    assert files
+    for path in files:
+        for level, module, names in imports(path):
+            top = module.split(".")[0]
+            if level == 0 and top not in sys.stdlib_module_names:
+                assert top in ALLOWED[room], f"{path.name} imports {module}"
+                if top == "anodev2":
+                    assert set(names) <= set(anodev2.__all__), f"{path.name} imports {names}: not public names"
+            assert level <= 1 and "*" not in names
+
+
+def test_modules_of_the_library_import_only_earlier_ones() -> None:
+    assert sorted(ORDER) == sorted(p.stem for p in (ROOT / "anodev2").glob("*.py") if p.stem != "__init__")
+    for position, name in enumerate(ORDER):
+        for level, module, _ in imports(ROOT / "anodev2" / f"{name}.py"):
+            if level == 1:
+                assert module in ORDER[:position], f"{name} imports {module}"
+
+
+def test_only_adjoint_has_autograd_functions() -> None:
+    holders = [p.stem for p in (ROOT / "anodev2").glob("*.py") if "autograd.Function" in p.read_text()]
+    assert holders == ["adjoint"]
+
+
+def test_public_names_are_sorted_documented_and_there() -> None:
+    assert anodev2.__all__ == sorted(anodev2.__all__, key=lambda n: (not n.isupper(), not n[0].isupper(), n))
+    undocumented = [n for n in anodev2.__all__ if n != "METHODS" and not (getattr(anodev2, n).__doc__ or "").strip()]
+    assert not undocumented
+
+
+def test_the_library_imports_without_the_extras() -> None:
+    code = "import sys, anodev2; bad = {'torchvision', 'matplotlib', 'tyro', 'scipy'} & set(sys.modules); assert not bad, bad"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
