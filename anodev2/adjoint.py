@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import Node, get_gradient_edge
 from torch.overrides import TorchFunctionMode
 
 from .problem import Problem
@@ -185,18 +186,20 @@ class _Sweep:
         """Redo ``step``; from the cotangents after it and those arriving before it, those of y and, with their places, of the rest."""
         y = [leaf.detach().requires_grad_(want) for leaf, want in zip(y, wanted, strict=True)]
         with torch.enable_grad():
-            y_next = self.problem.advance(step, y, args)
-        seeds = [(out, seed) for out, seed in zip([*y_next, *y], [*after, *here], strict=True) if seed is not None and out.requires_grad]
+            y_next: Leaves = self.problem.advance(step, y, args)
+        ends = zip([*y_next, *y], [*after, *here], strict=True)
+        seeds = [(get_gradient_edge(end), seed) for end, seed in ends if seed is not None and end.requires_grad]
+        del y_next, ends  # from here on only its graph is needed
         mine = {id(leaf) for leaf in y}
-        leaves = _leaves_below(out for out, _ in seeds)
+        leaves = _leaves_below(edge.node for edge, _ in seeds)
         others = [leaf for leaf in leaves if id(leaf) in places]
         strangers = [weakref.ref(leaf) for leaf in leaves if id(leaf) not in places and id(leaf) not in mine]
         sources = [leaf for leaf in y if leaf.requires_grad] + others
         if not (seeds and sources):
             return [None] * self.width, []
-        found = torch.autograd.grad([out for out, _ in seeds], sources, [seed for _, seed in seeds], allow_unused=True)
+        found = torch.autograd.grad([edge for edge, _ in seeds], sources, [seed for _, seed in seeds], allow_unused=True)
         gradients = dict(zip(map(id, sources), found, strict=True))
-        del y_next, seeds, leaves
+        del seeds, leaves
         _refuse_lost(strangers)
         return [gradients.get(id(leaf)) for leaf in y], [(places[id(leaf)], g) for leaf in others if (g := gradients[id(leaf)]) is not None]
 
@@ -301,15 +304,10 @@ def _hooks_silent(leaves: Iterable[Tensor]) -> Iterator[None]:
             hooks.update(own)
 
 
-def _leaves_below(outputs: Iterable[Tensor]) -> list[Tensor]:
-    """The leaf tensors that the graph of ``outputs`` ends in, each once."""
+def _leaves_below(roots: Iterable[Node]) -> list[Tensor]:
+    """The leaf tensors that the graph below ``roots`` ends in, each once."""
     leaves: dict[int, Tensor] = {}
-    nodes: list[Any] = []
-    for output in outputs:
-        if output.grad_fn is None:
-            leaves[id(output)] = output
-        else:
-            nodes.append(output.grad_fn)
+    nodes: list[Node] = list(roots)
     seen = set(nodes)
     for node in nodes:  # grows while it is walked
         variable = getattr(node, "variable", None)
