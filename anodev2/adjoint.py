@@ -137,7 +137,6 @@ class _Sweep:
                 y = self.problem.advance(step, y, args)
                 states.append(y)
             self.recording.mark()
-        self.recording.finish()
         if isinstance(mode, _StandIns):
             self.inner = [tensor for tensor in self.inner if id(tensor) in mode.met]
         outputs = [leaf.detach() for index in self.problem.outputs for leaf in states[index]]

@@ -118,11 +118,6 @@ class Recording:
         for buffers in self.buffers:
             buffers.mark()
 
-    def finish(self) -> None:
-        """Forget weights that autocast cast without a graph: used again outside, they would drop their gradient."""
-        if any(enabled for _, _, enabled in self.autocast):
-            torch.clear_autocast_cache()
-
     def rewind(self, index: int) -> None:
         self.random.rewind(index)
         for buffers in self.buffers:

@@ -1,0 +1,95 @@
+"""Each protection of the recompute, and a few other load-bearing lines, taken out once: a test must turn red.
+
+Slow (a fresh pytest for each row): ``pytest -m slow``. The copy that is mutated is a temporary one.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PARTS = ["anodev2", "models", "tests", "pyproject.toml"]
+
+# what is taken out: (file, text, instead, the tests that must notice)
+MUTATIONS = {
+    "two tableau weights swapped": ("tableau.py", 'b=_row("1/6", "1/3"', 'b=_row("1/3", "1/6"', "test_tableau.py"),
+    "wrong stage times": ("problem.py", "step.time(node)", "step.time(0.0)", "test_solvers.py"),
+    "output time missed": ("stepping.py", "if where == self.parts:", "if where > self.parts:", "test_stepping.py"),
+    "a rounded step gained": ("stepping.py", " * (1 - 1e-9)", "", "test_stepping.py"),
+    "a gradient dropped": ("adjoint.py", "                totals.add(gradients)\n", "", "test_adjoint.py"),
+    "gradients added in place over shared memory": ("adjoint.py", "elif self.owned[place]:", "elif True:", "test_adjoint.py"),
+    "outputs on the way forgotten": ("adjoint.py", "arriving.get(step.index, nothing))", "nothing)", "test_adjoint.py"),
+    "second derivative not refused": ("adjoint.py", "if torch.is_grad_enabled():  # create", "if False:  # create", "test_adjoint.py"),
+    "hooks fire at every step": ("adjoint.py", "        hooks.clear()\n", "        pass\n", "test_adjoint.py"),
+    "arguments keep their history": (
+        "adjoint.py",
+        "given = [\n            tensor.detach().requires_grad_(want)",
+        "given = [\n            tensor",
+        "test_reach.py",
+    ),
+    "inner tensors keep their history": ("adjoint.py", "if self.inner else nullcontext()", "if False else nullcontext()", "test_reach.py"),
+    "unused inner tensors drag their graph in": ("adjoint.py", "if id(tensor) in mode.met]", "]", "test_reach.py"),
+    "lost tensors go unnoticed": ("adjoint.py", "        _refuse_lost(strangers)\n", "", "test_reach.py"),
+    "closures not searched": ("reach.py", "for cell in function.__closure__ or ():", "for cell in ():", "test_reach.py"),
+    "dropout not replayed": ("replay.py", "        self.random.rewind(index)\n", "", "test_replay.py"),
+    "private generators not replayed": (
+        "replay.py",
+        "[torch.default_generator, *generators]",
+        "[torch.default_generator]",
+        "test_replay.py",
+    ),
+    "generator not put back": ("replay.py", "stack.callback(self.random.write, self.random.read())", "pass", "test_replay.py"),
+    "buffers move twice": ("replay.py", "            buffers.rewind(index)\n", "            pass\n", "test_replay.py"),
+    "buffers not given back": ("replay.py", "self.module._buffers.update(own)", "pass", "test_replay.py"),
+    "replayed buffers spoil the record": ("replay.py", "if values is not self.values[index + 1]:", "if False:", "test_replay.py"),
+    "autocast lost": ("replay.py", "torch.autocast(kind, dtype, enabled,", "torch.autocast(kind, dtype, False,", "test_replay.py"),
+    "training flags of the backward pass": ("replay.py", "if module.training != training:", "if False:", "test_replay.py"),
+    "gradients asked of frozen and unused parameters": (
+        "adjoint.py",
+        "if leaf.requires_grad] + others",
+        "if leaf.requires_grad] + list(self.problem.field.func.parameters())",
+        "test_adjoint.py",
+    ),
+    "states promoted": ("solvers.py", "        k = k.to(leaf.dtype)", "        pass", "test_solve.py"),
+    "steps not passed on": ("problem.py", '("step", step), ("stage"', '("step", 0), ("stage"', "test_models.py"),
+    "theta of the step's start in every stage": ("block.py", "+ self.place[stage]", "+ 0 * stage", "test_block.py"),
+    "diffusion backwards": ("dynamics.py", "real = real - tau", "real = real + tau", "test_dynamics.py"),
+}
+
+
+def copy_of_the_repository(target: Path) -> None:
+    for part in PARTS:
+        if (ROOT / part).is_dir():
+            shutil.copytree(ROOT / part, target / part, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(ROOT / part, target / part)
+
+
+def run_tests(where: Path, tests: list[str]) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *(f"tests/{name}" for name in tests)]
+    return subprocess.run(command, cwd=where, capture_output=True, text=True)
+
+
+@pytest.mark.slow
+def test_the_unchanged_copy_passes(tmp_path: Path) -> None:
+    copy_of_the_repository(tmp_path)
+    result = run_tests(tmp_path, sorted({row[3] for row in MUTATIONS.values()}))
+    assert result.returncode == 0, result.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MUTATIONS)
+def test_a_missing_protection_turns_a_test_red(name: str, tmp_path: Path) -> None:
+    file, old, new, tests = MUTATIONS[name][:4]
+    copy_of_the_repository(tmp_path)
+    path = tmp_path / "anodev2" / file
+    source = path.read_text()
+    assert source.count(old) == 1, f"{file} holds {old!r} {source.count(old)} times"
+    path.write_text(source.replace(old, new))
+    result = run_tests(tmp_path, [tests])
+    assert result.returncode == 1, f"{name}: {tests} stayed green\n{result.stdout[-2000:]}"
