@@ -64,8 +64,7 @@ class Config:
     batch_size: int = 64
     """images per gradient step"""
     schedule: Literal["one-cycle", "paper"] = "one-cycle"
-    """one-cycle: up for 30 %% of training, then down to 0, best for short runs; paper: lr / 10 after 3/7 and 5/7 of the
-    epochs (150 and 250 of 350)"""
+    """one-cycle: up for a third of training, then down to 0; paper: lr / 10 after 3/7 and 5/7 of the epochs (150, 250 of 350)"""
     lr: float = 0.1
     """largest learning rate"""
     momentum: float = 0.9
