@@ -14,18 +14,19 @@ import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import Node, get_gradient_edge
+from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
+from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 
 from .problem import Problem
 from .pytree import Structure, build, leaves_of, structure_of
 from .reach import reach
-from .replay import Recording
+from .replay import Recording, sample
 from .solvers import Leaves
 from .stepping import Step
 
@@ -65,17 +66,20 @@ class CheckpointAdjoint(Adjoint):
     Exact: the same numbers as ``DirectAdjoint``. For N steps of a method with s stages: N s evaluations of f forward
     and N s backward, N stored states plus the graph of a single step. Random draws, buffers, autocast and training
     flags are those of the forward pass; buffers move once; one gradient leaves per parameter. Tensors that f reaches
-    by closure get their gradients too.
+    by closure get their gradients too. A step that comes out differently when it is redone is an error.
 
-    A second derivative through the result is refused: use ``DirectAdjoint``.
+    Refused here, use ``DirectAdjoint``: a second derivative through the result, and gradients through tensors that f
+    keeps as attributes of a module (an auxiliary loss, a cached weight); those kept elsewhere carry no graph.
 
     Source: Griewank & Walther 2000 (checkpointing); ANODE, arXiv 1902.10298 (for neural ODEs).
     """
 
     def solve(self, problem: Problem, y0: Leaves, args: tuple[Any, ...]) -> list[Leaves]:
         if torch.is_grad_enabled():
+            if parametrize._cache_enabled:
+                raise ValueError("CheckpointAdjoint cannot see through parametrize.cached(): solve outside it, or with adjoint='direct'")
             inputs, sweep = _gather(problem, y0, args)
-            if any(tensor.requires_grad for tensor in inputs):
+            if any(tensor.requires_grad for tensor in (*inputs, *sweep.leaves, *sweep.inner)):
                 return sweep.forward(inputs, y0, args)
         return DirectAdjoint().solve(problem, y0, args)
 
@@ -88,12 +92,12 @@ def as_adjoint(adjoint: str | Adjoint) -> Adjoint:
     if isinstance(adjoint, Adjoint):
         return adjoint
     if not isinstance(adjoint, str) or adjoint not in ADJOINTS:
-        raise ValueError(f"adjoint={adjoint!r} is unknown; choose one of {', '.join(map(repr, ADJOINTS))} or pass an Adjoint")
+        raise ValueError(f"adjoint={adjoint!r} is unknown; choose one of {', '.join(map(repr, ADJOINTS))} or pass an Adjoint object")
     return ADJOINTS[adjoint]()
 
 
 def _gather(problem: Problem, y0: Leaves, args: tuple[Any, ...]) -> tuple[list[Tensor], _Sweep]:
-    """Every tensor the solve may depend on (state, times, arguments, leaves f can reach), and the sweep over them."""
+    """The tensors handed to f that the solve depends on (state, times, arguments), and the sweep, which knows the rest."""
     times = [problem.grid.times] if isinstance(problem.grid.times, Tensor) else []
     structure = structure_of(args)
     rest = leaves_of(args, structure)
@@ -101,11 +105,14 @@ def _gather(problem: Problem, y0: Leaves, args: tuple[Any, ...]) -> tuple[list[T
     arguments = [rest[place] for place in wanted]
     found = reach(problem.field.func, *(leaf for leaf in rest if not isinstance(leaf, Tensor)))
     devices = {leaf.device for leaf in (*y0, *rest, *found.leaves) if isinstance(leaf, Tensor)}
-    recording = Recording(found.modules, devices, found.generators)
+    if any(isinstance(module, torch.jit.ScriptModule) and any(True for _ in module.buffers()) for module in found.modules):
+        raise ValueError("CheckpointAdjoint cannot replay the buffers of a TorchScript module; solve with adjoint='direct'")
+    modules = [module for module in found.modules if not isinstance(module, torch.jit.ScriptModule)]
+    recording = Recording(modules, devices, found.generators)
     for place in wanted:
         rest[place] = None  # the autograd graph keeps them; a second reference would outlive it
-    sweep = _Sweep(problem, structure, rest, wanted, len(y0), len(times), recording, found.inner)
-    return [*y0, *times, *arguments, *found.leaves], sweep
+    sweep = _Sweep(problem, structure, rest, wanted, len(y0), len(times), recording, found.leaves, found.inner)
+    return [*y0, *times, *arguments], sweep
 
 
 @dataclass
@@ -125,82 +132,76 @@ class _Sweep:
     width: int
     timed: int
     recording: Recording
+    leaves: list[Tensor]
     inner: list[Tensor]
+    end: list[Tensor] = field(default_factory=list)
 
     def forward(self, inputs: list[Tensor], y0: Leaves, args: tuple[Any, ...]) -> list[Leaves]:
         """Run the steps, keep the state before each, and attach the outputs to the autograd graph."""
         y: Leaves = [leaf.detach() for leaf in y0]
         states = [y]
-        with torch.no_grad(), self._instead_of_inner([tensor.detach() for tensor in self.inner]) as mode:
+        with self.recording.making(), self._instead_of_inner([tensor.detach() for tensor in self.inner]) as mode:
             for step in self.problem.grid.steps():
                 self.recording.mark()
-                y = self.problem.advance(step, y, args)
-                states.append(y)
+                versions = [leaf._version for leaf in y]
+                y_next = self.problem.advance(step, y, args)
+                if versions != [leaf._version for leaf in y]:
+                    raise ValueError("func modifies its state y in place; work on y.clone(), or use operations that are not in place")
+                states.append(y := y_next)
             self.recording.mark()
         if isinstance(mode, _StandIns):
             self.inner = [tensor for tensor in self.inner if id(tensor) in mode.met]
+        self.end = [sample(leaf) for leaf in y]
         outputs = [leaf.detach() for index in self.problem.outputs for leaf in states[index]]
         stored = [leaf.detach() for state in states[:-1] for leaf in state]
-        flat = _Checkpointed.apply(self, outputs, stored, *inputs, *self.inner)
+        flat = _Checkpointed.apply(self, outputs, stored, *inputs, *self.leaves, *self.inner)
         return [flat[i : i + self.width] for i in range(0, len(flat), self.width)]
 
     def backward(self, inputs: Leaves, stored: Leaves, cotangents: Sequence[Tensor | None], wants: Sequence[bool]) -> Grads:
-        """Gradients of all inputs from those of the outputs: each step redone once, last to first."""
-        ends = [self.width, self.width + self.timed, self.width + self.timed + len(self.args_wanted)]
-        reached = inputs[ends[2] :]
-        leaves, inner = reached[: len(reached) - len(self.inner)], reached[len(reached) - len(self.inner) :]
+        """Gradients of all inputs from those of the outputs: each step redone once, last to first.
+
+        ``inputs`` may be copies (a user's saved-tensor hooks make some); leaves are recognised by their own identity.
+        """
+        handed = len(inputs) - len(self.leaves) - len(self.inner)
         given = [
-            tensor.detach().requires_grad_(want) for tensor, want in zip(inputs[ends[0] : ends[2]], wants[ends[0] : ends[2]], strict=True)
+            tensor.detach().requires_grad_(want) for tensor, want in zip(inputs[self.width : handed], wants[self.width :], strict=False)
         ]
-        inner = [tensor.detach().requires_grad_() for tensor in inner]
-        known = [*given, *leaves, *inner]
+        inner = [tensor.detach().requires_grad_() for tensor in self.inner]
+        known = [*given, *self.leaves, *inner]
         places = {id(tensor): place for place, tensor in enumerate(known)}
         totals = _Totals(len(known))
+        comparison = self.recording.comparison()
         args = self._args(given[self.timed :])
-        arriving = {index: list(cotangents[i * self.width : (i + 1) * self.width]) for i, index in enumerate(self.problem.outputs)}
+        state_at = lambda index: stored[index * self.width : (index + 1) * self.width]  # noqa: E731
         nothing: Grads = [None] * self.width
+        arriving = {index: list(cotangents[i * self.width : (i + 1) * self.width]) for i, index in enumerate(self.problem.outputs)}
         steps = self.problem.grid.steps()
-        y_bar = arriving.get(len(steps), nothing)
-        with self.recording.replaying(), _hooks_silent(leaves), self._instead_of_inner(inner):
+        y_bar, expected = arriving.get(len(steps), nothing), self.end
+        with self.recording.replaying(), _hooks_silent(self.leaves), self._instead_of_inner(inner):
             for step in reversed(steps):
-                self.recording.rewind(step.index)
-                if self.timed:
-                    step = replace(step, times=given[0])
-                y = stored[step.index * self.width : (step.index + 1) * self.width]
-                wanted = wants[: self.width] if step.index == 0 else [True] * self.width
-                y_bar, gradients = self._pull_back(step, y, wanted, args, places, y_bar, arriving.get(step.index, nothing))
-                totals.add(gradients)
+                here = arriving.get(step.index, nothing)
+                y = [leaf.detach().requires_grad_(step.index > 0 or want) for leaf, want in zip(state_at(step.index), wants, strict=False)]
+                if any(seed is not None for seed in y_bar):
+                    self.recording.rewind(step.index)
+                    y_next = self._redo(replace(step, times=given[0]) if self.timed else step, y, args)
+                    comparison.add(y_next, expected)
+                    graph = _StepGraph.of([*y_next, *y], [*y_bar, *here])
+                    del y_next  # from here on only its graph is needed
+                    y_bar, gradients = graph.pull_back(y, places)
+                    totals.add(gradients)
+                    del gradients
+                else:  # no later state was asked for
+                    y_bar = here
+                expected = [sample(leaf) for leaf in y]
+        comparison.verify()
         return [*y_bar, *totals.values]
 
-    def _pull_back(
-        self,
-        step: Step,
-        y: Leaves,
-        wanted: Sequence[bool],
-        args: tuple[Any, ...],
-        places: dict[int, int],
-        after: Grads,
-        here: Grads,
-    ) -> tuple[Grads, list[tuple[int, Tensor]]]:
-        """Redo ``step``; from the cotangents after it and those arriving before it, those of y and, with their places, of the rest."""
-        y = [leaf.detach().requires_grad_(want) for leaf, want in zip(y, wanted, strict=True)]
-        with torch.enable_grad():
-            y_next: Leaves = self.problem.advance(step, y, args)
-        ends = zip([*y_next, *y], [*after, *here], strict=True)
-        seeds = [(get_gradient_edge(end), seed) for end, seed in ends if seed is not None and end.requires_grad]
-        del y_next, ends  # from here on only its graph is needed
-        mine = {id(leaf) for leaf in y}
-        leaves = _leaves_below(edge.node for edge, _ in seeds)
-        others = [leaf for leaf in leaves if id(leaf) in places]
-        strangers = [weakref.ref(leaf) for leaf in leaves if id(leaf) not in places and id(leaf) not in mine]
-        sources = [leaf for leaf in y if leaf.requires_grad] + others
-        if not (seeds and sources):
-            return [None] * self.width, []
-        found = torch.autograd.grad([edge for edge, _ in seeds], sources, [seed for _, seed in seeds], allow_unused=True)
-        gradients = dict(zip(map(id, sources), found, strict=True))
-        del seeds, leaves
-        _refuse_lost(strangers)
-        return [gradients.get(id(leaf)) for leaf in y], [(places[id(leaf)], g) for leaf in others if (g := gradients[id(leaf)]) is not None]
+    def _redo(self, step: Step, y: Leaves, args: tuple[Any, ...]) -> Leaves:
+        with self.recording.surroundings(), torch.enable_grad():
+            y_next = self.problem.advance(step, y, args)
+        if step.index == 0:
+            self.recording.kept.refuse_gradients()
+        return y_next
 
     def _args(self, stand_ins: Leaves) -> tuple[Any, ...]:
         leaves = list(self.args_rest)
@@ -210,6 +211,35 @@ class _Sweep:
 
     def _instead_of_inner(self, stand_ins: Leaves) -> AbstractContextManager[Any]:
         return _StandIns(self.inner, stand_ins) if self.inner else nullcontext()
+
+
+@dataclass
+class _StepGraph:
+    """The autograd graph of one redone step, with the cotangents that arrive at its ends."""
+
+    ends: list[GradientEdge]
+    seeds: list[Tensor]
+
+    @classmethod
+    def of(cls, tensors: Leaves, cotangents: Grads) -> _StepGraph:
+        """Of those ``tensors`` that have a cotangent and a graph."""
+        pairs = [(get_gradient_edge(t), seed) for t, seed in zip(tensors, cotangents, strict=True) if seed is not None and t.requires_grad]
+        return cls([end for end, _ in pairs], [seed for _, seed in pairs])
+
+    def pull_back(self, y: Leaves, places: dict[int, int]) -> tuple[Grads, list[tuple[int, Tensor]]]:
+        """Cotangents of y, and those of the known leaves (by ``id`` in ``places``) that the step used, with their places."""
+        leaves = _leaves_below(end.node for end in self.ends)
+        others = [leaf for leaf in leaves if id(leaf) in places]
+        mine = set(map(id, y))
+        strangers = [weakref.ref(leaf) for leaf in leaves if id(leaf) not in places and id(leaf) not in mine]
+        sources = [leaf for leaf in y if leaf.requires_grad] + others
+        found = torch.autograd.grad(self.ends, sources, self.seeds, allow_unused=True) if self.ends and sources else [None] * len(sources)
+        gradients = dict(zip(map(id, sources), found, strict=True))
+        self.ends.clear()
+        self.seeds.clear()
+        del leaves
+        _refuse_lost(strangers)
+        return [gradients.get(id(leaf)) for leaf in y], [(places[id(leaf)], g) for leaf in others if (g := gradients[id(leaf)]) is not None]
 
 
 class _Checkpointed(torch.autograd.Function):
@@ -284,6 +314,8 @@ class _Totals:
             total = self.values[place]
             if total is None:
                 self.values[place] = gradient
+            elif total.is_sparse:
+                self.values[place] = gradient + total  # in this order a dense gradient may follow a sparse one
             elif self.owned[place]:
                 total += gradient
             else:

@@ -128,22 +128,33 @@ class CoupledODEBlock(ODEBlock):
         self.weight_method = self.method if weight_method is None else as_tableau(weight_method)
         self.which_weights = weights
         dynamics.bind(self._theta0())
-        self._field = _EvolvingField(f, self.method, fixed=weights == "final")
-        self._times = self._reading_times()
+        self._plan = _ReadingPlan(self.method, self.t, self.steps, end_only=weights == "final")
 
-    def weights(self, t: float | Sequence[float]) -> Theta:
-        """theta at time t, or at several rising times (from t0 towards t1) stacked in front: a dict by parameter name."""
-        if isinstance(t, (int, float)):
-            return self._path([float(t)])[0]
-        path = self._path([float(time) for time in t])
-        return {name: torch.stack([theta[name] for theta in path]) for name in self.evolving}
+    def weights(self, t: float | Sequence[float] | Tensor) -> Theta:
+        """theta at time t, or at several times of the block stacked in front: a dict by parameter name."""
+        times = torch.as_tensor(t, dtype=torch.float64)
+        low, high = min(self.t), max(self.t)
+        if times.ndim > 1 or times.numel() == 0 or not ((low <= times) & (times <= high)).all():
+            raise ValueError(f"t={t} must be a time between {low} and {high}, or a sequence of such times")
+        path = self._path(times.reshape(-1).tolist())
+        return {name: torch.stack([theta[name] for theta in path]) for name in self.evolving} if times.ndim else path[0]
 
     def _integrate(self, z0: Any, save: Literal["steps", "end"]) -> Any:
-        path = self._path(self._times)
-        return integrate(self._field, z0, self.t, method=self.method, steps=self.steps, args=(path,), adjoint=self.adjoint, save=save)
+        path = self._path(self._plan.times)
+        return integrate(
+            _EvolvingField(self.f, self._plan),
+            z0,
+            self.t,
+            method=self.method,
+            steps=self.steps,
+            args=(path,),
+            adjoint=self.adjoint,
+            save=save,
+        )
 
     def _theta0(self) -> Theta:
-        return {name: self.f.get_parameter(name) for name in self.evolving}
+        present = dict(self.f.named_parameters(remove_duplicate=False))  # whatever stands for them now, as under torch.func.functional_call
+        return {name: present[name] for name in self.evolving}
 
     def _path(self, times: Sequence[float]) -> list[Theta]:
         """theta at each of ``times``, in the weights' own precision whatever autocast says."""
@@ -156,40 +167,47 @@ class CoupledODEBlock(ODEBlock):
         return _unstacked(values, len(times))
 
     def _stepped(self, theta: Theta, times: Sequence[float]) -> list[Theta]:
-        later = [time for time in times if time != self.t[0]]
-        if not later:
-            return [theta] * len(times)
-        size = abs(self.t[1] - self.t[0]) / self.weight_steps
-        values = odeint(self.dynamics, theta, [self.t[0], *later], method=self.weight_method, step_size=size, adjoint=self.adjoint)
-        path = _unstacked(values, len(later) + 1)
-        return path if len(times) > len(later) else path[1:]
-
-    def _reading_times(self) -> list[float]:
-        if self.which_weights == "final":
-            return [float(self.t[1])]
-        steps = uniform_grid(self.t, self.steps).steps()
-        times = [float(step.time(node)) for step in steps for node in self._field.nodes]
-        return times + [float(self.t[1])] * (1.0 in self.method.nodes)
+        start, end = self.t
+        later = sorted({time for time in times if time != start}, reverse=end < start)
+        at = {start: theta}
+        if later:
+            size = abs(end - start) / self.weight_steps
+            values = odeint(self.dynamics, theta, [start, *later], method=self.weight_method, step_size=size, adjoint=self.adjoint)
+            at |= dict(zip(later, _unstacked(values, len(later) + 1)[1:], strict=True))
+        return [at[time] for time in times]
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, evolving={list(self.evolving)}, weights={self.which_weights!r}"
 
 
-class _EvolvingField:
-    """f(t, z) with the weights that belong to the stage swapped in from a path of weights.
+class _ReadingPlan:
+    """When z reads theta: at the distinct nodes below 1 of every step, one step after the other, and at the end.
 
-    The path holds theta at the distinct nodes below 1 of every step, one step after the other, and at the end.
+    For rk4 and two steps over (0, 1): times 0, 1/4, 1/2, 3/4, 1; stage i of step k reads number 2 k + (0, 1, 1, 2)[i].
     """
 
-    def __init__(self, f: nn.Module, method: Tableau, *, fixed: bool) -> None:
+    def __init__(self, method: Tableau, t: tuple[float, ...], steps: int, *, end_only: bool) -> None:
+        nodes = [] if end_only else sorted({node for node in method.nodes if node < 1})
+        self.per_step = len(nodes)
+        self.offsets = [nodes.index(node) if node in nodes else len(nodes) for node in method.nodes]
+        self.times = [float(step.time(node)) for step in uniform_grid(t, steps).steps() for node in nodes]
+        if end_only or 1.0 in method.nodes:
+            self.times.append(float(t[1]))
+
+    def number(self, step: int, stage: int) -> int:
+        return step * self.per_step + self.offsets[stage]
+
+
+class _EvolvingField:
+    """f(t, z) with the weights that belong to the stage swapped in from a path of weights."""
+
+    def __init__(self, f: nn.Module, plan: _ReadingPlan) -> None:
         self.f = f
-        self.fixed = fixed
-        self.nodes = sorted({node for node in method.nodes if node < 1})
-        self.place = [self.nodes.index(node) if node < 1 else len(self.nodes) for node in method.nodes]
+        self.plan = plan
         self.counters = CountedCall(f).counters
 
     def __call__(self, t: Tensor, z: Any, path: list[Theta], *, step: int, stage: int) -> Any:
-        theta = path[0 if self.fixed else step * len(self.nodes) + self.place[stage]]
+        theta = path[self.plan.number(step, stage)]
         return functional_call(self.f, theta, (t, z), self.counters(step, stage))
 
 
@@ -207,6 +225,8 @@ def _evolving(f: nn.Module, dynamics: Dynamics, evolve: str | Sequence[str] | No
             raise ValueError(f"f has no parameter that {type(dynamics).__name__} can evolve, among {list(parameters)}")
         return names
     patterns = [evolve] if isinstance(evolve, str) else list(evolve)
+    if not patterns:
+        raise ValueError("evolve=[] lets nothing evolve; use ODEBlock for that, or None for all that the dynamics accepts")
     for pattern in patterns:
         if not any(fnmatch.fnmatchcase(name, pattern) for name in parameters):
             raise ValueError(f"evolve={pattern!r} matches no parameter of f, among {list(parameters)}")

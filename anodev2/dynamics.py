@@ -128,9 +128,10 @@ class ReactionDiffusionAdvection(Dynamics):
         tau, upsilon, rho = self.initial
         for name, weight in theta.items():
             axes = weight.ndim - 2
-            if isinstance(upsilon, Sequence) and len(upsilon) != axes:
-                raise ValueError(f"upsilon={upsilon} has {len(upsilon)} entries, but {name} has {axes} spatial axes")
-            velocity = torch.as_tensor(upsilon, dtype=weight.dtype, device=weight.device).expand(axes)
+            velocity = torch.as_tensor(upsilon, dtype=weight.dtype, device=weight.device)
+            if velocity.ndim > 1 or (velocity.ndim == 1 and len(velocity) != axes):
+                raise ValueError(f"upsilon={upsilon} must be one number or one per spatial axis; {name} has {axes} spatial axes")
+            velocity = velocity.expand(axes)
             lead = () if self.per == "layer" else (weight.shape[0],)
             self.signed_tau[_key(name)] = nn.Parameter(weight.new_full(lead, tau), self.learnable)
             self.upsilon[_key(name)] = nn.Parameter(velocity.expand(*lead, axes).clone(), self.learnable)
@@ -195,6 +196,7 @@ def _convolve(symbol: Tensor, weight: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=64)
+@torch.inference_mode(False)  # what is kept must serve training too, whoever comes first
 def _differences(space: tuple[int, ...], device: torch.device) -> Tensor:
     """For every pair of grid points the flat index of their difference, modulo the size of each axis."""
     points = torch.cartesian_prod(*(torch.arange(size) for size in space)).view(-1, len(space))

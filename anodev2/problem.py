@@ -21,6 +21,8 @@ Counters = dict[str, int]
 
 def signature_of(func: Callable[..., Any]) -> inspect.Signature | None:
     """The signature ``func`` is called with (a module's is that of ``forward``); None where Python knows none."""
+    while isinstance(inside := getattr(func, "_orig_mod", None), nn.Module):  # torch.compile(module)
+        func = inside
     try:
         return inspect.signature(func.forward if isinstance(func, nn.Module) else func)
     except (TypeError, ValueError):

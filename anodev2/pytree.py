@@ -31,15 +31,16 @@ LEAF = Structure()
 
 
 def _items(tree: Any) -> tuple[tuple[Any, ...], list[Any]] | None:
-    if isinstance(tree, dict):
+    """Keys and children; None for a leaf, such as a subclass of dict, which could not be built again from these."""
+    if type(tree) is dict:
         return tuple(tree.keys()), list(tree.values())
-    if isinstance(tree, (tuple, list)):
+    if type(tree) in (tuple, list) or (isinstance(tree, tuple) and hasattr(tree, "_fields")):
         return tuple(range(len(tree))), list(tree)
     return None
 
 
 def structure_of(tree: Any) -> Structure:
-    """The structure of ``tree``; everything that is no tuple, list or dict is a leaf."""
+    """The structure of ``tree``; everything that is no tuple, namedtuple, list or plain dict is a leaf."""
     items = _items(tree)
     if items is None:
         return LEAF
@@ -56,7 +57,7 @@ def leaves_of(tree: Any, structure: Structure) -> list[Any]:
             raise ValueError(f"expected a single leaf, got {structure_of(tree)}")
         return [tree]
     items = _items(tree)
-    if items is None or isinstance(tree, dict) != issubclass(structure.kind, dict):
+    if items is None or isinstance(tree, dict) != (structure.kind is dict):
         raise ValueError(f"expected {structure}, got {structure_of(tree)}")
     if set(items[0]) != set(structure.keys):
         raise ValueError(f"expected {structure}, got {structure_of(tree)}")
@@ -75,7 +76,7 @@ def _build(structure: Structure, leaves: Any) -> Any:
     if structure.kind is None:
         return next(leaves)
     children = [_build(child, leaves) for child in structure.children]
-    if issubclass(structure.kind, dict):
+    if structure.kind is dict:
         return dict(zip(structure.keys, children, strict=True))
     if hasattr(structure.kind, "_fields"):
         return structure.kind(*children)

@@ -9,6 +9,7 @@ backward pass, where the recomputed graph of every step is compared with the lis
 from __future__ import annotations
 
 import types
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 # A data set that hangs on f somewhere must not be walked through at every solve; modules are looked into regardless.
 LARGEST_WALK = 50_000
 LARGEST_CONTAINER = 5_000
-_MODULE_FIELDS = frozenset(vars(nn.Module())) - {"_parameters", "_buffers", "_modules"}
+MODULE_FIELDS = frozenset(vars(nn.Module()))
 _OPAQUE = (str, bytes, int, float, complex, bool, type(None), types.ModuleType, torch.dtype, torch.device)
 
 
@@ -61,7 +62,7 @@ def reach(*roots: Any) -> Reach:
 
 
 def _inside(item: Any) -> Iterator[Any]:
-    if isinstance(item, (dict, list, tuple, set, frozenset)):
+    if isinstance(item, (dict, list, tuple, set, frozenset, deque)):
         if len(item) <= LARGEST_CONTAINER:
             yield from item.values() if isinstance(item, dict) else item
     elif isinstance(item, types.FunctionType):
@@ -71,15 +72,23 @@ def _inside(item: Any) -> Iterator[Any]:
     elif isinstance(item, partial):
         yield from (item.func, item.args, item.keywords)
     elif isinstance(item, nn.Module):
-        yield from (value for name, value in vars(item).items() if value is not None and (name not in _MODULE_FIELDS or value))
+        yield from item.parameters(recurse=False)
+        yield from item.buffers(recurse=False)
+        yield from item.children()
+        yield from (value for name, value in vars(item).items() if value is not None and (name not in MODULE_FIELDS or value))
         yield from _inside_class(type(item))
     elif isinstance(item, (classmethod, staticmethod)):
         yield item.__func__
     elif isinstance(item, property):
         yield item.fget
-    elif not isinstance(item, type) and not _is_library(type(item)):
+    elif isinstance(item, type):
+        yield from _inside_class(item)
+    elif hasattr(item, "__wrapped__"):  # functools.lru_cache and its like
+        yield item.__wrapped__
+    elif not _is_library(type(item)):
         yield from vars(item).values() if hasattr(item, "__dict__") else ()
-        yield from (getattr(item, name, None) for name in getattr(type(item), "__slots__", ()))
+        slots = (name for base in type(item).__mro__ for name in getattr(base, "__slots__", ()))
+        yield from (getattr(item, name, None) for name in slots)
         yield from _inside_class(type(item))
 
 

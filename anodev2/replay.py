@@ -6,20 +6,31 @@ A ``Recording`` is made around the forward pass and asked to ``rewind`` to each 
   kept per step only where a step drew from them;
 - buffers (BatchNorm statistics, the vectors of spectral norm): values at the start of each step that changed them,
   lent to the recompute as copies, so that the real ones move once per forward pass;
-- training flags and autocast.
+- which tensors stand for the parameters (``torch.func.functional_call`` may be around), whether they want gradients,
+  training flags, autocast, and the choice of kernels that depends on grad mode.
 
-Python state that f changes by itself (a counter on a module, ``random``, numpy's generator) is not replayed.
+Tensors that f keeps as attributes of a module are set back for the first step, to see whether they want a gradient.
+Python state that f changes by itself (a counter on a module, ``random``, numpy's generator) is not replayed. A step that
+comes out differently because of it, or of anything else that changed since, is refused by ``Comparison``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
 
-Buffers = dict[str, Tensor]
+from .reach import MODULE_FIELDS
+
+Buffers = dict[str, Tensor | None]
+
+# Kernels may depend on whether a graph is recorded, so a recomputed state need not agree to the last bit.
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
+LOW_PRECISION_TOLERANCE = 5e-2
+SAMPLE = 4096  # about so many elements of a leaf are compared
 
 
 class _Randomness:
@@ -59,82 +70,189 @@ class _Buffers:
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
-        self.versions: list[tuple[int, int]] = []
+        self.seen: list[tuple[Tensor, int]] = []
         self.values: list[Buffers] = []
 
-    def _present(self) -> Buffers:
-        return {name: buffer for name, buffer in self.module._buffers.items() if buffer is not None}
-
-    def mark(self) -> None:
-        """Note the values before the next step.
+    def mark(self, copies: dict[int, Tensor]) -> None:
+        """Note the values before the next step; ``copies`` keeps buffers that modules share shared.
 
         The version counters of all of a module's buffers speak for each: BatchNorm's kernel moves running_mean
         without counting, but num_batches_tracked beside it is counted.
         """
-        present = self._present()
-        versions = [(id(buffer), buffer._version) for buffer in present.values()]
-        if self.values and versions == self.versions:
+        present = self.module._buffers
+        seen = [(buffer, buffer._version) for buffer in present.values() if buffer is not None]
+        unchanged = len(seen) == len(self.seen) and all(a is b and m == n for (a, m), (b, n) in zip(seen, self.seen, strict=True))
+        if self.values and unchanged:
             self.values.append(self.values[-1])
         else:
-            self.values.append({name: buffer.clone() for name, buffer in present.items()})
-            self.versions = versions
+            self.values.append({name: None if b is None else copies.setdefault(id(b), b.clone()) for name, b in present.items()})
+            self.seen = seen
 
-    def rewind(self, index: int) -> None:
+    def rewind(self, index: int, copies: dict[int, Tensor]) -> None:
         """Lend the module the values of step ``index``, as copies where the step is going to change them."""
         values = self.values[index]
         if values is not self.values[index + 1]:
-            values = {name: value.clone() for name, value in values.items()}
+            values = {name: None if v is None else copies.setdefault(id(v), v.clone()) for name, v in values.items()}
         self.module._buffers.update(values)
 
-    @contextmanager
-    def lent(self) -> Iterator[None]:
-        own = dict(self.module._buffers)
-        try:
-            yield
-        finally:
-            self.module._buffers.update(own)
+
+class _Kept:
+    """Tensors that f came to keep as plain attributes of modules during a forward pass: a cache, a running sum."""
+
+    MISSING = object()
+
+    def __init__(self, modules: list[nn.Module]) -> None:
+        self.modules = [module for module in modules if not any(map(_sets_weight, module._forward_pre_hooks.values()))]
+        self.before = [self._plain(module) for module in self.modules]
+        self.changed: list[tuple[nn.Module, str, object]] = []
+
+    def _plain(self, module: nn.Module) -> dict[str, object]:
+        return {name: value for name, value in vars(module).items() if name not in MODULE_FIELDS}
+
+    def finish(self) -> None:
+        for module, before in zip(self.modules, self.before, strict=True):
+            for name, value in self._plain(module).items():
+                if isinstance(value, Tensor) and value is not (old := before.get(name, self.MISSING)):
+                    self.changed.append((module, name, old))
+
+    def rewind(self) -> None:
+        """As before the first step, so that f fills them again, now with a graph."""
+        for module, name, old in self.changed:
+            vars(module).pop(name, None)
+            if old is not self.MISSING:
+                vars(module)[name] = old
+
+    def refuse_gradients(self) -> None:
+        """After the first step was redone: what wants a gradient now had no graph in the forward pass and would lose it."""
+        attributes = [(module, name, vars(module).get(name)) for module, name, _ in self.changed]
+        buffers = [(module, name, buffer) for module in self.modules for name, buffer in module._buffers.items()]
+        for module, name, value in attributes + buffers:
+            if isinstance(value, Tensor) and value.requires_grad:
+                raise ValueError(
+                    f"func keeps a tensor that requires grad as {type(module).__name__}.{name}, where CheckpointAdjoint would lose its "
+                    "gradient; keep value.detach(), make it part of the state y, or solve with adjoint='direct'"
+                )
+
+
+def _sets_weight(hook: object) -> bool:
+    return type(hook).__module__.startswith("torch.nn.utils")  # weight_norm and spectral_norm set a fresh weight in every call
 
 
 class Recording:
     """One forward pass, for replaying any of its steps.
 
-    Call ``mark()`` before every step and once after the last; then, inside ``replaying()``, ``rewind(index)``.
+    Run the steps inside ``making()`` with a ``mark()`` before each and one after the last; then, inside
+    ``replaying()``, ``rewind(index)`` and redo the step inside ``surroundings()``.
     """
 
     def __init__(self, modules: Iterable[nn.Module], devices: set[torch.device], generators: Iterable[torch.Generator]) -> None:
-        self.random = _Randomness(devices, generators)
         modules = list(modules)
-        self.training = [(module, module.training) for module in modules]
+        self.random = _Randomness(devices, generators)
         self.buffers = [_Buffers(module) for module in modules if module._buffers]
+        self.kept = _Kept(modules)
+        self.training = [(module, module.training) for module in modules]
+        self.parameters = [(module, dict(module._parameters)) for module in modules if module._parameters]
+        leaves = [p for _, own in self.parameters for p in own.values() if p is not None and p.is_leaf]
+        self.wants = [(leaf, leaf.requires_grad) for leaf in leaves]
         self.autocast = [
             (kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))
             for kind in sorted({"cpu", *(device.type for device in devices)})
             if torch.amp.is_autocast_available(kind)
         ]
-        self.autocast_cache = torch.is_autocast_cache_enabled()
+
+    @contextmanager
+    def making(self) -> Iterator[None]:
+        """Without a graph, but with the kernels of a pass that records one."""
+        fast_path = torch.backends.mha.get_fastpath_enabled()
+        torch.backends.mha.set_fastpath_enabled(False)
+        try:
+            with torch.no_grad():
+                yield
+            self.kept.finish()
+        finally:
+            torch.backends.mha.set_fastpath_enabled(fast_path)
 
     def mark(self) -> None:
         self.random.mark()
+        copies: dict[int, Tensor] = {}
         for buffers in self.buffers:
-            buffers.mark()
+            buffers.mark(copies)
 
     def rewind(self, index: int) -> None:
         self.random.rewind(index)
+        copies: dict[int, Tensor] = {}
         for buffers in self.buffers:
-            buffers.rewind(index)
+            buffers.rewind(index, copies)
+        if index == 0:
+            self.kept.rewind()
+
+    def surroundings(self) -> AbstractContextManager[object]:
+        """Autocast of the forward pass, for redoing a step; derivatives are taken outside it, in the types that it chose."""
+        stack = ExitStack()
+        for kind, dtype, enabled in self.autocast:
+            if enabled:
+                stack.enter_context(torch.autocast(kind, dtype))
+        return stack
 
     @contextmanager
     def replaying(self) -> Iterator[None]:
-        """The forward pass's surroundings; the present ones come back at the end, whatever happens."""
+        """The forward pass's modules and generators; the present ones come back at the end, whatever happens."""
         with ExitStack() as stack:
-            for kind, dtype, enabled in self.autocast:
-                stack.enter_context(torch.autocast(kind, dtype, enabled, self.autocast_cache))
-            for buffers in self.buffers:
-                stack.enter_context(buffers.lent())
+            for kind, _, _ in self.autocast:
+                if torch.is_autocast_enabled(kind):
+                    stack.enter_context(torch.autocast(kind, enabled=False))
             if self.random.moved:
                 stack.callback(self.random.write, self.random.read())
+            for buffers in self.buffers:
+                stack.callback(buffers.module._buffers.update, dict(buffers.module._buffers))
+            for module, name, _ in self.kept.changed:
+                stack.callback(vars(module).update, {name: vars(module).get(name)})
+            for module, parameters in self.parameters:
+                if any(module._parameters.get(name) is not parameter for name, parameter in parameters.items()):
+                    stack.callback(module._parameters.update, dict(module._parameters))
+                    module._parameters.update(parameters)  # pyright: ignore[reportArgumentType]
             for module, training in self.training:
                 if module.training != training:
                     stack.callback(setattr, module, "training", module.training)
                     module.training = training
+            for leaf, wants in self.wants:
+                if leaf.requires_grad != wants:
+                    stack.callback(leaf.requires_grad_, leaf.requires_grad)
+                    leaf.requires_grad_(wants)
             yield
+
+    def comparison(self) -> Comparison:
+        """For the states that steps of this recording lead to."""
+        return Comparison(low_precision=any(enabled for _, _, enabled in self.autocast))
+
+
+class Comparison:
+    """Collects how far redone states are from the first ones; looked at once, so that a GPU is not kept waiting."""
+
+    def __init__(self, low_precision: bool) -> None:
+        self.low_precision = low_precision
+        self.gaps: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+
+    def add(self, found: Sequence[Tensor], samples: Sequence[Tensor]) -> None:
+        """Compare leaves with samples of what they should be; positive is too far. NaN and inf pass, the loss will tell."""
+        for leaf, expected in zip(found, samples, strict=True):
+            if expected.numel():
+                tolerance = LOW_PRECISION_TOLERANCE if self.low_precision else TOLERANCE.get(leaf.dtype.to_real(), LOW_PRECISION_TOLERANCE)
+                gap = torch.linalg.vector_norm(sample(leaf) - expected, math.inf)
+                excess = torch.sub(gap, torch.linalg.vector_norm(expected, math.inf), alpha=tolerance)
+                self.gaps.setdefault((excess.device, excess.dtype), []).append(excess)
+
+    def verify(self) -> None:
+        """Refuse a replay that was not one."""
+        if any(bool((torch.stack(gaps) > 0).any()) for gaps in self.gaps.values()):
+            raise RuntimeError(
+                "a step redone in the backward pass came out differently than in the forward pass, so its gradient would be wrong: "
+                "func reads something that changed since (a variable, an attribute, a tensor modified in place, a random number "
+                "from elsewhere than torch generators it holds); pass what varies in args=(...), or solve with adjoint='direct'"
+            )
+
+
+def sample(leaf: Tensor) -> Tensor:
+    """At most about ``SAMPLE`` elements, spread over the leaf; an odd stride does not run along one column."""
+    flat = leaf.detach().reshape(-1)
+    return flat if len(flat) <= SAMPLE else flat[:: len(flat) // SAMPLE | 1].clone()

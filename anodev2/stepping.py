@@ -11,7 +11,7 @@ import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, SupportsFloat
 
 import torch
 from torch import Tensor
@@ -77,7 +77,7 @@ def as_times(t: Any) -> Times:
         raise ValueError(f"t must be one-dimensional and real, got shape {tuple(t.shape)} of {t.dtype}; write t=[0.0, 1.0]")
     try:
         values = [float(x) for x in (t.tolist() if isinstance(t, Tensor) else t)]
-    except TypeError:
+    except (TypeError, ValueError):
         raise TypeError(f"t must be a sequence of times such as [0.0, 1.0], got {type(t).__name__}") from None
     if len(values) < 2:
         raise ValueError(f"t must hold at least two times (start and end), got {values}")
@@ -109,7 +109,7 @@ def uniform_grid(t: Any, steps: int | None = None, step_size: float | None = Non
     if steps is not None:
         return Grid(times, (as_count("steps", steps),) * (len(times) - 1))
     assert step_size is not None
-    if not isinstance(step_size, (int, float)) or not (math.isfinite(step_size) and step_size > 0):
+    if not isinstance(step_size, SupportsFloat) or isinstance(step_size, str) or not (math.isfinite(step_size) and step_size > 0):
         raise ValueError(f"step_size={step_size!r} must be a positive finite number (t may fall, step_size never does)")
     values = times.tolist() if isinstance(times, Tensor) else times
     spans = [abs(later - earlier) for earlier, later in pairwise(values)]

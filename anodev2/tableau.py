@@ -78,6 +78,6 @@ def as_tableau(method: str | Tableau) -> Tableau:
     """The method of that name, or the given tableau; ValueError names the methods there are."""
     if isinstance(method, Tableau):
         return method
-    if method not in METHODS:
+    if not isinstance(method, str) or method not in METHODS:
         raise ValueError(f"method={method!r} is unknown; choose one of {', '.join(METHODS)} or pass a Tableau")
     return METHODS[method]

@@ -190,6 +190,46 @@ def test_a_second_derivative_is_refused_with_the_alternative() -> None:
     assert y0.grad is not None
 
 
+def test_only_a_tensor_in_the_closure_may_want_a_gradient() -> None:
+    calls, w = [], torch.full((3,), 0.5, dtype=torch.float64, requires_grad=True)
+    s = w.exp()
+
+    def f(t: Tensor, y: Tensor) -> Tensor:
+        calls.append(1)
+        return s * y
+
+    odeint(f, torch.ones(3).double(), [0.0, 1.0], steps=2, method="euler")[-1].sum().backward()
+    assert len(calls) == 4 and w.grad is not None  # recomputed, not stored
+
+
+def test_sparse_and_dense_gradients_of_one_table_add_up() -> None:
+    table = nn.Embedding(5, 3, sparse=True).double()
+    ends = []
+    for adjoint in ("direct", "checkpoint"):
+        table.zero_grad()
+        f = lambda t, y: torch.tanh(table(torch.tensor([0, 1])) * y if t < 0.5 else table.weight[:2] * y)
+        odeint(f, torch.ones(2, 3).double(), [0.0, 1.0], steps=4, method="euler", adjoint=adjoint)[-1].sum().backward()
+        assert table.weight.grad is not None
+        ends.append(table.weight.grad.to_dense().clone())
+        table.weight.grad = None
+    torch.testing.assert_close(*ends)
+
+
+def test_nothing_is_kept_alive_by_a_finished_solve() -> None:
+    import gc
+    import weakref
+
+    net, y0 = MLP(), torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
+    start = y0 * 2
+    seen = weakref.ref(start)
+    loss = odeint(net, start, [0.0, 1.0], steps=3).sum()
+    del start
+    loss.backward()
+    gc.disable()
+    assert seen() is None  # freed with the graph's saved tensors, not with the loss
+    gc.enable()
+
+
 def test_backward_twice_with_retain_graph_gives_the_same() -> None:
     net, y0 = MLP(), torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
     loss = odeint(net, y0, [0.0, 1.0], steps=3).square().sum()

@@ -205,7 +205,65 @@ def test_weights_along_the_way() -> None:
     torch.testing.assert_close(path["conv1.weight"][1], block.weights(0.5)["conv1.weight"])
     stepped = CoupledODEBlock(Branch(), NeuralDynamics(Rates()), evolve="conv1.*", steps=4)
     assert torch.equal(stepped.weights(0.0)["conv1.bias"], stepped.f.get_parameter("conv1.bias"))
-    assert stepped.weights([0.25, 1.0])["conv1.bias"].shape == (2, 3)
+    unsorted = stepped.weights([0.5, 0.0, 0.5])["conv1.bias"]
+    assert torch.equal(unsorted[1], stepped.f.get_parameter("conv1.bias")) and torch.equal(unsorted[0], unsorted[2])
+    torch.testing.assert_close(unsorted[0], stepped.weights(torch.tensor(0.5))["conv1.bias"])
+    for wrong in (1.5, [], float("nan"), [-0.1, 0.5]):
+        with pytest.raises(ValueError, match=r"between 0.0 and 1.0"):
+            block.weights(wrong)
+
+
+@pytest.mark.parametrize("adjoint", ["direct", "checkpoint"])
+def test_weights_may_be_swapped_in_from_outside(adjoint: str) -> None:
+    block, z = CoupledODEBlock(Branch(), ReactionDiffusionAdvection(0.1), steps=2, adjoint=adjoint), image()
+    swapped = {name: (2 * p).detach().requires_grad_() for name, p in block.named_parameters()}
+    expected = copy.deepcopy(block)
+    with torch.no_grad():
+        for p in expected.parameters():
+            p.mul_(2)
+    out = torch.func.functional_call(block, swapped, (z,))
+    torch.testing.assert_close(out, expected(z))
+    out.sum().backward()
+    assert all(p.grad is not None for p in swapped.values()) and all(p.grad is None for p in block.parameters())
+
+
+def test_f_may_be_replaced_or_compiled_after_construction() -> None:
+    class Stepped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 3, 3, padding=1)
+
+        def forward(self, t: Tensor, z: Tensor, *, step: int = 0) -> Tensor:
+            return (step + 1) * self.conv(z)
+
+    z = image().float()
+    block = CoupledODEBlock(Stepped(), ReactionDiffusionAdvection(0.1), steps=3)
+    other = Stepped()
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.zero_()
+    kept, block.f = block.f, other
+    assert torch.equal(block(z), z)
+    plain = ODEBlock(kept, steps=3)
+    compiled = ODEBlock(torch.compile(kept, backend="eager"), steps=3)  # pyright: ignore[reportArgumentType]
+    torch.testing.assert_close(compiled(z), plain(z))
+
+
+def test_evaluation_first_does_not_spoil_training() -> None:
+    from anodev2 import dynamics
+
+    dynamics._differences.cache_clear()
+    block = CoupledODEBlock(Branch(), ReactionDiffusionAdvection(0.1), steps=2)
+    with torch.inference_mode():
+        block(image())
+    block(image()).sum().backward()
+    assert all(p.grad is not None for p in block.dynamics.parameters())
+
+
+def test_a_whole_block_can_be_saved(tmp_path: Any) -> None:
+    block, z = CoupledODEBlock(Branch(), ReactionDiffusionAdvection(0.1), steps=2).eval(), image()
+    torch.save(block, tmp_path / "block.pt")
+    assert torch.equal(torch.load(tmp_path / "block.pt", weights_only=False)(z), block(z))
 
 
 def test_weight_dynamics_keep_their_precision_under_autocast() -> None:
@@ -226,6 +284,7 @@ def test_weight_dynamics_keep_their_precision_under_autocast() -> None:
         ({"f": nn.Linear(3, 3)}, ValueError, "no parameter that ReactionDiffusionAdvection can evolve"),
         ({"f": lambda t, z: z}, TypeError, "f must be an nn.Module"),
         ({"f": nn.Sequential(nn.Conv2d(3, 3, 3))}, TypeError, r"f must be callable as f\(t, z\), got Sequential"),
+        ({"evolve": []}, ValueError, "evolve=.. lets nothing evolve"),
         ({"weights": "both"}, ValueError, "weights='both'"),
         ({"steps": 0}, ValueError, "steps=0"),
         ({"weight_steps": 0}, ValueError, "weight_steps=0"),

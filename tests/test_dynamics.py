@@ -150,7 +150,7 @@ def test_one_dynamics_serves_one_block() -> None:
     dynamics = bound(theta)
     with pytest.raises(ValueError, match="deepcopy"):
         dynamics.bind(theta)
-    with pytest.raises(ValueError, match=r"upsilon=.* 3 entries.*2 spatial axes"):
+    with pytest.raises(ValueError, match=r"upsilon=.*conv.weight has 2 spatial axes"):
         bound(theta, upsilon=[0.1, 0.2, 0.3])
 
 

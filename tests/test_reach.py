@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -57,6 +58,23 @@ def late(weight: Tensor) -> Callable[..., Tensor]:
     return lambda t, y: -y if t < 0.5 else weight * y
 
 
+class ClassAttribute:
+    weight: Tensor
+
+    @classmethod
+    def f(cls, t: Tensor, y: Tensor) -> Tensor:
+        return cls.weight * y
+
+
+def class_attribute(weight: Tensor) -> Callable[..., Tensor]:
+    ClassAttribute.weight = weight
+    return ClassAttribute.f
+
+
+class EasyDict(dict):
+    __getattr__ = dict.__getitem__
+
+
 WAYS: dict[str, Callable[[Tensor], Callable[..., Any]]] = {
     "closure": lambda w: lambda t, y: torch.sin(w * y),
     "nested function": lambda w: (lambda g: lambda t, y: g(y))(lambda y: w * y),
@@ -67,6 +85,10 @@ WAYS: dict[str, Callable[[Tensor], Callable[..., Any]]] = {
     "bound method": lambda w: Slotted(w).f,
     "module attribute": Attribute,
     "late": late,
+    "class attribute": class_attribute,
+    "deque": lambda w: lambda t, y, box=deque([w]): box[0] * y,
+    "cached function": lambda w: (lambda get: lambda t, y: get() * y)(functools.lru_cache(lambda: w)),
+    "dict subclass": lambda w: (lambda box: lambda t, y: box.w * y)(EasyDict(w=w)),
     "inside a list in torch.stack": lambda w: lambda t, y: torch.stack([w[0], w[1], w[2]]) * y,
 }
 
@@ -158,6 +180,30 @@ def test_where_nothing_known_wants_a_gradient_a_hidden_tensor_still_gets_its_own
     hidden = {"w": w}.get
     odeint(lambda t, y: hidden("w") * y, torch.ones(3), [0.0, 1.0], steps=2)[-1].sum().backward()
     assert w.grad is not None
+
+
+def test_a_hidden_tensor_in_a_step_that_needs_nothing_else_is_noticed() -> None:
+    hidden = {"w": leaf()}.get
+    net = nn.Linear(3, 3)
+    with pytest.raises(ValueError, match=r"shape \(3,\)"):
+        odeint(partly(net, hidden), torch.ones(2, 3), [0.0, 1.0], steps=1, method="euler")[-1].sum().backward()
+
+
+def partly(net: nn.Module, hidden: Callable[[str], Any]) -> Callable[..., Tensor]:
+    """The parameters of net are known but unused; what is used is hidden."""
+    return lambda t, y: hidden("w") * y + (0 if t < 0.5 else net(y))
+
+
+def test_dict_subclasses_in_args() -> None:
+    net = nn.Linear(3, 3)
+    ends = []
+    for adjoint in ("direct", "checkpoint"):
+        net.zero_grad()
+        w = torch.full((3,), 0.5, requires_grad=True)
+        f = lambda t, y, options: options.net(y) * options.w
+        odeint(f, torch.ones(2, 3), [0.0, 1.0], steps=2, args=(EasyDict(net=net, w=w),), adjoint=adjoint)[-1].sum().backward()
+        ends.append([w.grad, *(p.grad.clone() for p in net.parameters() if p.grad is not None)])
+    torch.testing.assert_close(*ends)
 
 
 def test_leaves_that_f_makes_itself_are_its_own_business() -> None:

@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from anodev2 import ODEBlock, odeint
 
@@ -160,6 +161,213 @@ def test_a_failing_recompute_leaves_everything_in_its_place() -> None:
         loss.backward()
     assert not net.norm.training and torch.equal(random, torch.get_rng_state())
     assert all(torch.equal(buffer, before[name]) for name, buffer in net.named_buffers())
+
+
+class Shifted(nn.Module):
+    """f(t, y) = tanh(linear(y)) + shift, the shift kept as whatever a test makes it."""
+
+    shift: Any = 0.0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(6, 6).double()
+
+    def forward(self, t: Tensor, y: Tensor) -> Tensor:
+        return torch.tanh(self.linear(y)) + self.shift * y
+
+
+def shifted_loss(net: nn.Module, adjoint: str = "checkpoint") -> Tensor:
+    return odeint(net, torch.ones(3, 6).double(), T, steps=2, adjoint=adjoint).square().sum()
+
+
+def replace_attribute(net: Shifted) -> None:
+    net.shift = 1.0
+
+
+def replace_tensor(net: Shifted) -> None:
+    net.shift += 1
+
+
+@pytest.mark.parametrize(
+    ("shift", "change"), [(0.0, replace_attribute), (torch.zeros(6).double(), replace_tensor)], ids=["attribute", "tensor"]
+)
+def test_what_changed_since_the_forward_pass_is_noticed(shift: Any, change: Callable[[Shifted], None]) -> None:
+    net = Shifted()
+    net.shift = shift
+    loss = shifted_loss(net)
+    change(net)
+    with pytest.raises(RuntimeError, match=r"came out differently.*args="):
+        loss.backward()
+
+
+def test_a_loop_variable_bound_late_is_noticed() -> None:
+    net = Shifted()
+    losses = [odeint(lambda t, y: k * net(t, y), torch.ones(3, 6).double(), T, steps=2).sum() for k in (1, 2)]  # noqa: B023
+    with pytest.raises(RuntimeError, match="came out differently"):
+        torch.stack(losses).sum().backward()
+
+
+def test_random_numbers_from_elsewhere_are_noticed() -> None:
+    import random
+
+    net = Shifted()
+    loss = odeint(lambda t, y: random.random() * net(t, y), torch.ones(3, 6).double(), T, steps=2).sum()
+    with pytest.raises(RuntimeError, match="came out differently"):
+        loss.backward()
+
+
+def test_a_change_seen_in_the_last_step_alone_is_noticed_and_nan_is_not_a_change() -> None:
+    net = Shifted()
+    shift = 0.0
+    loss = odeint(lambda t, y: net(t, y) + (shift if t > 0.8 else 0), torch.ones(100, 6).double(), T, steps=2, method="midpoint").sum()
+    shift = 1e-3
+    with pytest.raises(RuntimeError, match="came out differently"):
+        loss.backward()
+    (odeint(net, torch.full((3, 6), torch.nan).double(), T, steps=2).sum()).backward()
+
+
+def test_changing_the_state_in_place_is_refused() -> None:
+    net = Shifted()
+    with pytest.raises(ValueError, match=r"in place; work on y.clone\(\)"):
+        odeint(lambda t, y: net(t, y.mul_(2)), torch.ones(3, 6).double(), T, steps=2)
+
+
+@pytest.mark.parametrize("grow", ["sum", "cache", "buffer"])
+def test_a_tensor_kept_on_a_module_must_not_want_a_gradient(grow: str) -> None:
+    class Keeping(Shifted):
+        kept: Any
+
+        def forward(self, t: Tensor, y: Tensor) -> Tensor:
+            slope = super().forward(t, y)
+            if grow == "sum":
+                self.kept = (0 if self.kept is None else self.kept) + slope.square().sum()
+            elif grow == "buffer":
+                self.kept = slope
+            elif self.kept is None:
+                self.kept = torch.tanh(self.linear.weight)
+            return slope if grow == "sum" else slope + self.kept.sum()
+
+    net = Keeping()
+    net.register_buffer("kept", torch.zeros(3, 6).double()) if grow == "buffer" else setattr(net, "kept", None)
+    loss = shifted_loss(net)
+    with pytest.raises(ValueError, match=r"Keeping.kept, .*value.detach\(\)"):
+        loss.backward()
+
+
+def test_constants_and_detached_values_may_be_kept() -> None:
+    class Keeping(Shifted):
+        grid: Any = None
+
+        def forward(self, t: Tensor, y: Tensor) -> Tensor:
+            if self.grid is None:
+                self.grid = torch.linspace(0, 1, 6).double()
+            slope = super().forward(t, y) + self.grid
+            self.last = slope.detach()
+            return slope
+
+    ends = both(Keeping(), shifted_loss)
+    assert_equal(ends)
+    net = Keeping()
+    loss = shifted_loss(net)
+    last = net.last
+    loss.backward()
+    assert net.last is last  # as the forward pass left it
+
+
+def test_parametrizations_cached_across_the_solve_are_refused() -> None:
+    net = Shifted()
+    nn.utils.parametrizations.weight_norm(net.linear)
+    with nn.utils.parametrize.cached(), pytest.raises(ValueError, match=r"parametrize.cached\(\)"):
+        shifted_loss(net)
+
+
+def test_parameters_swapped_in_or_thawed_are_those_of_the_forward_pass() -> None:
+    """functional_call around a block; a network frozen in the forward pass alone (the generator's half of a GAN step)."""
+    ends = []
+    for adjoint in ("direct", "checkpoint"):
+        torch.manual_seed(0)
+        block, y = ODEBlock(Shifted(), steps=3, adjoint=adjoint), torch.ones(3, 6).double().requires_grad_()
+        base = {name: p.detach().clone().requires_grad_() for name, p in block.named_parameters()}
+        fast = {name: 2 * p for name, p in base.items()}
+        block.requires_grad_(False)
+        loss = torch.func.functional_call(block, fast, (y,)).square().sum() + block(y).sum()
+        block.requires_grad_(True)
+        loss.backward()
+        ends.append([y.grad, *(p.grad for p in base.values())])
+        assert all(p.grad is None and p.requires_grad for p in block.parameters())
+    torch.testing.assert_close(*ends, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("hooks", ["checkpoint", "save_on_cpu"])
+def test_saved_tensor_hooks_around_a_block(hooks: str) -> None:
+    ends = []
+    for adjoint in ("direct", "checkpoint"):
+        torch.manual_seed(0)
+        block, y = ODEBlock(Shifted(), steps=3, adjoint=adjoint), torch.ones(3, 6).double().requires_grad_()
+        if hooks == "checkpoint":
+            loss = checkpoint(block, y, use_reentrant=False).square().sum()
+        else:
+            with torch.autograd.graph.save_on_cpu():
+                loss = block(y).square().sum()
+        loss.backward()
+        ends.append([y.grad, *(p.grad for p in block.parameters())])
+    torch.testing.assert_close(*ends, rtol=1e-12, atol=1e-12)
+
+
+def test_buffers_shared_by_modules_or_made_anew_are_replayed() -> None:
+    class Sharing(Shifted):
+        """Two modules own one buffer, which each call moves in place; another is replaced in each call, a third made in the first."""
+
+        drift: Tensor
+        late: Tensor | None
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("drift", torch.ones((), dtype=torch.float64))
+            self.register_buffer("late", None)
+            self.linear.register_buffer("drift", self.drift)
+
+        def forward(self, t: Tensor, y: Tensor) -> Tensor:
+            self.drift.add_(0.1)
+            self.late = torch.ones(()).double() if self.late is None else self.late * 1.1
+            return super().forward(t, y) / self.linear.get_buffer("drift").clone() + self.late * y
+
+    assert_equal(both(Sharing(), shifted_loss))
+
+
+@pytest.mark.filterwarnings("ignore:.*nested tensors:UserWarning")
+def test_fast_paths_of_inference_are_not_taken() -> None:
+    layer = nn.TransformerEncoderLayer(6, 2, 12, batch_first=True, dropout=0.0)
+    net = nn.TransformerEncoder(layer, 1).double().eval()
+    mask = torch.tensor([[False, False, True], [False, True, True]])
+    ends = []
+    for adjoint in ("direct", "checkpoint"):
+        y0 = torch.ones(2, 3, 6).double().requires_grad_()
+        y = odeint(lambda t, y: net(y, src_key_padding_mask=mask), y0, T, steps=2, adjoint=adjoint)
+        ends.append([y, *torch.autograd.grad(y.square().sum(), y0)])
+    torch.testing.assert_close(*ends, rtol=1e-12, atol=1e-12)
+
+
+def test_derivatives_are_taken_outside_autocast() -> None:
+    """A region of f without autocast has derivatives in full precision too."""
+
+    class Partly(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(32, 32)
+
+        def forward(self, t: Tensor, z: Tensor) -> Tensor:
+            with torch.autocast("cpu", enabled=False):
+                return torch.tanh(self.linear(z))
+
+    ends = []
+    for adjoint in ("direct", "checkpoint"):
+        torch.manual_seed(0)
+        net = Partly()
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = odeint(net, torch.randn(8, 32), T, steps=3, adjoint=adjoint).square().sum()
+        ends.append(torch.autograd.grad(loss, list(net.parameters())))
+    torch.testing.assert_close(*ends, rtol=1e-5, atol=1e-5)
 
 
 class Mixed(nn.Module):

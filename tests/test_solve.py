@@ -99,6 +99,10 @@ def test_without_gradients_nothing_is_stored_or_recomputed() -> None:
     assert not odeint(decay, torch.ones(2), [0.0, 1.0], steps=3).requires_grad
 
 
+class dict_subclass(dict):
+    pass
+
+
 class Half(nn.Module):
     def forward(self, t: Tensor, y: Tensor) -> Tensor:
         return y[:1]
@@ -113,6 +117,10 @@ class Half(nn.Module):
         ({"y0": torch.ones(2, dtype=torch.int64)}, TypeError, r"torch.int64; write y0.float\(\)"),
         ({"args": [1]}, TypeError, r"args must be a tuple, got list"),
         ({"adjoint": "backsolve?"}, ValueError, r"adjoint='backsolve\?'.*'direct', 'checkpoint'"),
+        ({"method": ["rk4"]}, ValueError, r"method=\['rk4'\]"),
+        ({"t": "ab"}, TypeError, "t must be a sequence"),
+        ({"y0": dict_subclass(y=torch.ones(2))}, TypeError, "got dict_subclass"),
+        ({"adjoint": DirectAdjoint}, ValueError, "pass an Adjoint object"),
         ({"method": "rk5"}, ValueError, "method='rk5'"),
         ({"steps": None}, ValueError, "steps=10"),
         ({"func": Half()}, ValueError, r"shape \(1,\) for a leaf of y0 of shape \(2,\)"),

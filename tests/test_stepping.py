@@ -97,3 +97,4 @@ def test_counts_may_be_any_integer_type() -> None:
     import numpy as np
 
     assert as_count("steps", np.int64(3)) == 3
+    assert len(uniform_grid([0.0, 1.0], step_size=np.float64(0.1))) == 10  # pyright: ignore[reportArgumentType]
