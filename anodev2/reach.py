@@ -12,7 +12,7 @@ import types
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -23,6 +23,9 @@ LARGEST_WALK = 50_000
 LARGEST_CONTAINER = 5_000
 MODULE_FIELDS = frozenset(vars(nn.Module()))
 _OPAQUE = (str, bytes, int, float, complex, bool, type(None), types.ModuleType, torch.dtype, torch.device)
+
+
+_CachedFunction = type(lru_cache(len))
 
 
 @dataclass
@@ -83,7 +86,7 @@ def _inside(item: Any) -> Iterator[Any]:
         yield item.fget
     elif isinstance(item, type):
         yield from _inside_class(item)
-    elif hasattr(item, "__wrapped__"):  # functools.lru_cache and its like
+    elif isinstance(item, _CachedFunction):
         yield item.__wrapped__
     elif not _is_library(type(item)):
         yield from vars(item).values() if hasattr(item, "__dict__") else ()

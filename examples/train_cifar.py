@@ -1,6 +1,6 @@
 """Train a CIFAR classifier whose blocks are residual, ODEs or coupled ODEs.
 
-    python examples/train_cifar.py                                        # two minutes on two cores, data included
+    python examples/train_cifar.py                                        # a minute or two on two cores, data included
     python examples/train_cifar.py --data cifar10 --epochs 30             # the full set, downloaded on first use
     python examples/train_cifar.py --model resnet10 --block ode --steps 3
     python examples/train_cifar.py --resume runs/resnet4-coupled-mini-0   # go on after an interruption
@@ -92,6 +92,9 @@ def main(argv: list[str] | None = None) -> None:
         train(config, run)
     except (RunError, DataError, ValueError) as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print("\ninterrupted outside an epoch; a run folder, if there is one already, can be continued with --resume")
+        sys.exit(130)
 
 
 def open_run(config: Config) -> tuple[Config, Path]:

@@ -45,6 +45,17 @@ class MLP(nn.Module):
         return self.outer(torch.tanh(self.inner(z) + t))
 
 
+class Rates(nn.Module):
+    """q(t, theta) with a learned rate, stirred by t."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rate = nn.Parameter(torch.tensor(0.5, dtype=torch.float64))
+
+    def forward(self, t: Tensor, theta: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: -self.rate * torch.sin(w + t) for name, w in theta.items()}
+
+
 class Pendulum(nn.Module):
     """A dict state with leaves of different shapes, and a parameter: {"q": (n,), "more": (p (n,), work ())}."""
 

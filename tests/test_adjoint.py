@@ -7,28 +7,17 @@ from typing import Any
 
 import pytest
 import torch
-from problems import MLP, Pendulum, pendulum_state
+from problems import MLP, Pendulum, Rates, pendulum_state
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from anodev2 import METHODS, CheckpointAdjoint, CoupledSystem, odeint
 
 
-class Decay(nn.Module):
-    """q(t, theta): every weight decays at a learned rate and is stirred by t."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.rate = nn.Parameter(torch.tensor(0.7, dtype=torch.float64))
-
-    def forward(self, t: Tensor, theta: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {name: -self.rate * torch.sin(weight + t) for name, weight in theta.items()}
-
-
 def coupled_tensor() -> tuple[nn.Module, Any]:
     f = lambda t, z, theta: torch.tanh(z @ theta["w"] + theta["b"])
     theta = {"w": torch.randn(4, 4, dtype=torch.float64, requires_grad=True), "b": torch.randn(4, dtype=torch.float64, requires_grad=True)}
-    return CoupledSystem(f, Decay()), (torch.randn(3, 4, dtype=torch.float64, requires_grad=True), theta)
+    return CoupledSystem(f, Rates()), (torch.randn(3, 4, dtype=torch.float64, requires_grad=True), theta)
 
 
 def coupled_dict() -> tuple[nn.Module, Any]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from problems import Rates
 from torch import Tensor, nn
 
 from anodev2 import CoupledODEBlock, CoupledSystem, NeuralDynamics, ODEBlock, ReactionDiffusionAdvection, Static, odeint
@@ -21,17 +22,6 @@ class Branch(nn.Module):
 
     def forward(self, t: Tensor, z: Tensor) -> Tensor:
         return self.conv2(torch.tanh(self.norm(self.conv1(z))))
-
-
-class Rates(nn.Module):
-    """q(t, theta) with a learned rate, stirred by t."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.rate = nn.Parameter(torch.tensor(0.5, dtype=torch.float64))
-
-    def forward(self, t: Tensor, theta: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {name: -self.rate * torch.sin(w + t) for name, w in theta.items()}
 
 
 def image() -> Tensor:
