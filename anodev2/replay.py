@@ -116,6 +116,7 @@ class _Kept:
             for name, value in self._plain(module).items():
                 if isinstance(value, Tensor) and value is not (old := before.get(name, self.MISSING)):
                     self.changed.append((module, name, old))
+        self.before.clear()
 
     def rewind(self) -> None:
         """As before the first step, so that f fills them again, now with a graph."""

@@ -179,6 +179,17 @@ def test_a_second_derivative_is_refused_with_the_alternative() -> None:
     assert y0.grad is not None
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.complex64])
+def test_low_precision_complex_and_empty_leaves(dtype: torch.dtype) -> None:
+    f = lambda t, y: (-y[0] * y[2], y[1], -y[2])
+    ends = []
+    for adjoint in ("direct", "checkpoint"):
+        state = tuple(torch.ones(shape, dtype=dtype, requires_grad=True) for shape in ((70, 100), (0, 3), ()))
+        ys = odeint(f, state, [0.0, 1.0], steps=4, adjoint=adjoint)
+        ends.append(torch.autograd.grad(torch.stack([y[-1].abs().sum().float() for y in ys]).sum(), state))
+    torch.testing.assert_close(*ends, rtol=1e-2, atol=1e-2)
+
+
 def test_only_a_tensor_in_the_closure_may_want_a_gradient() -> None:
     calls, w = [], torch.full((3,), 0.5, dtype=torch.float64, requires_grad=True)
     s = w.exp()
