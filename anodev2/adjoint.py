@@ -19,6 +19,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import peek_interpreter_stack
+from torch.autograd import forward_ad
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
@@ -69,19 +71,25 @@ class CheckpointAdjoint(Adjoint):
     by closure get their gradients too. A step that comes out differently when it is redone is an error.
 
     Refused here, use ``DirectAdjoint``: a second derivative through the result, and gradients through tensors that f
-    keeps as attributes of a module (an auxiliary loss, a cached weight); those kept elsewhere carry no graph.
+    keeps as attributes of a module (an auxiliary loss, a cached weight); those kept elsewhere carry no graph. Inside
+    ``torch.func`` transforms and forward-mode differentiation the solve is that of ``DirectAdjoint``, memory included.
 
     Source: Griewank & Walther 2000 (checkpointing); ANODE, arXiv 1902.10298 (for neural ODEs).
     """
 
     def solve(self, problem: Problem, y0: Leaves, args: tuple[Any, ...]) -> list[Leaves]:
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() and not _transformed():
             if parametrize._cache_enabled:
                 raise ValueError("CheckpointAdjoint cannot see through parametrize.cached(): solve outside it, or with adjoint='direct'")
             inputs, sweep = _gather(problem, y0, args)
             if any(tensor.requires_grad for tensor in (*inputs, *sweep.leaves, *sweep.inner)):
                 return sweep.forward(inputs, y0, args)
         return DirectAdjoint().solve(problem, y0, args)
+
+
+def _transformed() -> bool:
+    """Whether a torch.func transform or forward-mode differentiation is at work, which an autograd Function would not see."""
+    return peek_interpreter_stack() is not None or forward_ad._current_level >= 0
 
 
 ADJOINTS: dict[str, type[Adjoint]] = {"direct": DirectAdjoint, "checkpoint": CheckpointAdjoint}

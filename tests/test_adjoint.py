@@ -230,6 +230,26 @@ def test_nothing_is_kept_alive_by_a_finished_solve() -> None:
     gc.enable()
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*deprecated")  # torch's own decompositions
+def test_transforms_and_forward_mode_are_exact() -> None:
+    net, y0 = MLP(), torch.randn(3, 4, dtype=torch.float64)
+    solve = lambda y, adjoint: odeint(net, y, [0.0, 1.0], steps=3, adjoint=adjoint)[-1]
+    loss = lambda y, adjoint: solve(y, adjoint).square().sum()
+    runs = {
+        "grad": lambda adjoint: torch.func.grad(loss)(y0, adjoint),
+        "grad of grad": lambda adjoint: torch.func.grad(lambda y: torch.func.grad(loss)(y, adjoint).square().sum())(y0),
+        "jvp": lambda adjoint: torch.func.jvp(lambda y: solve(y, adjoint), (y0,), (torch.ones_like(y0),))[1],
+        "vmap": lambda adjoint: torch.func.vmap(lambda y: solve(y, adjoint))(y0),
+        "jacrev": lambda adjoint: torch.func.jacrev(lambda y: solve(y, adjoint))(y0[:1]),
+    }
+    for run in runs.values():
+        torch.testing.assert_close(run("checkpoint"), run("direct"), rtol=1e-13, atol=1e-14)
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(y0, torch.ones_like(y0))
+        tangent = torch.autograd.forward_ad.unpack_dual(solve(dual, "checkpoint")).tangent
+    torch.testing.assert_close(tangent, runs["jvp"]("direct"))
+
+
 def test_backward_twice_with_retain_graph_gives_the_same() -> None:
     net, y0 = MLP(), torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
     loss = odeint(net, y0, [0.0, 1.0], steps=3).square().sum()

@@ -24,6 +24,7 @@ MUTATIONS = {
     "a gradient dropped": ("adjoint.py", "totals.add(gradients)", "pass", "test_adjoint.py"),
     "gradients added in place over shared memory": ("adjoint.py", "elif self.owned[place]:", "elif True:", "test_adjoint.py"),
     "outputs on the way forgotten": ("adjoint.py", "here = arriving.get(step.index, nothing)", "here = nothing", "test_adjoint.py"),
+    "transforms not seen": ("adjoint.py", "and not _transformed():", "and True:", "test_adjoint.py"),
     "second derivative not refused": ("adjoint.py", "if torch.is_grad_enabled():  # create", "if False:  # create", "test_adjoint.py"),
     "hooks fire at every step": ("adjoint.py", "        hooks.clear()\n", "        pass\n", "test_adjoint.py"),
     "arguments keep their history": (
