@@ -109,7 +109,7 @@ def uniform_grid(t: Any, steps: int | None = None, step_size: float | None = Non
     if steps is not None:
         return Grid(times, (as_count("steps", steps),) * (len(times) - 1))
     assert step_size is not None
-    if not isinstance(step_size, SupportsFloat) or isinstance(step_size, str) or not (math.isfinite(step_size) and step_size > 0):
+    if not isinstance(step_size, SupportsFloat) or not (math.isfinite(step_size) and step_size > 0):
         raise ValueError(f"step_size={step_size!r} must be a positive finite number (t may fall, step_size never does)")
     values = times.tolist() if isinstance(times, Tensor) else times
     spans = [abs(later - earlier) for earlier, later in pairwise(values)]

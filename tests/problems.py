@@ -21,10 +21,6 @@ class Exact:
     t1: float
 
 
-def _double(value: complex | float) -> Tensor:
-    return torch.tensor(value, dtype=torch.complex128 if isinstance(value, complex) else torch.float64)
-
-
 EXACT = [
     Exact("nonlinear, non-autonomous", lambda t, y: -2 * t * y**2, lambda t: 1 / (1 + t**2), 0.0, 1.5),
     Exact("falling t", lambda t, y: -2 * t * y**2, lambda t: 1 / (1 + t**2), 1.5, 0.0),

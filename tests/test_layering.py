@@ -67,4 +67,4 @@ def test_public_names_are_sorted_documented_and_there() -> None:
 
 def test_the_library_imports_without_the_extras() -> None:
     code = "import sys, anodev2; bad = {'torchvision', 'matplotlib', 'tyro', 'scipy'} & set(sys.modules); assert not bad, bad"
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
