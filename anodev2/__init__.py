@@ -1,26 +1,41 @@
 """Coupled neural ODEs: features z(t) and weights theta(t) evolve together, with exact discrete gradients."""
 
-from .adjoint import Adjoint, CheckpointAdjoint, DirectAdjoint
+from .adjoint import Adjoint, BacksolveAdjoint, CheckpointAdjoint, DirectAdjoint, ReversibleAdjoint
 from .block import CoupledODEBlock, ODEBlock
 from .dynamics import Dynamics, NeuralDynamics, ReactionDiffusionAdvection, Static
-from .solve import odeint
+from .plan import Plan, plan
+from .problem import SolveError, Status
+from .solve import Solution, odeint, solve
+from .solvers import METHODS, Leapfrog, Method
+from .stepping import Control
 from .system import CoupledSystem
-from .tableau import METHODS, Tableau
+from .tableau import Tableau
 
 __version__ = "0.1.0"
 
 __all__ = [
     "METHODS",
     "Adjoint",
+    "BacksolveAdjoint",
     "CheckpointAdjoint",
+    "Control",
     "CoupledODEBlock",
     "CoupledSystem",
     "DirectAdjoint",
     "Dynamics",
+    "Leapfrog",
+    "Method",
     "NeuralDynamics",
     "ODEBlock",
+    "Plan",
     "ReactionDiffusionAdvection",
+    "ReversibleAdjoint",
+    "Solution",
+    "SolveError",
     "Static",
+    "Status",
     "Tableau",
     "odeint",
+    "plan",
+    "solve",
 ]

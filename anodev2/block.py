@@ -15,8 +15,9 @@ from .dynamics import Dynamics, Theta
 from .problem import CountedCall, signature_of
 from .pytree import build
 from .solve import integrate, odeint, stacked
-from .stepping import as_count, as_times, uniform_grid
-from .tableau import Tableau, as_tableau
+from .solvers import Method, as_method
+from .stepping import as_count, as_times, numbers, uniform_grid
+from .tableau import Tableau
 
 
 class ODEBlock(nn.Module):
@@ -28,9 +29,9 @@ class ODEBlock(nn.Module):
         f: a module called as ``f(t, z)``, z a tensor or a tree of tensors; a keyword-only parameter ``step`` of its
             forward is filled with the integer number of the step.
         steps: number of equal steps.
-        method: "euler", "midpoint", "rk4" or a ``Tableau``.
+        method: a name in ``METHODS``, a ``Tableau`` or a ``Method``.
         t: start and end time.
-        adjoint: "checkpoint", "direct" or an ``Adjoint``.
+        adjoint: "checkpoint", "direct", "reversible", "backsolve" or an ``Adjoint``.
 
     Raises:
         ValueError, TypeError: naming the argument, what was given and the cure.
@@ -43,19 +44,19 @@ class ODEBlock(nn.Module):
         f: nn.Module,
         *,
         steps: int,
-        method: str | Tableau = "euler",
+        method: str | Tableau | Method = "euler",
         t: Sequence[float] = (0.0, 1.0),
         adjoint: str | Adjoint = "checkpoint",
     ) -> None:
         super().__init__()
         _check_field(f)
         times = as_times(t)
-        if isinstance(times, Tensor) or len(times) != 2:
+        if any(isinstance(time, Tensor) for time in times) or len(times) != 2:
             raise ValueError(f"t={t!r} of a block must be two numbers, start and end")
         self.f = f
         self.steps = as_count("steps", steps)
-        self.method = as_tableau(method)
-        self.t = times
+        self.method = as_method(method)
+        self.t = numbers(times)
         self.adjoint = as_adjoint(adjoint)
 
     def forward(self, z0: Any) -> Any:
@@ -111,8 +112,8 @@ class CoupledODEBlock(ODEBlock):
         evolve: str | Sequence[str] | None = None,
         steps: int = 5,
         weight_steps: int | None = None,
-        method: str | Tableau = "euler",
-        weight_method: str | Tableau | None = None,
+        method: str | Tableau | Method = "euler",
+        weight_method: str | Tableau | Method | None = None,
         weights: Literal["along", "final"] = "along",
         t: Sequence[float] = (0.0, 1.0),
         adjoint: str | Adjoint = "checkpoint",
@@ -125,7 +126,7 @@ class CoupledODEBlock(ODEBlock):
         self.dynamics = dynamics
         self.evolving = _evolving(f, dynamics, evolve)
         self.weight_steps = self.steps if weight_steps is None else as_count("weight_steps", weight_steps)
-        self.weight_method = self.method if weight_method is None else as_tableau(weight_method)
+        self.weight_method = self.method if weight_method is None else as_method(weight_method)
         self.which_weights = weights
         dynamics.bind(self._theta0())
         self._plan = _ReadingPlan(self.method, self.t, self.steps, end_only=weights == "final")
@@ -186,7 +187,7 @@ class _ReadingPlan:
     For rk4 and two steps over (0, 1): times 0, 1/4, 1/2, 3/4, 1; stage i of step k reads number 2 k + (0, 1, 1, 2)[i].
     """
 
-    def __init__(self, method: Tableau, t: tuple[float, ...], steps: int, *, end_only: bool) -> None:
+    def __init__(self, method: Method, t: tuple[float, ...], steps: int, *, end_only: bool) -> None:
         nodes = [] if end_only else sorted({node for node in method.nodes if node < 1})
         self.per_step = len(nodes)
         self.offsets = [nodes.index(node) if node in nodes else len(nodes) for node in method.nodes]

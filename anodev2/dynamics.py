@@ -190,7 +190,8 @@ def _convolve(symbol: Tensor, weight: Tensor) -> Tensor:
     space = weight.shape[2:]
     kernel = torch.fft.ifftn(symbol, dim=tuple(range(-len(space), 0))).real
     lead = kernel.shape[: kernel.ndim - len(space)]
-    matrix = kernel.reshape(*lead, -1)[..., _differences(tuple(space), weight.device)].to(weight.dtype)
+    table = _differences.__wrapped__ if torch.compiler.is_compiling() else _differences  # the compiler folds it itself
+    matrix = kernel.reshape(*lead, -1)[..., table(tuple(space), weight.device)].to(weight.dtype)
     rows = weight.reshape(lead[-1], -1, math.prod(space))
     return (rows @ matrix.mT).reshape(*lead[:-1], *weight.shape)
 

@@ -6,15 +6,14 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from .pytree import LEAF, Structure, build, leaves_of
-from .solvers import Leaves, runge_kutta_step
-from .stepping import Grid, Step
-from .tableau import Tableau
+from .solvers import Leaves, Method
+from .stepping import Adaptive, Grid, Step, Time
 
 Counters = dict[str, int]
 
@@ -34,9 +33,7 @@ class CountedCall:
 
     def __init__(self, func: Callable[..., Any]) -> None:
         self.func = func
-        signature = signature_of(func)
-        parameters = signature.parameters.values() if signature is not None else ()
-        self.names = {"step", "stage"} & {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
+        self.names = _counters_wanted(func)
 
     def counters(self, step: int, stage: int) -> Counters:
         """The keyword arguments that func wants."""
@@ -44,6 +41,15 @@ class CountedCall:
 
     def __call__(self, *args: Any, step: int, stage: int) -> Any:
         return self.func(*args, **self.counters(step, stage))
+
+
+def _counters_wanted(func: Callable[..., Any]) -> set[str]:
+    names = getattr(func, "counters_wanted", None)  # a wrapper that takes both may know that what it wraps takes none
+    if names is not None:
+        return set(names)
+    signature = signature_of(func)
+    parameters = signature.parameters.values() if signature is not None else ()
+    return {"step", "stage"} & {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
 
 
 class VectorField:
@@ -58,20 +64,27 @@ class VectorField:
         self.call = CountedCall(func)
         self.structure = structure
         self.device = y0[0].device
+        self.evaluations = 0
         self.time_dtype = torch.float32
         for leaf in y0:
-            self.time_dtype = torch.promote_types(self.time_dtype, leaf.dtype.to_real())
+            self.time_dtype = torch.promote_types(self.time_dtype, leaf.real.dtype if leaf.is_complex() else leaf.dtype)
+
+    def time(self, time: Time, dtype: torch.dtype = torch.float64) -> Tensor:
+        """A time as a zero-dimensional tensor beside the state."""
+        if isinstance(time, Tensor):
+            return time.to(self.device, dtype)
+        return torch.full((), time, dtype=dtype, device=self.device)
 
     def __call__(self, args: tuple[Any, ...], step: Step, stage: int, node: float, y: Leaves) -> list[Tensor]:
-        time = step.time(node)
-        if isinstance(time, Tensor):
-            t = time.to(self.device, self.time_dtype)
-        else:
-            t = torch.full((), time, dtype=self.time_dtype, device=self.device)
+        t = self.time(step.time(node), self.time_dtype)
+        if not torch.compiler.is_compiling():  # a side effect that its recompute would not allow
+            self.evaluations += 1
         slope = self.call(t, build(self.structure, y), *args, step=step.index, stage=stage)
         return self._checked(slope, y)
 
     def _checked(self, slope: Any, y: Leaves) -> list[Tensor]:
+        if slope is None:
+            raise TypeError("func returned None; it must return the time derivative, in the structure of y0")
         try:
             slopes = [slope] if self.structure is LEAF and isinstance(slope, Tensor) else leaves_of(slope, self.structure)
         except ValueError as error:
@@ -93,16 +106,70 @@ class VectorField:
 
 @dataclass(frozen=True)
 class Problem:
-    """What stays the same whatever the state and the arguments: f, method, grid, and which states are wanted.
+    """What stays the same whatever the state and the arguments: f, method, steps, and which states are wanted.
 
-    ``outputs`` lists, rising, after how many steps the state is wanted: ``(0, 5, 10)``, or ``(10,)`` for the end alone.
+    ``save``: the states at the output times, after every step, at the end, or at the output times and the end ("reached").
+    ``watch(step, y, y_next)`` is shown each accepted step with the states before and after it; by returning a status it
+    ends the solve before that step.
     """
 
     field: VectorField
-    method: Tableau
-    grid: Grid
-    outputs: tuple[int, ...]
+    method: Method
+    stepping: Grid | Adaptive
+    save: Literal["times", "steps", "end", "reached"] = "times"
+    watch: Callable[[Step, Leaves, Leaves], Status | None] | None = None
 
     def advance(self, step: Step, y: Leaves, args: tuple[Any, ...]) -> list[Tensor]:
         """The state after ``step``."""
-        return runge_kutta_step(partial(self.field, args), self.method, step, y)
+        return self.method.step(partial(self.field, args), step, y)
+
+    def outputs(self, grid: Grid) -> tuple[int, ...]:
+        """After how many steps of ``grid`` the state is wanted, rising."""
+        times, end = grid.outputs(), len(grid)
+        if self.save == "reached":
+            return times if times[-1] == end else (*times, end)
+        return {"times": times, "steps": tuple(range(end + 1)), "end": (end,)}[self.save]
+
+
+@dataclass(frozen=True)
+class Status:
+    """How a solve ended.
+
+    ``reason``: "done", "event", "not finite", "step size" (underflow) or "max_steps"; ``message`` is one sentence. Where it
+    failed: ``t`` and ``step`` of the last good state ``y`` (a tree), the place in y0 and the element where it went wrong,
+    and the largest error component in units of the tolerance.
+    """
+
+    reason: str = "done"
+    message: str = "reached the end"
+    t: float | None = None
+    step: int | None = None
+    leaf: str | None = None
+    element: tuple[int, ...] | None = None
+    error: float | None = None
+    y: Any = None
+
+    @property
+    def ok(self) -> bool:
+        """Whether the solve reached its end or an event."""
+        return self.reason in ("done", "event")
+
+
+class SolveError(RuntimeError):
+    """A solve that could not go on; ``status`` tells where and why."""
+
+    def __init__(self, status: Status) -> None:
+        super().__init__(status.message)
+        self.status = status
+
+
+@dataclass
+class Run:
+    """What a solve leaves: the wanted states, the grid it took (to the point where it stopped), counts, and how it ended."""
+
+    states: list[Leaves]
+    grid: Grid
+    status: Status | None = None  # None: the end was reached
+    rejected: int = 0
+    redone: int = 0
+    peak_bytes: int = 0

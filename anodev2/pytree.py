@@ -81,3 +81,10 @@ def _build(structure: Structure, leaves: Any) -> Any:
     if hasattr(structure.kind, "_fields"):
         return structure.kind(*children)
     return structure.kind(children)
+
+
+def paths_of(structure: Structure, path: str = "y0") -> list[str]:
+    """How Python reaches each leaf: ``y0['more'][0]``."""
+    if structure.kind is None:
+        return [path]
+    return [leaf for key, child in zip(structure.keys, structure.children, strict=True) for leaf in paths_of(child, f"{path}[{key!r}]")]

@@ -66,13 +66,16 @@ class _Randomness:
         if self.moved:
             self.write(self.states[index])
 
+    def moved_since_mark(self) -> bool:
+        return not all(map(torch.equal, self.read(), self.states[-1]))
+
 
 class _Buffers:
     """The buffers of one module, kept per step where they change."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
-        self.seen: list[tuple[Tensor, int]] = []
+        self.seen: list[tuple[str, Tensor, int]] = []
         self.values: list[Buffers] = []
 
     def mark(self, copies: dict[int, Tensor]) -> None:
@@ -81,14 +84,27 @@ class _Buffers:
         The version counters of all of a module's buffers speak for each: BatchNorm's kernel moves running_mean
         without counting, but num_batches_tracked beside it is counted.
         """
-        present = self.module._buffers
-        seen = [(buffer, buffer._version) for buffer in present.values() if buffer is not None]
-        unchanged = len(seen) == len(self.seen) and all(a is b and m == n for (a, m), (b, n) in zip(seen, self.seen, strict=True))
-        if self.values and unchanged:
+        if self.values and not self.moved_since_mark():
             self.values.append(self.values[-1])
         else:
+            present = self.module._buffers
             self.values.append({name: None if b is None else copies.setdefault(id(b), b.clone()) for name, b in present.items()})
-            self.seen = seen
+            self.seen = self._now()
+
+    def _now(self) -> list[tuple[str, Tensor, int]]:
+        return [(name, buffer, buffer._version) for name, buffer in self.module._buffers.items() if buffer is not None]
+
+    def moved_since_mark(self) -> bool:
+        now = self._now()
+        return len(now) != len(self.seen) or any(a is not b or m != n for (_, a, m), (_, b, n) in zip(now, self.seen, strict=True))
+
+    @torch.no_grad()
+    def retreat(self) -> None:
+        """The real buffers get the values of the last mark back."""
+        self.module._buffers.update({name: None for name in self.module._buffers})
+        for name, buffer, _ in self.seen:
+            self.module._buffers[name] = buffer.copy_(self.values[-1][name])
+        self.seen = self._now()
 
     def rewind(self, index: int, copies: dict[int, Tensor]) -> None:
         """Lend the module the values of step ``index``, as copies where the step is going to change them."""
@@ -144,8 +160,8 @@ def _sets_weight(hook: object) -> bool:
 class Recording:
     """One forward pass, for replaying any of its steps.
 
-    Run the steps inside ``making()`` with a ``mark()`` before each and one after the last; then, inside
-    ``replaying()``, ``rewind(index)`` and redo the step inside ``surroundings()``.
+    Run the steps inside ``making()`` with a ``mark()`` before each and one after the last; ``retreat()`` undoes what came
+    after the last mark. Then, inside ``replaying()``, ``rewind(index)`` and redo the step inside ``surroundings()``.
     """
 
     def __init__(self, modules: Iterable[nn.Module], devices: set[torch.device], generators: Iterable[torch.Generator]) -> None:
@@ -165,21 +181,32 @@ class Recording:
 
     @contextmanager
     def making(self) -> Iterator[None]:
-        """Without a graph, but with the kernels of a pass that records one."""
-        fast_path = torch.backends.mha.get_fastpath_enabled()
-        torch.backends.mha.set_fastpath_enabled(False)
-        try:
-            with torch.no_grad():
-                yield
-            self.kept.finish()
-        finally:
-            torch.backends.mha.set_fastpath_enabled(fast_path)
+        """For the pass forward: no graph, and afterwards it is known what f keeps."""
+        with without_graph():
+            yield
+        self.kept.finish()
 
     def mark(self) -> None:
         self.random.mark()
         copies: dict[int, Tensor] = {}
         for buffers in self.buffers:
             buffers.mark(copies)
+
+    @property
+    def marks(self) -> int:
+        """How many marks there are."""
+        return len(self.random.states)
+
+    def moved(self) -> bool:
+        """Whether f drew random numbers or moved buffers since the last mark."""
+        return self.random.moved_since_mark() or any(buffers.moved_since_mark() for buffers in self.buffers)
+
+    def retreat(self) -> None:
+        """Undo what happened to generators and buffers since the last mark."""
+        self.random.write(self.random.states[-1])
+        for buffers in self.buffers:
+            if buffers.moved_since_mark():
+                buffers.retreat()
 
     def rewind(self, index: int) -> None:
         self.random.rewind(index)
@@ -227,6 +254,18 @@ class Recording:
     def comparison(self) -> Comparison:
         """For the states that steps of this recording lead to."""
         return Comparison(low_precision=any(enabled for _, _, enabled in self.autocast))
+
+
+@contextmanager
+def without_graph() -> Iterator[None]:
+    """No graph is recorded, but the kernels are those of a pass that records one."""
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
 
 
 class Comparison:

@@ -1,19 +1,25 @@
-"""The public call that joins the parts; user-facing errors about states, times and modes start here."""
+"""The public calls that join the parts; user-facing errors about states, times and modes start here."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal, SupportsFloat
 
 import torch
 from torch import Tensor
 
-from .adjoint import Adjoint, as_adjoint
-from .problem import Problem, VectorField
+from .adjoint import Adjoint, as_adjoint, transformed
+from .dense import Dense
+from .observe import Observer
+from .problem import Problem, SolveError, Status, VectorField
 from .pytree import Structure, build, leaves_of, structure_of
-from .solvers import Leaves
-from .stepping import uniform_grid
-from .tableau import Tableau, as_tableau
+from .solvers import METHODS, Leapfrog, Leaves, Method, RungeKutta, as_method, halves
+from .stepping import Adaptive, Control, Grid, Step, as_times, given_grid, uniform_grid
+from .sweep import untouched
+from .tableau import Tableau
+
+RTOL, ATOL = 1e-7, 1e-9  # torchdiffeq's, so that a solve without tolerances means the same here
 
 
 def odeint(
@@ -21,9 +27,13 @@ def odeint(
     y0: Any,
     t: Sequence[float] | Tensor,
     *,
-    method: str | Tableau = "rk4",
+    method: str | Tableau | Method = "rk4",
     steps: int | None = None,
     step_size: float | None = None,
+    grid: Sequence[float] | Tensor | None = None,
+    rtol: Any = None,
+    atol: Any = None,
+    control: Control | None = None,
     args: tuple[Any, ...] = (),
     adjoint: str | Adjoint = "checkpoint",
 ) -> Any:
@@ -31,27 +41,179 @@ def odeint(
 
     Args:
         func: called as ``func(t, y, *args)`` with t a real zero-dimensional tensor; returns dy/dt in the structure and
-            shapes of y0. Keyword-only parameters of func named ``step`` and ``stage`` are filled with the integer
-            number of the step (counted over the whole solve) and of the stage within it.
+            shapes of y0. On a grid, keyword-only parameters of func named ``step`` and ``stage`` are filled with the
+            integer number of the step (counted over the whole solve) and of the stage within it.
         y0: a floating or complex tensor, or a (nested) tuple, list or dict of them; every leaf keeps its dtype.
         t: at least two times, strictly rising or falling; any unit. Output times are hit exactly.
-        method: "euler" (order 1), "midpoint" (2), "rk4" (4), or a ``Tableau``.
+        method: a name in ``METHODS`` ("euler", "rk4", "dopri5", "leapfrog", ...), a ``Tableau``, or a ``Method``.
         steps: number of equal steps in each interval between neighbouring times.
         step_size: instead of ``steps``: an upper bound for the step, in the unit of t; intervals are cut equally.
+        grid: instead: the times of all steps, those of t among them, such as the ``grid`` of an adaptive ``Solution``.
+        rtol, atol: instead: steps found by error control, for methods with an embedded error estimate (what they do
+            when nothing is given, with 1e-7 and 1e-9). Numbers, or trees like y0 of numbers or tensors that broadcast.
+        control: how error control chooses its steps, see ``Control``.
         args: further arguments of func: tensors, modules or anything else, nested in tuples, lists and dicts.
-        adjoint: "checkpoint" (one stored state per step) or "direct" (plain autograd), or an ``Adjoint``. Both give the
+        adjoint: "checkpoint" (default), "direct", "reversible", "backsolve", or an ``Adjoint``. All but the last give the
             gradient of the discrete solution, with respect to y0, args, parameters and other tensors that func
-            reaches, and t where it is a tensor that requires grad.
+            reaches, and the times that require grad. Step sizes found by error control are constants for the gradient;
+            a time of t moves the two steps that meet there.
 
     Returns:
         A tree like y0 whose leaves have shape ``(len(t), *leaf.shape)``; entry 0 is y0.
 
     Raises:
         ValueError, TypeError: naming the argument, what was given and the cure.
+        SolveError: error control could not go on; its ``status`` says where and why.
 
-    Source: Hairer, Norsett, Wanner, Solving Ordinary Differential Equations I, II.1.
+    Source: Hairer, Norsett, Wanner, Solving Ordinary Differential Equations I, II.1, II.4.
     """
-    return stacked(*integrate(func, y0, t, method=method, steps=steps, step_size=step_size, args=args, adjoint=adjoint))
+    states, structure = integrate(
+        func,
+        y0,
+        t,
+        method=method,
+        steps=steps,
+        step_size=step_size,
+        grid=grid,
+        rtol=rtol,
+        atol=atol,
+        control=control,
+        args=args,
+        adjoint=adjoint,
+    )
+    return stacked(states, structure)
+
+
+@dataclass
+class Stats:
+    """What a solve cost: evaluations of func, steps, and the most bytes of states (with ``memory=`` of step graphs too) held at once.
+
+    ``evaluations_backward`` counts up when the backward pass runs; ``recomputed`` is the number of steps that it redoes.
+    """
+
+    evaluations_forward: int
+    accepted: int
+    rejected: int
+    recomputed: int
+    peak_bytes: int
+    field: VectorField
+
+    @property
+    def evaluations_backward(self) -> int:
+        """Evaluations of func in backward passes so far."""
+        return self.field.evaluations - self.evaluations_forward
+
+    def __str__(self) -> str:
+        return (
+            f"{self.accepted} steps accepted, {self.rejected} rejected; func evaluated {self.evaluations_forward} times forward, "
+            f"{self.evaluations_backward} backward; {self.recomputed} steps to redo; {self.peak_bytes} bytes of states"
+        )
+
+
+@dataclass
+class Solution:
+    """What ``solve`` found.
+
+    ts: the output times reached, shape (k,), the event's time last where there was one. ys: a tree like y0 with the
+    states at ts (or what ``save`` made of them) stacked in front. grid: the times of all steps done, to be passed back as
+    ``grid=``. event_time: zero-dimensional, with its gradient; None without event. Called with times, gives the states
+    there (``dense=True``).
+    """
+
+    ts: Tensor
+    ys: Any
+    stats: Stats
+    status: Status
+    grid: tuple[float, ...]
+    event_time: Tensor | None = None
+    dense: Callable[[Any], Any] | None = None
+
+    def __call__(self, t: Any) -> Any:
+        """The state at time t, or at several times stacked in front.
+
+        By the method's own interpolant, else by the cubic through both ends of the step: the step that holds t is done
+        again, so the result has gradients with respect to all that the states have.
+        """
+        if self.dense is None:
+            raise ValueError("this solution has no dense output; solve with dense=True")
+        return self.dense(t)
+
+
+def solve(
+    func: Callable[..., Any],
+    y0: Any,
+    t: Sequence[float] | Tensor,
+    *,
+    method: str | Tableau | Method = "rk4",
+    steps: int | None = None,
+    step_size: float | None = None,
+    grid: Sequence[float] | Tensor | None = None,
+    rtol: Any = None,
+    atol: Any = None,
+    control: Control | None = None,
+    args: tuple[Any, ...] = (),
+    adjoint: str | Adjoint = "checkpoint",
+    save: Literal["times", "steps", "end"] | Callable[[Tensor, Any], Any] = "times",
+    dense: bool = False,
+    event: Callable[[Tensor, Any], Tensor] | None = None,
+    callback: Callable[[float, Any], Any] | None = None,
+    progress: bool = False,
+    max_steps: int | None = None,
+    throw: bool = True,
+) -> Solution:
+    """Solve as ``odeint`` does, and tell about it: a ``Solution`` with times, states, grid, statistics and status.
+
+    Args:
+        func, y0, t, method, steps, step_size, grid, rtol, atol, control, args, adjoint: as for ``odeint``.
+        save: the states at "times" t, after all "steps", or at the "end"; or a function (t, y) whose results at the times
+            t are stacked instead of the states.
+        dense: keep what is needed to call the solution with any time.
+        event: g(t, y), one real element. The solve ends where it changes sign within a step, located to round-off; the
+            state and the time there have the gradient of the implicit function theorem. Two changes in one step are missed.
+        callback: called as callback(t, y) after every accepted step, with a number and a detached state.
+        progress: show a bar (needs tqdm).
+        max_steps: end with status "max_steps" where more would be taken.
+        throw: raise ``SolveError`` for a solve that ended early; False returns what was reached, with the ``status``.
+
+    Every step is looked at: a state that is not finite ends the solve (one synchronisation with the device per step).
+
+    Raises:
+        ValueError, TypeError: naming the argument, what was given and the cure.
+        SolveError: not finite values, step size underflow, or ``max_steps``, unless ``throw`` is False.
+    """
+    kind = "times" if callable(save) else save
+    if kind not in ("times", "steps", "end"):
+        raise ValueError(f"save={save!r} must be 'times', 'steps', 'end' or a function (t, y)")
+    problem, leaves = problem_of(
+        func, y0, t, method=method, steps=steps, step_size=step_size, grid=grid, rtol=rtol, atol=atol, control=control, args=args
+    )
+    watch = Observer(problem, event, callback, progress, max_steps)
+    problem = replace(problem, watch=watch, save="steps" if dense else "reached" if event is not None else kind)
+    with watch:
+        run = as_adjoint(adjoint).solve(problem, leaves, args)
+    states = dict(zip(problem.outputs(run.grid), run.states, strict=True))
+    points = [(problem.field.time(run.grid.at(index)), states[index]) for index in replace(problem, save=kind).outputs(run.grid)]
+    event_time = None
+    if watch.crossing is not None:
+        event_time, end = watch.crossing.located(problem, states[len(run.grid)], args)
+        points = [*(points if kind != "end" else ()), (event_time, end)]
+    stats = Stats(problem.field.evaluations, len(run.grid), run.rejected, run.redone, run.peak_bytes, problem.field)
+    status = run.status or Status()
+    if throw and not status.ok:
+        raise SolveError(status)
+    results = [build(problem.field.structure, state) for _, state in points]
+    if callable(save):
+        results = [save(time, y) for (time, _), y in zip(points, results, strict=True)]
+    shape = structure_of(results[0])
+    return Solution(
+        torch.stack([time for time, _ in points]),
+        stacked([leaves_of(result, shape) for result in results], shape),
+        stats,
+        status,
+        run.grid.nodes() if event_time is None else (*run.grid.nodes(), event_time.item()),
+        event_time,
+        Dense(problem, run.grid, states, args) if dense else None,
+    )
 
 
 def stacked(states: list[Leaves], structure: Structure) -> Any:
@@ -60,30 +222,88 @@ def stacked(states: list[Leaves], structure: Structure) -> Any:
 
 
 def integrate(
-    func: Callable[..., Any],
-    y0: Any,
-    t: Sequence[float] | Tensor,
-    *,
-    method: str | Tableau,
-    steps: int | None,
-    step_size: float | None = None,
-    args: tuple[Any, ...] = (),
-    adjoint: str | Adjoint,
-    save: Literal["times", "steps", "end"] = "times",
+    func: Callable[..., Any], y0: Any, t: Any, *, adjoint: str | Adjoint, save: Literal["times", "steps", "end"] = "times", **options: Any
 ) -> tuple[list[Leaves], Structure]:
     """``odeint`` before stacking: the leaves at the times t, after every step or at the end, and the structure of y0."""
+    problem, leaves = problem_of(func, y0, t, save=save, **options)
+    run = as_adjoint(adjoint).solve(problem, leaves, options.get("args", ()))
+    if run.status is not None:
+        raise SolveError(run.status)
+    return run.states, problem.field.structure
+
+
+def problem_of(
+    func: Callable[..., Any],
+    y0: Any,
+    t: Any,
+    *,
+    method: str | Tableau | Method,
+    steps: int | None = None,
+    step_size: float | None = None,
+    grid: Any = None,
+    rtol: Any = None,
+    atol: Any = None,
+    control: Control | None = None,
+    args: tuple[Any, ...] = (),
+    save: Literal["times", "steps", "end"] = "times",
+) -> tuple[Problem, list[Tensor]]:
+    """The checked problem and the leaves of y0."""
     if not callable(func):
         raise TypeError(f"func must be callable as func(t, y), got {type(func).__name__}")
     if not isinstance(args, tuple):
         raise TypeError(f"args must be a tuple, got {type(args).__name__}; write args=(x,) for a single argument")
-    grid = uniform_grid(t, steps, step_size)
     structure = structure_of(y0)
     leaves = leaves_of(y0, structure)
     _check_state(leaves)
+    chosen = as_method(method)
     field = VectorField(func, structure, leaves)
-    outputs = {"times": grid.outputs(), "steps": tuple(range(len(grid) + 1)), "end": (len(grid),)}[save]
-    problem = Problem(field, as_tableau(method), grid, outputs)
-    return as_adjoint(adjoint).solve(problem, leaves, args), structure
+    given = [name for name, value in (("steps", steps), ("step_size", step_size), ("grid", grid)) if value is not None]
+    tolerances = [name for name, value in (("rtol", rtol), ("atol", atol), ("control", control)) if value is not None]
+    if tolerances and given:
+        raise ValueError(f"{tolerances[0]} asks for error control, {given[0]} for a grid; give one of them")
+    controlled = isinstance(chosen, RungeKutta) and chosen.tableau.embedded_order is not None
+    if tolerances and not controlled:
+        raise ValueError(f"{chosen.name} has no error estimate for {tolerances[0]}; give steps, or take one of {', '.join(_controlled())}")
+    stepping: Grid | Adaptive
+    if grid is not None:
+        if len(given) > 1:
+            raise ValueError(f"give either grid or {given[0]}, not both")
+        stepping = given_grid(t, grid)
+    elif controlled and not given:
+        stepping = Adaptive(as_times(t), *_tolerances(rtol, atol, structure, leaves), control or Control())
+        if "step" in field.call.names:
+            raise ValueError("func takes the number of the step, which error control does not know beforehand; give steps or a grid")
+    else:
+        stepping = uniform_grid(t, steps, step_size)
+    problem = Problem(field, chosen, stepping, save)
+    if isinstance(chosen, Leapfrog):
+        check_separable(problem, leaves, args)
+    return problem, leaves
+
+
+def _controlled() -> list[str]:
+    return [name for name, method in METHODS.items() if isinstance(method, Tableau) and method.embedded_order is not None]
+
+
+def _tolerances(rtol: Any, atol: Any, structure: Structure, leaves: list[Tensor]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """rtol and atol for every leaf."""
+    both = []
+    for name, value, default in (("rtol", rtol, RTOL), ("atol", atol, ATOL)):
+        value = default if value is None else value
+        if isinstance(value, SupportsFloat) and not isinstance(value, Tensor):
+            values = [float(value)] * len(leaves)
+        else:
+            try:
+                values = leaves_of(value, structure)
+            except ValueError as error:
+                raise ValueError(f"{name} must be a number or a tree like y0: {error}") from None
+        for one in values:
+            if not isinstance(one, (Tensor, SupportsFloat)) or not bool(torch.all(torch.as_tensor(one) >= 0)):
+                raise ValueError(f"{name}={value!r} must be made of numbers or tensors that are at least 0")
+        both.append(tuple(one.detach() if isinstance(one, Tensor) else float(one) for one in values))
+    if not all(bool(torch.all(torch.as_tensor(a) + torch.as_tensor(b) > 0)) for a, b in zip(*both, strict=True)):
+        raise ValueError("rtol and atol cannot both be 0")
+    return both[0], both[1]
 
 
 def _check_state(leaves: list[Any]) -> None:
@@ -94,3 +314,21 @@ def _check_state(leaves: list[Any]) -> None:
             raise TypeError(f"y0 must be made of tensors, got {type(leaf).__name__}; write torch.tensor(...)")
         if not (leaf.is_floating_point() or leaf.is_complex()):
             raise TypeError(f"y0 must be floating or complex, got a leaf of {leaf.dtype}; write y0.float()")
+
+
+def check_separable(problem: Problem, y0: Leaves, args: tuple[Any, ...]) -> None:
+    """Leapfrog's assumption, seen in the graph of one evaluation: q' does not depend on q, v' not on v."""
+    q, v = halves(y0)
+    if len(q) != len(v) or len(problem.field.structure.children) != 2 or [a.shape for a in q] != [b.shape for b in v]:
+        raise ValueError(f"leapfrog needs a state (q, v) of two equal halves, got {problem.field.structure}")
+    if torch.is_inference_mode_enabled() or torch.compiler.is_compiling() or transformed():
+        return  # no graph to look at
+    with untouched(problem, y0, args), torch.enable_grad():
+        q, v = ([leaf.detach().requires_grad_() for leaf in half] for half in (q, v))
+        step = problem.stepping.steps()[0] if isinstance(problem.stepping, Grid) else Step(0, problem.stepping.times, 0, 0, 1)
+        slopes = halves(problem.field(args, step, 0, 0.5, [*q, *v]))
+        for name, slope, wrong, right in (("q'", slopes[0], q, "v"), ("v'", slopes[1], v, "t and q")):
+            ends = [k for k in slope if k.requires_grad]
+            if ends and any(g is not None for g in torch.autograd.grad(ends, wrong, [torch.ones_like(k) for k in ends], allow_unused=True)):
+                other = "q" if wrong is q else "v"
+                raise ValueError(f"leapfrog needs {name} to depend on {right} alone, and here it depends on {other}; use another method")

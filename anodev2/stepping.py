@@ -1,23 +1,24 @@
-"""Where the time grid comes from: output times cut into equal steps, counted in integers.
+"""Where the time grid comes from: output times cut into equal steps, a given or recorded grid, or error control.
 
 ``Grid(times=(0.0, 1.0, 3.0), counts=(2, 4))`` has six steps; step 2 is the first of four between 1.0 and 3.0. No time
-is ever found by adding step sizes, so output times are hit exactly and no step is lost or gained to rounding.
+is ever found by adding step sizes, so output times are hit exactly and no step is lost or gained to rounding. A given
+grid has one step per interval and says which of its times are outputs. An adaptive solve leaves the times of its steps
+behind, which are a given grid again.
 """
 
 from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from dataclasses import dataclass, field, replace
+from itertools import accumulate, pairwise
 from typing import Any, SupportsFloat
 
 import torch
 from torch import Tensor
 
 Time = float | Tensor
-Times = tuple[float, ...] | Tensor
+Times = tuple[Time, ...]  # zero-dimensional tensors only where they require grad
 
 
 @dataclass(frozen=True)
@@ -48,45 +49,66 @@ class Step:
 
 @dataclass(frozen=True)
 class Grid:
-    """Output times and the number of equal steps in each interval between them.
+    """Times and the number of equal steps in each interval between them.
 
-    ``times`` is a tensor only where gradients with respect to the times are wanted.
+    ``wanted`` lists which of the times are outputs; None: all. ``stop`` ends the grid early, after so many steps.
     """
 
     times: Times
     counts: tuple[int, ...]
+    wanted: tuple[int, ...] | None = None
+    stop: int | None = None
 
     def __len__(self) -> int:
-        return sum(self.counts)
+        return sum(self.counts) if self.stop is None else self.stop
 
     def steps(self) -> list[Step]:
         """All steps in order."""
         places = [(interval, part, parts) for interval, parts in enumerate(self.counts) for part in range(parts)]
-        return [Step(index, self.times, *place) for index, place in enumerate(places)]
+        return [Step(index, self.times, *place) for index, place in enumerate(places[: self.stop])]
 
     def outputs(self) -> tuple[int, ...]:
         """The number of steps done at each output time, from 0 to ``len(self)``."""
-        return tuple(sum(self.counts[:i]) for i in range(len(self.counts) + 1))
+        done = (0, *accumulate(self.counts))
+        return tuple(done[place] for place in self.wanted or range(len(done)) if done[place] <= len(self))
+
+    def at(self, index: int) -> Time:
+        """The time after so many steps."""
+        return self.times[0] if index == 0 else self.steps()[index - 1].time(1.0)
+
+    def nodes(self) -> tuple[float, ...]:
+        """The times between the steps, as numbers: what ``grid=`` takes."""
+        times = numbers(self.times)
+        return (times[0], *(float(step.time(1.0)) for step in replace(self, times=times).steps()))
+
+    def reversed(self) -> Grid:
+        """The same steps from the end to the start."""
+        wanted = None if self.wanted is None else tuple(len(self.counts) - place for place in reversed(self.wanted))
+        return Grid(self.times[::-1], self.counts[::-1], wanted)
 
 
-def as_times(t: Any) -> Times:
-    """Check ``t``: at least two finite times, strictly rising or falling; floats unless they require grad."""
-    if isinstance(t, Sequence) and any(isinstance(x, Tensor) and x.requires_grad for x in t):
-        t = torch.stack([torch.as_tensor(x, dtype=torch.get_default_dtype()) if not isinstance(x, Tensor) else x for x in t])
+def as_times(t: Any, name: str = "t") -> Times:
+    """Check ``t``: at least two finite times, strictly rising or falling; floats but for those that require grad."""
     if isinstance(t, Tensor) and (t.ndim != 1 or t.is_complex() or t.dtype == torch.bool):
-        raise ValueError(f"t must be one-dimensional and real, got shape {tuple(t.shape)} of {t.dtype}; write t=[0.0, 1.0]")
+        raise ValueError(f"{name} must be one-dimensional and real, got shape {tuple(t.shape)} of {t.dtype}; write {name}=[0.0, 1.0]")
     try:
-        values = [float(x) for x in (t.tolist() if isinstance(t, Tensor) else t)]
-    except (TypeError, ValueError):
-        raise TypeError(f"t must be a sequence of times such as [0.0, 1.0], got {type(t).__name__}") from None
+        times: Times = tuple(t.unbind() if isinstance(t, Tensor) and t.requires_grad else t.tolist() if isinstance(t, Tensor) else t)
+        values = numbers(times)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"{name} must be a sequence of times such as [0.0, 1.0], got {type(t).__name__}") from None
     if len(values) < 2:
-        raise ValueError(f"t must hold at least two times (start and end), got {values}")
+        raise ValueError(f"{name} must hold at least two times (start and end), got {values}")
     if not all(map(math.isfinite, values)):
-        raise ValueError(f"t must be finite, got {values}")
+        raise ValueError(f"{name} must be finite, got {values}")
     gaps = [later - earlier for earlier, later in pairwise(values)]
     if not (all(gap > 0 for gap in gaps) or all(gap < 0 for gap in gaps)):
-        raise ValueError(f"t must be strictly rising or strictly falling, got {values}")
-    return t if isinstance(t, Tensor) and t.requires_grad else tuple(values)
+        raise ValueError(f"{name} must be strictly rising or strictly falling, got {values}")
+    return tuple(time if isinstance(time, Tensor) and time.requires_grad else value for time, value in zip(times, values, strict=True))
+
+
+def numbers(times: Times) -> tuple[float, ...]:
+    """The times as Python numbers."""
+    return tuple(float(time.detach() if isinstance(time, Tensor) else time) for time in times)
 
 
 def as_count(name: str, value: Any) -> int:
@@ -111,7 +133,120 @@ def uniform_grid(t: Any, steps: int | None = None, step_size: float | None = Non
     assert step_size is not None
     if not isinstance(step_size, SupportsFloat) or not (math.isfinite(step_size) and step_size > 0):
         raise ValueError(f"step_size={step_size!r} must be a positive finite number (t may fall, step_size never does)")
-    values = times.tolist() if isinstance(times, Tensor) else times
-    spans = [abs(later - earlier) for earlier, later in pairwise(values)]
+    spans = [abs(later - earlier) for earlier, later in pairwise(numbers(times))]
     # A span that is a whole number of step sizes up to rounding must not gain a step: 1.1 / 0.1 = 11.000000000000002.
     return Grid(times, tuple(max(1, math.ceil(span / step_size * (1 - 1e-9))) for span in spans))
+
+
+def given_grid(t: Any, nodes: Any) -> Grid:
+    """One step between neighbouring ``nodes``, among which the times t must be; gradients go to those that require one."""
+    times = as_times(t)
+    grid = as_times(nodes, "grid")
+    values, places = numbers(grid), {value: place for place, value in enumerate(numbers(grid))}
+    missing = [value for value in numbers(times) if value not in places]
+    if missing:
+        raise ValueError(f"grid must hold every time of t, to the last digit; {missing[0]} is not in it")
+    wanted = tuple(places[value] for value in numbers(times))
+    if (wanted[0], wanted[-1]) != (0, len(values) - 1):
+        raise ValueError(f"grid must start at t[0] and end at t[-1], it runs from {values[0]} to {values[-1]}")
+    merged = list(grid)
+    for place, time in zip(wanted, times, strict=True):
+        merged[place] = time if isinstance(time, Tensor) else merged[place]
+    return Grid(tuple(merged), (1,) * (len(values) - 1), wanted)
+
+
+@dataclass(frozen=True)
+class Control:
+    """How an adaptive solve chooses its next step from the estimated errors of the last ones.
+
+    With e_n the error of step n in units of the tolerance, k = (order of the embedded solution) + 1 and pid = (P, I, D),
+
+        h_{n+1} = safety h_n (1 / e_n)^((P + I + D) / k) (1 / e_{n-1})^(-(P + 2 D) / k) (1 / e_{n-2})^(D / k)
+
+    between ``shrink`` and ``grow`` times h_n. A step is accepted where e_n <= 1, e_n the root mean square of
+    error / (atol + rtol max(|y_n|, |y_{n+1}|)) over all elements. pid = (0, 1, 0) is the classical controller,
+    (0.4, 0.3, 0) a PI controller that rejects fewer steps of stiff problems.
+
+    Args:
+        pid: the three coefficients.
+        safety, shrink, grow: factors, 0 < shrink < safety <= 1 < grow.
+        first_step: in the unit of t; None estimates it from f and one more evaluation.
+        min_step, max_step: bounds of the step; an error too large at ``min_step`` ends the solve.
+
+    Raises:
+        ValueError: naming the argument.
+
+    Source: Hairer, Norsett, Wanner, Solving ODEs I, II.4; Soderlind, ACM TOMS 29 (2003).
+    """
+
+    pid: tuple[float, float, float] = (0.0, 1.0, 0.0)
+    safety: float = 0.9
+    shrink: float = 0.2
+    grow: float = 10.0
+    first_step: float | None = None
+    min_step: float = 0.0
+    max_step: float = math.inf
+
+    def __post_init__(self) -> None:
+        if len(self.pid) != 3 or self.pid[0] + self.pid[1] + self.pid[2] <= 0:
+            raise ValueError(f"pid={self.pid} must be three numbers with a positive sum, such as (0.4, 0.3, 0)")
+        if not 0 < self.shrink < self.safety <= 1 < self.grow:
+            raise ValueError(f"need 0 < shrink < safety <= 1 < grow, got {self.shrink}, {self.safety}, {self.grow}")
+        if self.first_step is not None and not self.first_step > 0:
+            raise ValueError(f"first_step={self.first_step} must be positive (t may fall, steps never do)")
+        if not 0 <= self.min_step < self.max_step:
+            raise ValueError(f"need 0 <= min_step < max_step, got {self.min_step} and {self.max_step}")
+
+
+@dataclass
+class StepSizes:
+    """The size of the next attempt, from the errors of those before; ``k`` as in ``Control``."""
+
+    control: Control
+    k: int
+    size: float
+    errors: list[float] = field(default_factory=lambda: [1.0, 1.0])  # of the two accepted steps before, last first
+    rejected: bool = False
+
+    def judge(self, error: float, taken: float) -> bool:
+        """Whether a step of size ``taken`` with this error is accepted; the next size follows from it."""
+        accepted = error <= 1  # not for NaN
+        factor = self._factor(error)
+        if accepted:
+            if self.rejected:
+                factor = min(factor, 1.0)  # Hairer, Norsett, Wanner, II.4: no growth right after a rejection
+            self.errors = [max(error, 1e-10), self.errors[0]]
+            # a step cut short to end at an output time says little about the one after it
+            self.size = max(self.size, factor * taken) if taken < self.size else factor * taken
+        else:
+            self.size = min(factor, self.control.safety) * taken
+        self.size = min(self.size, self.control.max_step)
+        self.rejected = not accepted
+        return accepted
+
+    def _factor(self, error: float) -> float:
+        control = self.control
+        if not math.isfinite(error):
+            return control.shrink
+        p, i, d = (coefficient / self.k for coefficient in control.pid)
+        before, earlier = self.errors
+        factor = control.safety * max(error, 1e-10) ** -(p + i + d) * before ** (p + 2 * d) * earlier**-d
+        return min(max(factor, control.shrink), control.grow)
+
+    def next_end(self, start: float, end: float) -> float:
+        """Where the next attempt ends on the way from ``start`` to ``end``, which is hit exactly and never by a tiny step."""
+        left = abs(end - start)
+        if left <= self.size * (1 + 1e-2):
+            return end
+        size = left / 2 if left < 2 * self.size else self.size
+        return start + math.copysign(size, end - start)
+
+
+@dataclass(frozen=True)
+class Adaptive:
+    """Steps found by error control: the output times, and a relative and an absolute tolerance for each leaf."""
+
+    times: Times
+    rtol: tuple[Any, ...]
+    atol: tuple[Any, ...]
+    control: Control

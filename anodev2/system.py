@@ -39,8 +39,9 @@ class CoupledSystem(nn.Module):
         self.q = q
         self.reads_z = _reads_z(q) if reads_z is None else reads_z
         self._call_f = CountedCall(f)
+        self.counters_wanted = self._call_f.names
 
-    def forward(self, t: Any, y: Any, *, step: int, stage: int) -> tuple[Any, Any]:
+    def forward(self, t: Any, y: Any, *, step: int = 0, stage: int = 0) -> tuple[Any, Any]:
         z, theta = y
         dz = self._call_f(t, z, theta, step=step, stage=stage)
         dtheta = self.q(t, theta, z) if self.reads_z else self.q(t, theta)

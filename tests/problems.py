@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from anodev2 import METHODS, Tableau
+
 
 @dataclass(frozen=True)
 class Exact:
@@ -26,6 +28,15 @@ EXACT = [
     Exact("falling t", lambda t, y: -2 * t * y**2, lambda t: 1 / (1 + t**2), 1.5, 0.0),
     Exact("complex rotation", lambda t, y: 2j * t * y, lambda t: torch.exp(1j * t**2), 0.0, 1.0),
 ]
+
+
+def separable(t: Tensor, y: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """For leapfrog: q' = v, v' = -sin(q) + t q / 2."""
+    return y[1], 0.5 * t * y[0] - torch.sin(y[0])
+
+
+RUNGE_KUTTA = [name for name, method in METHODS.items() if isinstance(method, Tableau)]
+CONTROLLED = [name for name, method in METHODS.items() if isinstance(method, Tableau) and method.embedded_order is not None]
 
 
 class MLP(nn.Module):

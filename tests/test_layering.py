@@ -12,9 +12,12 @@ import pytest
 import anodev2
 
 ROOT = Path(__file__).parent.parent
-ORDER = ["pytree", "tableau", "stepping", "solvers", "problem", "reach", "replay", "adjoint", "solve", "system", "dynamics", "block"]
+ORDER = [
+    *("pytree", "tableau", "stepping", "solvers", "problem", "reach", "replay", "march", "schedule", "pullback", "sweep"),
+    *("reversible", "backsolve", "adjoint", "observe", "dense", "solve", "plan", "system", "dynamics", "block"),
+]
 ALLOWED = {
-    "anodev2": {"torch"},
+    "anodev2": {"torch", "checkpoint_schedules", "tqdm"},
     "pde": {"torch", "anodev2"},
     "models": {"torch", "anodev2", "pde"},
     "examples": {"torch", "torchvision", "numpy", "matplotlib", "tqdm", "tyro", "anodev2", "pde", "models", "examples"},

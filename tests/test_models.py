@@ -100,7 +100,7 @@ def test_configuration_2_and_neural_dynamics_in_a_network() -> None:
         ({"norm": "layer"}, "norm='layer'"),
         ({"block": "ode", "dynamics": Static()}, "block='ode'"),
         ({"block": "ode", "steps": 0}, "steps=0"),
-        ({"method": "dopri5"}, "method='dopri5'"),
+        ({"method": "dopri9"}, "method='dopri9'"),
     ],
 )
 def test_user_mistakes_are_named(options: dict[str, Any], message: str) -> None:

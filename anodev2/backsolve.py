@@ -1,0 +1,106 @@
+"""The continuous adjoint solved backwards in time, as in Chen et al. 2018: for comparison, not exact."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from .march import March
+from .problem import Problem, Run, SolveError, VectorField
+from .pullback import Grads, hooks_silent
+from .pytree import structure_of
+from .replay import Recording
+from .solvers import Leaves
+from .stepping import Adaptive, Control, Grid, Step
+from .sweep import Inputs
+
+
+@dataclass
+class Backsolve:
+    """One solve; backward, the state, its cotangent alpha and the gradients are one state that is solved from end to start."""
+
+    problem: Problem
+    inputs: Inputs
+    recording: Recording
+    rtol: float | None
+    atol: float | None
+    run: Run = field(init=False)
+
+    def forward(self, inputs: list[Tensor], args: tuple[Any, ...]) -> tuple[list[Tensor], list[Tensor]]:
+        """The leaves of the wanted states, all of which the way back starts again from."""
+        states: dict[int, Leaves] = {0: [leaf.detach() for leaf in inputs[: self.inputs.width]]}
+        march = March(self.problem, args, self.recording)
+        with self.recording.making(), self.inputs.instead([tensor.detach() for tensor in self.inputs.inner]):
+            for step, y in march.steps(states[0]):
+                states[step.index + 1] = y
+        self.run = Run([], march.grid, march.status, march.rejected)
+        outputs = [leaf for index in self.problem.outputs(march.grid) for leaf in states[index]]
+        return outputs, outputs
+
+    def backward(self, inputs: Leaves, kept: list[Tensor], cotangents: Sequence[Tensor | None], wants: Sequence[bool]) -> Grads:
+        """Gradients of all inputs from those of the outputs: solved backwards from each output to the one before."""
+        width = self.inputs.width
+        stand_ins = self.inputs.stand_ins(inputs, wants)
+        known = [*stand_ins.arguments, *self.inputs.leaves, *stand_ins.inner]
+        places, nodes = self.problem.outputs(self.run.grid), self.run.grid.nodes()
+        alpha: Leaves = [torch.zeros_like(leaf) for leaf in inputs[:width]]
+        sums: Leaves = [torch.zeros_like(leaf) for leaf in known]
+        with self.recording.replaying(), hooks_silent(self.inputs.leaves), self.inputs.instead(stand_ins.inner):
+            self.recording.rewind(0)  # buffers that f moves are copies from here on
+            field = _Augmented(self.problem, self.recording, self.inputs.args(stand_ins), known, width)
+            for i in reversed(range(len(places))):
+                arriving = cotangents[i * width : (i + 1) * width]
+                alpha = [a if c is None else a + c for a, c in zip(alpha, arriving, strict=True)]
+                if i:
+                    field.last = places[i] - 1
+                    state = [*kept[i * width : (i + 1) * width], *alpha, *sums]
+                    state = self._solved(field, nodes[places[i - 1] : places[i] + 1][::-1], state)
+                    alpha, sums = state[width : 2 * width], state[2 * width :]
+        return [*alpha, *(total if place in field.used else None for place, total in enumerate(sums))]
+
+    def _solved(self, field: _Augmented, nodes: tuple[float, ...], state: Leaves) -> Leaves:
+        """The state at the last of ``nodes``: on these, or adaptively with the tolerances given or those of the pass forward."""
+        forward = self.problem.stepping
+        stepping: Grid | Adaptive = Grid(nodes, (1,) * (len(nodes) - 1))
+        if isinstance(forward, Adaptive) or self.rtol is not None or self.atol is not None:
+            rtol, atol = (forward.rtol[0], forward.atol[0]) if isinstance(forward, Adaptive) else (1e-6, 1e-9)
+            rtol, atol = rtol if self.rtol is None else self.rtol, atol if self.atol is None else self.atol
+            control = forward.control if isinstance(forward, Adaptive) else Control()
+            stepping = Adaptive((nodes[0], nodes[-1]), (rtol,) * len(state), (atol,) * len(state), control)
+        problem = Problem(cast(VectorField, field), self.problem.method, stepping)
+        march = March(problem, (), Recording([], set(), []))
+        for _, after in march.steps(state):
+            state = after
+        if march.status is not None:
+            raise SolveError(march.status)
+        return state
+
+
+class _Augmented:
+    """d/dt of (y, alpha, sums) = (f, -(df/dy)^T alpha, -(df/dp)^T alpha), as a field on flat leaves."""
+
+    def __init__(self, problem: Problem, recording: Recording, args: tuple[Any, ...], known: Leaves, width: int) -> None:
+        self.problem, self.recording, self.args, self.known, self.width = problem, recording, args, known, width
+        self.structure = structure_of(("y", "alpha", *range(2 * width - 2 + len(known))))
+        self.last = 0  # the forward step that the first step backwards undoes
+        self.used: set[int] = set()
+
+    def __call__(self, args: tuple[Any, ...], step: Step, stage: int, node: float, state: Leaves) -> list[Tensor]:
+        y = [leaf.detach().requires_grad_() for leaf in state[: self.width]]
+        step = replace(step, index=max(0, self.last - step.index))
+        with torch.enable_grad(), self.recording.surroundings():
+            slopes = self.problem.field(self.args, step, stage, node, y)
+        pairs = [(k, -a) for k, a in zip(slopes, state[self.width : 2 * self.width], strict=True) if k.requires_grad]
+        sources = [*y, *(leaf for leaf in self.known if leaf.requires_grad)]
+        ends, seeds = [k for k, _ in pairs], [seed.to(k.dtype) for k, seed in pairs]
+        found = torch.autograd.grad(ends, sources, seeds, allow_unused=True) if ends else (None,) * len(sources)
+        gradients = dict(zip(map(id, sources), found, strict=True))
+        of_known = [gradients.get(id(leaf)) for leaf in self.known]
+        self.used |= {place for place, gradient in enumerate(of_known) if gradient is not None}
+        changes = [*(gradients[id(leaf)] for leaf in y), *of_known]
+        like = [*y, *self.known]
+        return [*(k.detach() for k in slopes), *(torch.zeros_like(x) if g is None else g for x, g in zip(like, changes, strict=True))]

@@ -1,0 +1,65 @@
+"""States between the steps of a solve."""
+
+from __future__ import annotations
+
+import bisect
+import copy
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .problem import Problem
+from .pytree import build
+from .solvers import Leaves, RungeKutta
+from .stepping import Grid, Step
+
+
+class Dense:
+    """Called with a time or several, gives the states there from those after every step, redoing the step that holds the time.
+
+    By the interpolant of the method's tableau, y(t + x dt) = y + dt sum_i b_i(x) k_i; without one by the cubic with the
+    states and slopes at both ends (Hermite), which is of order 3.
+    """
+
+    def __init__(self, problem: Problem, grid: Grid, states: dict[int, Leaves], args: tuple[Any, ...]) -> None:
+        self.method, self.args, self.states = problem.method, args, states
+        self.field = copy.copy(problem.field)  # counts its evaluations by itself
+        self.steps, self.nodes = grid.steps(), grid.nodes()
+
+    def __call__(self, t: Any) -> Any:
+        times = torch.as_tensor(t, dtype=torch.float64)
+        values = times.reshape(-1).tolist()
+        low, high = min(self.nodes), max(self.nodes)
+        if times.ndim > 1 or not values or not all(low <= value <= high for value in values):
+            raise ValueError(f"t={t} must be a time between {low} and {high}, or a sequence of such times")
+        states = [self._at(value) for value in values]
+        leaves = [torch.stack(leaf) for leaf in zip(*states, strict=True)] if times.ndim else states[0]
+        return build(self.field.structure, leaves)
+
+    def _at(self, t: float) -> Leaves:
+        rising = self.nodes[-1] > self.nodes[0]
+        place = bisect.bisect_left(self.nodes, t if rising else -t, key=None if rising else lambda node: -node)
+        if self.nodes[place] == t:
+            return self.states[place]
+        step, start = self.steps[place - 1], self.nodes[place - 1]
+        x = (t - start) / (self.nodes[place] - start)
+        y, field = self.states[place - 1], partial(self.field, self.args)
+        if isinstance(self.method, RungeKutta) and self.method.tableau.interpolant is not None:
+            rows = [[float(p) for p in row] for row in self.method.tableau.interpolant]
+            weights = [sum(p * x ** (power + 1) for power, p in enumerate(row)) for row in rows]
+            return _moved(y, step, weights, self.method.slopes(field, step, y, len(rows)))
+        end = self.states[place]
+        first, last = field(step, 0, 0.0, y), field(step, 0, 1.0, end)
+        toward = 3 * x**2 - 2 * x**3
+        between = [torch.lerp(a, b, toward) for a, b in zip(y, end, strict=True)]
+        return _moved(between, step, (x * (1 - x) ** 2, -(x**2) * (1 - x)), (first, last))
+
+
+def _moved(y: Leaves, step: Step, weights: Sequence[float], slopes: Sequence[Leaves]) -> list[Tensor]:
+    dt = step.dt
+    for weight, slope in zip(weights, slopes, strict=True):
+        y = [leaf + (weight * dt) * k.to(leaf.dtype) for leaf, k in zip(y, slope, strict=True)]
+    return list(y)

@@ -1,0 +1,184 @@
+"""The pass forward: accepted steps one after the other, on a grid or as error control finds them.
+
+An attempt that is rejected leaves no trace: random generators and buffers are set back, so that what is accepted is what
+a solve on the recorded grid would have done. A last slope is handed on as the next step's first (first same as last)
+unless f drew random numbers or moved buffers, when two evaluations are not interchangeable.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .problem import Problem, Status
+from .pytree import build, paths_of
+from .replay import Recording
+from .solvers import Leaves, RungeKutta
+from .stepping import Adaptive, Grid, Step, StepSizes, numbers
+
+Advance = Callable[[Step, Leaves], list[Tensor]]
+
+
+class March:
+    """One pass through a problem; afterwards ``grid``, ``status`` and ``rejected`` tell what it was.
+
+    ``recording`` is marked before every step and after the last. ``advance`` replaces the plain step on a grid.
+    """
+
+    def __init__(self, problem: Problem, args: tuple[Any, ...], recording: Recording | None = None, advance: Advance | None = None) -> None:
+        self.problem = problem
+        self.args = args
+        self.recording = recording
+        self.advance: Advance = advance or (lambda step, y: problem.advance(step, y, args))
+        self.status: Status | None = None
+        self.rejected = 0
+        self._nodes, self._wanted = [problem.stepping.times[0]], [0]  # of an adaptive solve, so far
+        self._stop: int | None = None
+
+    @property
+    def grid(self) -> Grid:
+        """The steps done."""
+        stepping = self.problem.stepping
+        found = isinstance(stepping, Adaptive)
+        grid = Grid(tuple(self._nodes), (1,) * (len(self._nodes) - 1), tuple(self._wanted)) if found else stepping
+        return grid if self._stop is None else replace(grid, stop=self._stop)
+
+    def steps(self, y: Leaves) -> Iterator[tuple[Step, Leaves]]:
+        """The accepted steps in order, each with the state after it."""
+        stepping = self.problem.stepping
+        for step, y_next in self._on_grid(stepping, y) if isinstance(stepping, Grid) else self._controlled(stepping, y):
+            status = self.problem.watch(step, y, y_next) if self.problem.watch is not None else None
+            if status is not None:  # the step just seen does not count
+                self.status, self._stop = status, step.index
+                break
+            yield step, y_next
+            y = y_next
+        if self.recording is not None:
+            self.recording.mark()
+
+    def _on_grid(self, grid: Grid, y: Leaves) -> Iterator[tuple[Step, Leaves]]:
+        for step in grid.steps():
+            if self.recording is not None:
+                self.recording.mark()
+            versions = [leaf._version for leaf in y]
+            y_next = self.advance(step, y)
+            _refuse_in_place(versions, y)
+            yield step, y_next
+            y = y_next
+
+    def _controlled(self, adaptive: Adaptive, y: Leaves) -> Iterator[tuple[Step, Leaves]]:
+        method, recording = self.problem.method, self.recording
+        assert isinstance(method, RungeKutta) and recording is not None
+        field = partial(self.problem.field, self.args)
+        ends, nodes = numbers(adaptive.times), self._nodes
+        recording.mark()
+        first, sizes = self._start(adaptive, method, y)
+        for interval, (start, end) in enumerate(pairwise(ends)):
+            while start != end:
+                if recording.marks < len(nodes):
+                    recording.mark()
+                stop = sizes.next_end(start, end)
+                step = Step(len(nodes) - 1, (nodes[-1], adaptive.times[interval + 1] if stop == end else stop), 0, 0, 1)
+                versions = [leaf._version for leaf in y]
+                y_next, slopes = method.attempt(field, step, y, first)
+                _refuse_in_place(versions, y)
+                ratios = error_ratios(adaptive, method.error(stop - start, slopes), y, y_next)
+                error = root_mean_square(ratios)
+                moved = recording.moved()
+                if not sizes.judge(error, abs(stop - start)):
+                    self.rejected += 1
+                    first = None if moved else slopes[0]
+                    recording.retreat()
+                    if sizes.size < max(adaptive.control.min_step, 8 * math.ulp(start)):
+                        self.status = self._stuck(step.index, start, sizes.size, ratios, y)
+                        return
+                    continue
+                first = slopes[-1] if method.tableau.fsal and not moved else None
+                nodes.append(step.times[1])
+                if stop == end:
+                    self._wanted.append(len(nodes) - 1)
+                del slopes, ratios
+                yield step, y_next
+                y, start = y_next, stop
+
+    def _start(self, adaptive: Adaptive, method: RungeKutta, y: Leaves) -> tuple[Leaves | None, StepSizes]:
+        """The first slope and the first step size (Hairer, Norsett, Wanner, Solving ODEs I, II.4)."""
+        recording, control = self.recording, adaptive.control
+        embedded = method.tableau.embedded_order
+        assert recording is not None and embedded is not None
+        times = numbers(adaptive.times)
+        field = partial(self.problem.field, self.args)
+        first = field(Step(0, adaptive.times, 0, 0, 1), 0, 0.0, y)
+        size = control.first_step
+        if size is None:
+            with torch.no_grad():
+                zero = [torch.zeros_like(leaf) for leaf in y]
+                scaled = lambda leaves: root_mean_square(error_ratios(adaptive, leaves, y, zero))  # noqa: E731
+                d0, d1 = scaled(y), scaled(first)
+                h0 = 1e-6 if d0 < 1e-5 or d1 < 1e-5 else 0.01 * d0 / d1
+                h0 = min(h0, abs(times[1] - times[0]))
+                ahead = Step(0, (times[0], times[0] + math.copysign(h0, times[1] - times[0])), 0, 0, 1)
+                moved = [torch.add(leaf, k.to(leaf.dtype), alpha=float(ahead.dt)) for leaf, k in zip(y, first, strict=True)]
+                second = field(ahead, 0, 1.0, moved)
+                d2 = scaled([b - a for a, b in zip(first, second, strict=True)]) / h0
+                h1 = max(1e-6, h0 * 1e-3) if max(d1, d2) <= 1e-15 else (0.01 / max(d1, d2)) ** (1 / (embedded + 1))
+                size = min(100 * h0, h1) if math.isfinite(h1) else h0
+        size = min(max(size, control.min_step), control.max_step)
+        if recording.moved():
+            recording.retreat()
+            return None, StepSizes(control, embedded + 1, size)
+        return first, StepSizes(control, embedded + 1, size)
+
+    def _stuck(self, index: int, t: float, size: float, ratios: Sequence[Tensor], y: Leaves) -> Status:
+        """The largest error component of the attempt that could not be made small enough."""
+        place, element, error = _largest(ratios)
+        path = paths_of(self.problem.field.structure)[place]
+        reason = "step size" if math.isfinite(error) else "not finite"
+        what = f"its error is {error:.3g} times the tolerance" if math.isfinite(error) else "it is not finite"
+        message = f"at t={t:.9g}, step {index + 1}, the step size fell to {size:.3g}: {what} in {path}, element {element}"
+        good = build(self.problem.field.structure, [leaf.detach() for leaf in y])
+        return Status(reason, message, t, index, path, element, error, good)
+
+
+def error_ratios(adaptive: Adaptive, error: Sequence[Tensor], y: Leaves, y_next: Leaves) -> list[Tensor]:
+    """|error| / (atol + rtol max(|y|, |y_next|)) for every element of every leaf."""
+    with torch.no_grad():
+        size = [torch.maximum(a.abs(), b.abs()) for a, b in zip(y, y_next, strict=True)]
+        return [e.abs() / (atol + rtol * s) for e, s, rtol, atol in zip(error, size, adaptive.rtol, adaptive.atol, strict=True)]
+
+
+def root_mean_square(leaves: Sequence[Tensor]) -> float:
+    """Over all elements of all leaves."""
+    count = sum(leaf.numel() for leaf in leaves)
+    total = torch.stack([torch.linalg.vector_norm(leaf.float() if leaf.dtype.itemsize < 4 else leaf).double() for leaf in leaves])
+    return torch.linalg.vector_norm(total).item() / math.sqrt(max(count, 1))
+
+
+def first_not_finite(leaves: Sequence[Tensor]) -> tuple[int, tuple[int, ...]] | None:
+    """Which leaf and element is NaN or infinite; None where all are finite."""
+    for place, leaf in enumerate(leaves):
+        bad = ~torch.isfinite(leaf)
+        if bad.any():
+            return place, tuple(int(i) for i in bad.nonzero()[0])
+    return None
+
+
+def _largest(ratios: Sequence[Tensor]) -> tuple[int, tuple[int, ...], float]:
+    broken = first_not_finite(ratios)
+    if broken is not None:
+        return *broken, math.nan
+    place = max((place for place, leaf in enumerate(ratios) if leaf.numel()), key=lambda place: ratios[place].max().item())
+    where = int(ratios[place].argmax())
+    return place, tuple(int(i) for i in torch.unravel_index(torch.tensor(where), ratios[place].shape)), ratios[place].max().item()
+
+
+def _refuse_in_place(versions: Sequence[int], y: Leaves) -> None:
+    if versions != [leaf._version for leaf in y]:
+        raise ValueError("func modifies its state y in place; work on y.clone(), or use operations that are not in place")

@@ -1,0 +1,99 @@
+"""What a solve will cost, told beforehand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .adjoint import Adjoint, BacksolveAdjoint, CheckpointAdjoint, DirectAdjoint, ReversibleAdjoint, as_adjoint, mebibytes
+from .pytree import leaves_of, structure_of
+from .schedule import Schedule, positions, reversal
+from .solve import problem_of
+from .solvers import Method
+from .stepping import Grid
+from .sweep import bytes_of, record, untouched, weighed
+from .tableau import Tableau
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Predicted costs of a solve on a grid: ``print(plan)`` reads them aloud.
+
+    ``state_bytes`` and ``graph_bytes``: one state; what autograd stores in one step besides. ``peak_bytes``: the most held
+    at once, forward or backward, of states and step graphs (the one being redone included). Evaluations count calls of
+    func. ``recomputed`` counts steps redone; ``slots`` and ``graphs``: states, and graphs of the last steps, kept forward.
+    """
+
+    adjoint: Adjoint
+    method: str
+    steps: int
+    state_bytes: int
+    graph_bytes: int
+    peak_bytes: int
+    evaluations_forward: int
+    evaluations_backward: int
+    recomputed: int
+    slots: int | None = None
+    graphs: int = 0
+    schedule: Schedule | None = None
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.steps} steps of {self.method}, {self.adjoint}",
+            f"a state: {mebibytes(self.state_bytes)}, the graph of a step: {mebibytes(self.graph_bytes)}, "
+            f"at most held at once: {mebibytes(self.peak_bytes)}",
+            f"func evaluated {self.evaluations_forward} times forward, {self.evaluations_backward} times backward; "
+            f"{self.recomputed} steps redone ({self.recomputed / self.steps:.2f} per step)",
+        ]
+        if self.schedule is not None:
+            kept = f"{len(self.schedule.kept)} states" + (f" and {self.graphs} graphs" if self.graphs else "")
+            lines += [f"{kept} kept (o state, = graph, - step without graph, < step reversed):", self.schedule.draw()]
+        return "\n".join(lines)
+
+
+def plan(
+    func: Callable[..., Any],
+    y0: Any,
+    t: Sequence[float] | Tensor = (0.0, 1.0),
+    *,
+    method: str | Tableau | Method = "rk4",
+    steps: int | None = None,
+    step_size: float | None = None,
+    grid: Sequence[float] | Tensor | None = None,
+    args: tuple[Any, ...] = (),
+    adjoint: str | Adjoint = "checkpoint",
+) -> Plan:
+    """What ``odeint`` with these arguments will cost, from one step that is done now to weigh its graph.
+
+    Takes the arguments of ``odeint`` for a solve on a grid. Random generators and buffers are left as they were.
+
+    Raises:
+        ValueError, TypeError: as ``odeint``; an adaptive solve has no plan, its grid can be passed once it is known.
+    """
+    problem, leaves = problem_of(func, y0, t, method=method, steps=steps, step_size=step_size, grid=grid, args=args)
+    if not isinstance(problem.stepping, Grid):
+        raise ValueError("an adaptive solve does not know its steps beforehand; give steps, or grid=solution.grid of an earlier one")
+    count, chosen = len(problem.stepping), as_adjoint(adjoint)
+    before = problem.field.evaluations
+    with untouched(problem, leaves, args), torch.enable_grad():
+        start = [leaf.detach().requires_grad_() for leaf in leaves]
+        handed = [leaf for leaf in leaves_of(args, structure_of(args)) if isinstance(leaf, Tensor)]
+        _, reached, inner = record(problem, leaves, args)
+        _, graph = weighed(lambda: problem.advance(problem.stepping.steps()[0], start, args), [*start, *handed, *reached, *inner])
+    once, state = problem.field.evaluations - before, bytes_of(leaves)
+    fixed = (chosen, problem.method.name, count, state, graph)
+    if isinstance(chosen, CheckpointAdjoint):
+        slots, graphs = chosen.choose(count, state, graph)
+        schedule = reversal(count, positions(count, slots, graphs), slots, graphs)
+        peak = int(schedule.peak(state, graph))
+        return Plan(*fixed, peak, count * once, schedule.redone * once, schedule.redone, slots, graphs, schedule)
+    if isinstance(chosen, ReversibleAdjoint):
+        return Plan(*fixed, 4 * state + graph, 2 * count * once, 2 * count * once, count)
+    if isinstance(chosen, BacksolveAdjoint):
+        return Plan(*fixed, len(problem.stepping.outputs()) * state + 2 * state + graph, count * once, count * once, count)
+    assert isinstance(chosen, DirectAdjoint)
+    return Plan(*fixed, (count + 1) * state + count * graph, count * once, 0, 0)

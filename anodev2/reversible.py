@@ -1,0 +1,152 @@
+"""A scheme whose steps can be undone: states are found again in the backward pass instead of being kept.
+
+With Psi_h(t, y) the increment of any one-step method, a step is two halves, each of which leaves one of y, z alone and is
+therefore undone with the same evaluation:
+
+    y' = c y + (1 - c) z + Psi_h(t, z)          z' = z - Psi_{-h}(t + h, y')
+
+Source: McCallum & Foster, arXiv 2410.11648 (2024).
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .problem import Problem
+from .pullback import Grads, StepGraph, Totals, hooks_silent
+from .replay import Recording
+from .solvers import Leaves
+from .stepping import Grid, Step
+from .sweep import Inputs, StandIns
+
+ROUND_OFF = {torch.float64: 1e-6}  # of y0 found again, relative; a coarser dtype bears more
+COARSE_ROUND_OFF = 1e-3
+
+
+def reversible_step(problem: Problem, coupling: float, step: Step, y: Leaves, z: Leaves, args: tuple[Any, ...]) -> tuple[Leaves, Leaves]:
+    """The pair after ``step``, by plain autograd."""
+    y = _mixed(coupling, y, z, _increment(problem, step, z, args))
+    return y, _sum(z, _increment(problem, _backwards(step), y, args), -1.0)
+
+
+def _increment(problem: Problem, step: Step, y: Leaves, args: tuple[Any, ...]) -> Leaves:
+    return _sum(problem.advance(step, y, args), y, -1.0)
+
+
+def _backwards(step: Step) -> Step:
+    return Step(step.index, (step.time(1.0), step.time(0.0)), 0, 0, 1)
+
+
+def _mixed(coupling: float, y: Leaves, z: Leaves, increment: Leaves) -> Leaves:
+    return [coupling * a + (1 - coupling) * b + c for a, b, c in zip(y, z, increment, strict=True)]
+
+
+def _sum(a: Leaves, b: Leaves, scale: float) -> Leaves:
+    return [torch.add(x, y, alpha=scale) for x, y in zip(a, b, strict=True)]
+
+
+@dataclass
+class Undo:
+    """One solve by the reversible scheme, forward without a graph and backward by undoing its steps."""
+
+    problem: Problem
+    coupling: float
+    inputs: Inputs
+    recording: Recording
+    grid: Grid = field(init=False)
+
+    def forward(self, inputs: list[Tensor], args: tuple[Any, ...]) -> tuple[list[Tensor], list[Tensor]]:
+        """The leaves of the wanted states; y and z at the end, which is all that the way back needs."""
+        assert isinstance(self.problem.stepping, Grid)
+        self.grid = self.problem.stepping
+        y: Leaves = [leaf.detach() for leaf in inputs[: self.inputs.width]]
+        z, states, outputs = y, {0: y}, self.problem.outputs(self.grid)
+        with self.recording.making(), self.inputs.instead([tensor.detach() for tensor in self.inputs.inner]):
+            for step in self.grid.steps():
+                self.recording.mark()
+                y = _mixed(self.coupling, y, z, _increment(self.problem, step, z, args))
+                self.recording.mark()
+                z = _sum(z, _increment(self.problem, _backwards(step), y, args), -1.0)
+                if step.index + 1 in outputs:
+                    states[step.index + 1] = y
+            self.recording.mark()
+        return [leaf for index in outputs for leaf in states[index]], [*y, *z]
+
+    def backward(self, inputs: Leaves, kept: list[Tensor], cotangents: Sequence[Tensor | None], wants: Sequence[bool]) -> Grads:
+        """Gradients of all inputs from those of the outputs: steps undone, last to first."""
+        width = self.inputs.width
+        stand_ins = self.inputs.stand_ins(inputs, wants)
+        back = _Undoing(self, stand_ins, kept[:width], kept[width:])
+        kept.clear()
+        arriving = {index: cotangents[i * width : (i + 1) * width] for i, index in enumerate(self.problem.outputs(self.grid))}
+        nothing: Grads = [None] * width
+        with self.recording.replaying(), hooks_silent(self.inputs.leaves), self.inputs.instead(stand_ins.inner):
+            for step in reversed(self.inputs.steps(self.grid, stand_ins)):
+                back.y_bar = _plus(back.y_bar, arriving.get(step.index + 1, nothing))
+                back.undo(step)
+        self._warn(inputs[:width], back)
+        y_bar = _plus(_plus(back.y_bar, back.z_bar), arriving.get(0, nothing))
+        return [*y_bar, *back.totals.values]
+
+    def _warn(self, y0: Leaves, back: _Undoing) -> None:
+        for start, *found in zip(y0, back.y, back.z, strict=True):
+            gap = max((torch.linalg.vector_norm(leaf - start) / torch.linalg.vector_norm(start).clamp_min(1e-30)).item() for leaf in found)
+            if not gap <= ROUND_OFF.get(start.real.dtype if start.is_complex() else start.dtype, COARSE_ROUND_OFF):
+                warnings.warn(
+                    f"ReversibleAdjoint found y0 again only to {gap:.1e} (relative): the steps cannot be undone to round-off, and the "
+                    "gradient is off likewise; take more steps, or adjoint='checkpoint'",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+
+
+class _Undoing:
+    """The pair on its way back, its cotangents, and the sums so far."""
+
+    def __init__(self, undo: Undo, stand_ins: StandIns, y: Leaves, z: Leaves) -> None:
+        self.problem, self.coupling, self.recording = undo.problem, undo.coupling, undo.recording
+        self.args, self.places = undo.inputs.args(stand_ins), stand_ins.places
+        self.y, self.z = y, z
+        self.y_bar: Grads = [None] * len(y)
+        self.z_bar: Grads = [None] * len(y)
+        self.totals = Totals(len(stand_ins.places))
+
+    def undo(self, step: Step) -> None:
+        """Both halves of the step, last first."""
+        c = self.coupling
+        increment, y_bar = self._pulled(2 * step.index + 1, _backwards(step), self.y, _scaled(self.z_bar, -1.0))
+        self.z = _sum(self.z, increment, 1.0)
+        self.y_bar = _plus(self.y_bar, y_bar)
+        increment, z_bar = self._pulled(2 * step.index, step, self.z, self.y_bar)
+        self.y = [(a - (1 - c) * b - d) / c for a, b, d in zip(self.y, self.z, increment, strict=True)]
+        self.z_bar = _plus(_plus(self.z_bar, _scaled(self.y_bar, 1 - c)), z_bar)
+        self.y_bar = _scaled(self.y_bar, c)
+        if step.index == 0:
+            self.recording.kept.refuse_gradients()
+
+    def _pulled(self, mark: int, step: Step, at: Leaves, seeds: Grads) -> tuple[Leaves, Grads]:
+        """The increment of ``step`` from the state ``at``, and the cotangents pulled back through it."""
+        self.recording.rewind(mark)
+        at = [leaf.detach().requires_grad_() for leaf in at]
+        with self.recording.surroundings(), torch.enable_grad():
+            increment = _increment(self.problem, step, at, self.args)
+        values = [leaf.detach() for leaf in increment]
+        graph = StepGraph.of(increment, seeds)
+        del increment
+        cotangents, gradients = graph.pull_back(at, self.places)
+        self.totals.add(gradients)
+        return values, cotangents
+
+
+def _plus(a: Sequence[Tensor | None], b: Sequence[Tensor | None]) -> Grads:
+    return [y if x is None else x if y is None else x + y for x, y in zip(a, b, strict=True)]
+
+
+def _scaled(a: Grads, scale: float) -> Grads:
+    return [None if x is None else scale * x for x in a]

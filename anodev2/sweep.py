@@ -1,0 +1,351 @@
+"""A pass forward without a graph, and the pass backward that redoes its steps as a schedule says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+
+from .march import March
+from .problem import Problem, Run
+from .pullback import Grads, Instead, StepGraph, Totals, hooks_silent
+from .pytree import Structure, build, leaves_of, structure_of
+from .reach import reach
+from .replay import Recording, sample, without_graph
+from .schedule import Schedule, Thinning, positions, reversal
+from .solvers import Leaves
+from .stepping import Grid, Step
+
+Choice = Callable[[int, int, int], tuple[int | None, int]]  # (steps, bytes of a state, of a graph) -> (slots, graphs to keep)
+
+
+def record(problem: Problem, y0: Leaves, args: tuple[Any, ...]) -> tuple[Recording, list[Tensor], list[Tensor]]:
+    """A recording of all that f reaches; and the leaves and inner tensors that require grad among it."""
+    rest = leaves_of(args, structure_of(args))
+    found = reach(problem.field.func, *(leaf for leaf in rest if not isinstance(leaf, Tensor)))
+    devices = {leaf.device for leaf in (*y0, *rest, *found.leaves) if isinstance(leaf, Tensor)}
+    return Recording(replayable(found.modules), devices, found.generators), found.leaves, found.inner
+
+
+def replayable(modules: Sequence[nn.Module]) -> list[nn.Module]:
+    """All but TorchScript's modules; one with buffers is refused."""
+    scripted = [module for module in modules if isinstance(module, torch.jit.ScriptModule)]
+    if any(True for module in scripted for _ in module.buffers()):
+        raise ValueError("the buffers of a TorchScript module cannot be replayed; solve on a grid with adjoint='direct'")
+    return [module for module in modules if not isinstance(module, torch.jit.ScriptModule)]
+
+
+@dataclass
+class StandIns:
+    """Detached tensors in the place of times, arguments and inner tensors, whose gradients are collected.
+
+    ``places``: by ``id``, the place of each of these and of the leaves that f reaches among the sweep's inputs behind
+    the state.
+    """
+
+    times: Leaves
+    arguments: Leaves
+    inner: Leaves
+    places: dict[int, int]
+
+
+@dataclass
+class Inputs:
+    """What the result of a solve depends on, in this order: state, times, arguments; leaves and inner tensors f reaches.
+
+    State, times and arguments are handed to f, so a recompute replaces them by detached stand-ins. Leaves that f
+    reaches by itself are used as they are. Inner tensors that f reaches (results of earlier operations) have a history
+    that the recompute must not enter: f gets stand-ins for those too, through a torch function mode, which is only
+    there where such tensors are; those that f was not seen to use are left alone.
+    """
+
+    width: int
+    timed: int
+    structure: Structure
+    rest: list[Any]
+    wanted: list[int]
+    leaves: list[Tensor]
+    inner: list[Tensor]
+
+    @classmethod
+    def of(cls, problem: Problem, y0: Leaves, args: tuple[Any, ...]) -> tuple[Inputs, list[Tensor], Recording]:
+        """With the tensors handed to f, which only the autograd graph is to keep, and a recording."""
+        times = [time for time in problem.stepping.times if isinstance(time, Tensor)]
+        structure = structure_of(args)
+        rest = leaves_of(args, structure)
+        wanted = [place for place, leaf in enumerate(rest) if isinstance(leaf, Tensor) and leaf.requires_grad]
+        arguments = [rest[place] for place in wanted]
+        recording, leaves, inner = record(problem, y0, args)
+        for place in wanted:
+            rest[place] = None  # a second reference would outlive the graph
+        return cls(len(y0), len(times), structure, rest, wanted, leaves, inner), [*y0, *times, *arguments], recording
+
+    @property
+    def reached(self) -> list[Tensor]:
+        """What f reaches by itself."""
+        return [*self.leaves, *self.inner]
+
+    def stand_ins(self, inputs: Leaves, wants: Sequence[bool]) -> StandIns:
+        """For all of ``inputs``, which may be copies (a user's saved-tensor hooks make some); ``wants``: requires_grad of each."""
+        handed = inputs[self.width : self.width + self.timed + len(self.wanted)]
+        given = [tensor.detach().requires_grad_(want) for tensor, want in zip(handed, wants[self.width :], strict=False)]
+        return self.placed(given, [tensor.detach().requires_grad_() for tensor in self.inner])
+
+    def placed(self, given: Leaves, inner: Leaves) -> StandIns:
+        """These stand-ins; leaves are recognised by their own identity."""
+        places = {id(tensor): place for place, tensor in enumerate([*given, *self.leaves, *inner])}
+        return StandIns(given[: self.timed], given[self.timed :], inner, places)
+
+    def narrow(self, used: Sequence[int]) -> None:
+        """Forget the inner tensors that f was not seen to use."""
+        self.inner = [self.inner[place] for place in used]
+
+    def steps(self, grid: Grid, stand_ins: StandIns) -> list[Step]:
+        """The steps of ``grid``, with stand-ins for the times that require grad."""
+        times = iter(stand_ins.times)
+        return replace(grid, times=tuple(next(times) if isinstance(time, Tensor) else time for time in grid.times)).steps()
+
+    def args(self, stand_ins: StandIns) -> tuple[Any, ...]:
+        """The arguments of f, with stand-ins for the tensors that require grad."""
+        leaves = list(self.rest)
+        for place, stand_in in zip(self.wanted, stand_ins.arguments, strict=True):
+            leaves[place] = stand_in
+        return build(self.structure, leaves)
+
+    def instead(self, stand_ins: Leaves) -> AbstractContextManager[Any]:
+        """Hands f the stand-ins for inner tensors."""
+        return Instead(self.inner, stand_ins) if self.inner else nullcontext()
+
+
+@dataclass
+class Sweep:
+    """One solve, forward and backward; ``choose`` decides what to keep once the size of a step's graph is known."""
+
+    problem: Problem
+    inputs: Inputs
+    recording: Recording
+    slots: int | None = None
+    choose: Choice | None = None
+    offload: bool = False
+    end: list[Tensor] = field(default_factory=list)
+    grid: Grid = field(init=False)
+    schedule: Schedule = field(init=False)
+    graphs: dict[int, tuple[Leaves, Leaves]] = field(default_factory=dict)
+    stand_ins: StandIns | None = None
+    run: Run = field(init=False)
+
+    def forward(self, inputs: list[Tensor], args: tuple[Any, ...]) -> tuple[list[Tensor], list[Tensor]]:
+        """Run the steps; the leaves of the wanted states and of the kept ones."""
+        y = [leaf.detach() for leaf in inputs[: self.inputs.width]]
+        states, inner = {0: y}, [tensor.detach() for tensor in self.inputs.inner]
+        keeper = _Keeper(self, args)
+        if self.choose is not None:
+            everything = [*inputs, *self.inputs.reached]
+            self.stand_ins = self.inputs.stand_ins(everything, [tensor.requires_grad for tensor in everything])
+            inner = self.stand_ins.inner
+        march = March(self.problem, args, self.recording, keeper.advance if self.choose is not None else None)
+        with self.recording.making(), self.inputs.instead(inner) as mode:
+            for step, y_next in march.steps(y):
+                keeper.see(step.index, y)
+                y = states[step.index + 1] = y_next
+                if not keeper.wanted(step.index + 1):
+                    del states[step.index + 1]
+        if isinstance(mode, Instead):
+            used = [place for place, tensor in enumerate(self.inputs.inner) if id(tensor) in mode.met]
+            self.inputs.narrow(used)
+            if self.stand_ins is not None:
+                given = [*self.stand_ins.times, *self.stand_ins.arguments]
+                self.stand_ins = self.inputs.placed(given, [inner[place] for place in used])
+        self.end = [sample(leaf) for leaf in y]
+        self.grid = march.grid
+        kept = keeper.finish(len(self.grid))
+        self.run = Run([], self.grid, march.status, march.rejected, self.schedule.redone, keeper.peak(y))
+        return [leaf for index in self.problem.outputs(self.grid) for leaf in states[index]], [leaf for state in kept for leaf in state]
+
+    def backward(self, inputs: Leaves, kept: list[Tensor], cotangents: Sequence[Tensor | None], wants: Sequence[bool]) -> Grads:
+        """Gradients of all inputs from those of the outputs: steps redone as the schedule says, last to first."""
+        stand_ins = self.stand_ins or self.inputs.stand_ins(inputs, wants)
+        width = self.inputs.width
+        states = {at: kept[i * width : (i + 1) * width] for i, at in enumerate(self.schedule.kept)}
+        kept.clear()
+        back = _Back(self, stand_ins, cotangents, wants)
+        with self.recording.replaying(), hooks_silent(self.inputs.leaves), self.inputs.instead(stand_ins.inner):
+            for kind, at, to in self.schedule.backward:
+                if kind == "restore":
+                    back.y = fetched(states[at], back.devices)
+                elif kind == "keep":
+                    states[at] = back.y
+                elif kind == "forget":
+                    del states[at]
+                elif kind == "advance":
+                    back.advance(at, to)
+                else:
+                    back.reverse(at)
+        back.comparison.verify()
+        return [*back.y_bar, *back.totals.values]
+
+
+class _Keeper:
+    """What stays of the pass forward, decided as its steps go by: states, and the graphs of the last steps."""
+
+    def __init__(self, sweep: Sweep, args: tuple[Any, ...]) -> None:
+        self.sweep = sweep
+        self.args = args
+        grid = sweep.problem.stepping
+        self.steps = len(grid) if isinstance(grid, Grid) else None
+        self.outputs = set(sweep.problem.outputs(grid)) if isinstance(grid, Grid) and sweep.problem.watch is None else None
+        self.states: dict[int, Leaves] = {}
+        self.last: tuple[int, Leaves] | None = None
+        self.slots, self.graphs, self.graph_bytes = sweep.slots, 0, 0
+        self.places: set[int] | None = None  # None: every state
+        self.thinning = Thinning(self.slots) if self.steps is None and self.slots is not None else None
+        if self.steps is not None and self.slots is not None:
+            self.places = set(positions(self.steps, self.slots))
+
+    def wanted(self, index: int) -> bool:
+        """Whether the state after so many steps is an output; an adaptive solve only knows in the end."""
+        return self.outputs is None or index in self.outputs
+
+    def see(self, index: int, y: Leaves) -> None:
+        """The state before step ``index``, which has just been done."""
+        self.last = (index, y)
+        if self.thinning is not None:
+            self.states[index] = y
+            for gone in self.thinning.admit(index):
+                del self.states[gone]
+        elif self.places is None or index in self.places:
+            self.states[index] = stowed(y) if self.sweep.offload else y
+
+    def advance(self, step: Step, y: Leaves) -> list[Tensor]:
+        """A step of a solve that chooses what it keeps: the first one is weighed, the last ones keep their graphs."""
+        assert self.steps is not None and self.sweep.choose is not None
+        if 0 < step.index < self.steps - self.graphs:
+            return self.sweep.problem.advance(step, y, self.args)
+        stand_ins = self.sweep.stand_ins
+        assert stand_ins is not None
+        start = [leaf.detach().requires_grad_() for leaf in y]
+        step = self.sweep.inputs.steps(self.sweep.problem.stepping, stand_ins)[step.index]  # pyright: ignore[reportArgumentType]
+        own = [*start, *stand_ins.times, *stand_ins.arguments, *stand_ins.inner, *self.sweep.inputs.leaves]
+        run = lambda: self.sweep.problem.advance(step, start, self.sweep.inputs.args(stand_ins))  # noqa: E731
+        with torch.enable_grad():
+            if step.index == 0:
+                end, self.graph_bytes = weighed(run, own)
+                self.slots, self.graphs = self.sweep.choose(self.steps, bytes_of(y), self.graph_bytes)
+                self.places = set(positions(self.steps, self.slots, self.graphs)) if self.slots is not None else None
+            else:
+                end = run()
+        if step.index >= self.steps - self.graphs:
+            self.sweep.graphs[step.index] = (start, end)
+        return [leaf.detach() for leaf in end]
+
+    def finish(self, steps: int) -> list[Leaves]:
+        """The kept states in order; the way back starts from the state before the last step."""
+        if self.last is not None and steps:
+            self.states.setdefault(*self.last)
+        kept = tuple(sorted(at for at in self.states if at < steps))
+        self.sweep.schedule = reversal(steps, kept, self.slots, len(self.sweep.graphs))
+        return [self.states[at] for at in kept]
+
+    def peak(self, y: Leaves) -> int:
+        """The most bytes of states (and, where weighed, of step graphs) held at once."""
+        return int(self.sweep.schedule.peak(bytes_of(y), self.graph_bytes))
+
+
+class _Back:
+    """Where the pass backward is: the working state, the cotangents, and the sums so far."""
+
+    def __init__(self, sweep: Sweep, stand_ins: StandIns, cotangents: Sequence[Tensor | None], wants: Sequence[bool]) -> None:
+        width = sweep.inputs.width
+        self.problem, self.recording, self.graphs = sweep.problem, sweep.recording, sweep.graphs
+        self.stand_ins, self.wants = stand_ins, wants[:width]
+        self.steps, self.args = sweep.inputs.steps(sweep.grid, stand_ins), sweep.inputs.args(stand_ins)
+        self.nothing: Grads = [None] * width
+        outputs = sweep.problem.outputs(sweep.grid)
+        self.arriving = {index: list(cotangents[i * width : (i + 1) * width]) for i, index in enumerate(outputs)}
+        self.y: Leaves = []
+        self.y_bar: Grads = self.arriving.get(len(self.steps), self.nothing)
+        self.expected = sweep.end
+        self.devices = [leaf.device for leaf in sweep.end]
+        self.totals = Totals(len(stand_ins.places))
+        self.comparison = sweep.recording.comparison()
+
+    def advance(self, at: int, to: int) -> None:
+        """Move the working state on, without a graph."""
+        with without_graph():
+            for step in self.steps[at:to]:
+                self.recording.rewind(step.index)
+                with self.recording.surroundings():
+                    self.y = self.problem.advance(step, self.y, self.args)
+
+    def reverse(self, at: int) -> None:
+        """Pull the cotangents back through the step that starts from the working state."""
+        here = self.arriving.get(at, self.nothing)
+        y, self.y = [leaf.detach().requires_grad_(at > 0 or want) for leaf, want in zip(self.y, self.wants, strict=True)], []
+        expected, self.expected = self.expected, [sample(leaf) for leaf in y]
+        if all(seed is None for seed in self.y_bar):  # no later state was asked for
+            self.y_bar = here
+            return
+        if at in self.graphs:
+            y, y_next = self.graphs.pop(at)
+        else:
+            y_next = self._redone(self.steps[at], y)
+            self.comparison.add(y_next, expected)
+        graph = StepGraph.of([*y_next, *y], [*self.y_bar, *here])
+        del y_next  # from here on only its graph is needed
+        self.y_bar, gradients = graph.pull_back(y, self.stand_ins.places)
+        self.totals.add(gradients)
+
+    def _redone(self, step: Step, y: Leaves) -> Leaves:
+        self.recording.rewind(step.index)
+        with self.recording.surroundings(), torch.enable_grad():
+            y_next = self.problem.advance(step, y, self.args)
+        if step.index == 0:
+            self.recording.kept.refuse_gradients()
+        return y_next
+
+
+def bytes_of(leaves: Leaves) -> int:
+    """Of all leaves together."""
+    return sum(leaf.numel() * leaf.element_size() for leaf in leaves)
+
+
+def weighed(run: Callable[[], Leaves], own: Leaves) -> tuple[Leaves, int]:
+    """The result of ``run``, and how many bytes its graph holds apart from its result and tensors of its surroundings (``own``)."""
+    storages: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storages[tensor.untyped_storage()._cdata] = tensor.untyped_storage().nbytes()
+        return tensor.detach()  # an output that holds itself would never be freed
+
+    with saved_tensors_hooks(pack, lambda tensor: tensor):
+        result = run()
+    for tensor in (*own, *result):
+        storages.pop(tensor.untyped_storage()._cdata, None)
+    return result, sum(storages.values())
+
+
+def stowed(y: Leaves) -> Leaves:
+    """Copies in host memory, pinned where a device can copy to it by itself."""
+    homes = [torch.empty(leaf.shape, dtype=leaf.dtype, pin_memory=leaf.device.type == "cuda") for leaf in y]
+    return [home.copy_(leaf, non_blocking=True) for home, leaf in zip(homes, y, strict=True)]
+
+
+def fetched(y: Leaves, devices: Sequence[torch.device]) -> Leaves:
+    """The leaves on their devices again."""
+    return [leaf.to(device, non_blocking=True) for leaf, device in zip(y, devices, strict=True)]
+
+
+@contextmanager
+def untouched(problem: Problem, y0: Leaves, args: tuple[Any, ...]) -> Iterator[None]:
+    """f may be evaluated inside, and leaves random generators and buffers as they were."""
+    recording = record(problem, y0, args)[0]
+    recording.mark()
+    try:
+        yield
+    finally:
+        recording.retreat()
