@@ -28,7 +28,7 @@ from .march import March
 from .problem import Problem, Run
 from .pullback import Grads
 from .reversible import Undo, reversible_step
-from .schedule import positions, redone_by, reversal
+from .schedule import fewest_redone, positions, reversal
 from .solvers import Leaves
 from .stepping import Adaptive, Grid
 from .sweep import Inputs, Sweep, record
@@ -137,34 +137,14 @@ class CheckpointAdjoint(Adjoint):
         """Slots, and how many of the last steps keep their graph, for states and step graphs of so many bytes."""
         if self.memory is None:
             return self.slots, 0
-        budget = as_bytes(self.memory)
-        choices: list[tuple[int, int, int]] = []
-        for graphs in range(steps, -1, -1):
-            slots = _most_slots(steps, graphs, budget, state, graph)
-            if slots is not None:
-                choices.append((redone_by(steps - graphs, slots) if graphs < steps else 0, -graphs, slots))
-                if slots >= steps - graphs:  # fewer graphs would only be redone
-                    break
-        if not choices:
+        best = fewest_redone(steps, as_bytes(self.memory), state, graph)
+        if best is None:
             least = reversal(steps, positions(steps, 1), 1).peak(state, graph)
             raise ValueError(
                 f"memory={self.memory!r} is below the smallest schedule for {steps} steps, {mebibytes(least)}: states of "
                 f"{mebibytes(state)} and a step's graph of {mebibytes(graph)}; give it that, or let f store less"
             )
-        _, graphs, slots = min(choices)
-        return slots, -graphs
-
-
-def _most_slots(steps: int, graphs: int, budget: int, state: int, graph: int) -> int | None:
-    """The most slots for the steps before the last ``graphs`` that stay within the budget; None where one is too many."""
-    fits = lambda slots: reversal(steps, positions(steps, slots, graphs), slots, graphs).peak(state, graph) <= budget  # noqa: E731
-    low, high = 0, max(1, steps - graphs)
-    if steps * state + graphs * graph <= budget and fits(high):
-        return high
-    while low < high:  # what is held grows with the slots
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle - 1)
-    return low or None
+        return best
 
 
 @dataclass(frozen=True)

@@ -55,10 +55,11 @@ class Backsolve:
             for i in reversed(range(len(places))):
                 arriving = cotangents[i * width : (i + 1) * width]
                 alpha = [a if c is None else a + c for a, c in zip(alpha, arriving, strict=True)]
-                if i:
+                before = places[i - 1] if i else 0
+                if places[i] > before:
                     field.last = places[i] - 1
                     state = [*kept[i * width : (i + 1) * width], *alpha, *sums]
-                    state = self._solved(field, nodes[places[i - 1] : places[i] + 1][::-1], state)
+                    state = self._solved(field, nodes[before : places[i] + 1][::-1], state)
                     alpha, sums = state[width : 2 * width], state[2 * width :]
         return [*alpha, *(total if place in field.used else None for place, total in enumerate(sums))]
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from .problem import Problem
 from .pytree import build
 from .solvers import Leaves, RungeKutta
-from .stepping import Grid, Step
+from .stepping import Grid, Step, Time
 
 
 class Dense:
@@ -30,35 +30,37 @@ class Dense:
         self.steps, self.nodes = grid.steps(), grid.nodes()
 
     def __call__(self, t: Any) -> Any:
-        times = torch.as_tensor(t, dtype=torch.float64)
-        values = times.reshape(-1).tolist()
         low, high = min(self.nodes), max(self.nodes)
-        if times.ndim > 1 or not values or not all(low <= value <= high for value in values):
+        try:
+            given = torch.as_tensor(t, dtype=torch.float64)
+        except (TypeError, ValueError, RuntimeError):
+            given = torch.zeros(0)
+        if given.ndim > 1 or not given.numel() or not bool(((low <= given) & (given <= high)).all()):
             raise ValueError(f"t={t} must be a time between {low} and {high}, or a sequence of such times")
-        states = [self._at(value) for value in values]
-        leaves = [torch.stack(leaf) for leaf in zip(*states, strict=True)] if times.ndim else states[0]
+        states = [self._at(time if given.requires_grad else time.item()) for time in given.reshape(-1)]
+        leaves = [torch.stack(leaf) for leaf in zip(*states, strict=True)] if given.ndim else states[0]
         return build(self.field.structure, leaves)
 
-    def _at(self, t: float) -> Leaves:
-        rising = self.nodes[-1] > self.nodes[0]
-        place = bisect.bisect_left(self.nodes, t if rising else -t, key=None if rising else lambda node: -node)
-        if self.nodes[place] == t:
+    def _at(self, t: Time) -> Leaves:
+        number, rising = float(t), self.nodes[-1] > self.nodes[0]
+        place = bisect.bisect_left(self.nodes, number if rising else -number, key=None if rising else lambda node: -node)
+        step = self.steps[max(place - 1, 0)]
+        x = (t - step.time(0.0)) / step.dt
+        if self.nodes[place] == number and not isinstance(x, Tensor):  # a tensor has a history, even there
             return self.states[place]
-        step, start = self.steps[place - 1], self.nodes[place - 1]
-        x = (t - start) / (self.nodes[place] - start)
-        y, field = self.states[place - 1], partial(self.field, self.args)
+        y, field = self.states[step.index], partial(self.field, self.args)
         if isinstance(self.method, RungeKutta) and self.method.tableau.interpolant is not None:
             rows = [[float(p) for p in row] for row in self.method.tableau.interpolant]
             weights = [sum(p * x ** (power + 1) for power, p in enumerate(row)) for row in rows]
             return _moved(y, step, weights, self.method.slopes(field, step, y, len(rows)))
-        end = self.states[place]
+        end = self.states[step.index + 1]
         first, last = field(step, 0, 0.0, y), field(step, 0, 1.0, end)
         toward = 3 * x**2 - 2 * x**3
-        between = [torch.lerp(a, b, toward) for a, b in zip(y, end, strict=True)]
+        between = [a + toward * (b - a) for a, b in zip(y, end, strict=True)]
         return _moved(between, step, (x * (1 - x) ** 2, -(x**2) * (1 - x)), (first, last))
 
 
-def _moved(y: Leaves, step: Step, weights: Sequence[float], slopes: Sequence[Leaves]) -> list[Tensor]:
+def _moved(y: Leaves, step: Step, weights: Sequence[Time], slopes: Sequence[Leaves]) -> list[Tensor]:
     dt = step.dt
     for weight, slope in zip(weights, slopes, strict=True):
         y = [leaf + (weight * dt) * k.to(leaf.dtype) for leaf, k in zip(y, slope, strict=True)]

@@ -1,7 +1,8 @@
 """The pass forward: accepted steps one after the other, on a grid or as error control finds them.
 
-An attempt that is rejected leaves no trace: random generators and buffers are set back, so that what is accepted is what
-a solve on the recorded grid would have done. A last slope is handed on as the next step's first (first same as last)
+An attempt that is rejected leaves no trace, nor does a stage that only estimates the error, nor a step that ended the
+solve: random generators and buffers are set back, so that what is accepted is what a solve on the recorded grid would
+have done. A last slope is handed on as the next step's first (first same as last)
 unless f drew random numbers or moved buffers, when two evaluations are not interchangeable.
 """
 
@@ -20,7 +21,7 @@ from torch import Tensor
 from .problem import Problem, Status
 from .pytree import build, paths_of
 from .replay import Recording
-from .solvers import Leaves, RungeKutta
+from .solvers import FlatField, Leaves, RungeKutta
 from .stepping import Adaptive, Grid, Step, StepSizes, numbers
 
 Advance = Callable[[Step, Leaves], list[Tensor]]
@@ -57,6 +58,8 @@ class March:
             status = self.problem.watch(step, y, y_next) if self.problem.watch is not None else None
             if status is not None:  # the step just seen does not count
                 self.status, self._stop = status, step.index
+                if self.recording is not None:
+                    self.recording.retreat()
                 break
             yield step, y_next
             y = y_next
@@ -78,6 +81,7 @@ class March:
         assert isinstance(method, RungeKutta) and recording is not None
         field = partial(self.problem.field, self.args)
         ends, nodes = numbers(adaptive.times), self._nodes
+        sparing = _Sparing(field, recording, method.tableau.advancing)
         recording.mark()
         first, sizes = self._start(adaptive, method, y)
         for interval, (start, end) in enumerate(pairwise(ends)):
@@ -87,7 +91,8 @@ class March:
                 stop = sizes.next_end(start, end)
                 step = Step(len(nodes) - 1, (nodes[-1], adaptive.times[interval + 1] if stop == end else stop), 0, 0, 1)
                 versions = [leaf._version for leaf in y]
-                y_next, slopes = method.attempt(field, step, y, first)
+                y_next, slopes = method.attempt(sparing, step, y, first)
+                sparing.retreat()
                 _refuse_in_place(versions, y)
                 ratios = error_ratios(adaptive, method.error(stop - start, slopes), y, y_next)
                 error = root_mean_square(ratios)
@@ -96,8 +101,9 @@ class March:
                     self.rejected += 1
                     first = None if moved else slopes[0]
                     recording.retreat()
-                    if sizes.size < max(adaptive.control.min_step, 8 * math.ulp(start)):
-                        self.status = self._stuck(step.index, start, sizes.size, ratios, y)
+                    broken = first_not_finite(slopes[0])
+                    if broken is not None or abs(stop - start) <= sizes.least(start) + math.ulp(start):
+                        self.status = self._stuck(step.index, start, abs(stop - start), ratios, y, broken)
                         return
                     continue
                 first = slopes[-1] if method.tableau.fsal and not moved else None
@@ -122,29 +128,57 @@ class March:
                 zero = [torch.zeros_like(leaf) for leaf in y]
                 scaled = lambda leaves: root_mean_square(error_ratios(adaptive, leaves, y, zero))  # noqa: E731
                 d0, d1 = scaled(y), scaled(first)
-                h0 = 1e-6 if d0 < 1e-5 or d1 < 1e-5 else 0.01 * d0 / d1
+                h0 = 0.01 * d0 / d1 if d0 >= 1e-5 and 1e-5 <= d1 < math.inf else 1e-6
                 h0 = min(h0, abs(times[1] - times[0]))
                 ahead = Step(0, (times[0], times[0] + math.copysign(h0, times[1] - times[0])), 0, 0, 1)
                 moved = [torch.add(leaf, k.to(leaf.dtype), alpha=float(ahead.dt)) for leaf, k in zip(y, first, strict=True)]
                 second = field(ahead, 0, 1.0, moved)
                 d2 = scaled([b - a for a, b in zip(first, second, strict=True)]) / h0
                 h1 = max(1e-6, h0 * 1e-3) if max(d1, d2) <= 1e-15 else (0.01 / max(d1, d2)) ** (1 / (embedded + 1))
-                size = min(100 * h0, h1) if math.isfinite(h1) else h0
+                size = min(100 * h0, h1) if 0 < h1 < math.inf else h0
         size = min(max(size, control.min_step), control.max_step)
         if recording.moved():
             recording.retreat()
             return None, StepSizes(control, embedded + 1, size)
         return first, StepSizes(control, embedded + 1, size)
 
-    def _stuck(self, index: int, t: float, size: float, ratios: Sequence[Tensor], y: Leaves) -> Status:
-        """The largest error component of the attempt that could not be made small enough."""
-        place, element, error = _largest(ratios)
+    def _stuck(
+        self, index: int, t: float, size: float, ratios: Sequence[Tensor], y: Leaves, broken: tuple[int, tuple[int, ...]] | None
+    ) -> Status:
+        """Why the attempt cannot be made small enough: func is ``broken`` at its start, or its largest error component."""
+        place, element, error = (*broken, math.nan) if broken is not None else _largest(ratios)
         path = paths_of(self.problem.field.structure)[place]
         reason = "step size" if math.isfinite(error) else "not finite"
         what = f"its error is {error:.3g} times the tolerance" if math.isfinite(error) else "it is not finite"
         message = f"at t={t:.9g}, step {index + 1}, the step size fell to {size:.3g}: {what} in {path}, element {element}"
+        if broken is not None:
+            message = f"at t={t:.9g}, step {index + 1}, func is not finite in {path}, element {element}"
         good = build(self.problem.field.structure, [leaf.detach() for leaf in y])
         return Status(reason, message, t, index, path, element, error, good)
+
+
+class _Sparing:
+    """A field whose stages after the first ``advancing`` ones, which only estimate the error, can be undone by ``retreat``."""
+
+    def __init__(self, field: FlatField, recording: Recording, advancing: int) -> None:
+        self.field, self.recording, self.advancing = field, recording, advancing
+        self.seen: list[Any] | None = None
+
+    def __call__(self, step: Step, stage: int, node: float, y: Leaves) -> list[Tensor]:
+        if stage == self.advancing and self.recording.moved():
+            self.seen = [buffers.seen for buffers in self.recording.buffers]
+            self.recording.mark()
+        return self.field(step, stage, node, y)
+
+    def retreat(self) -> None:
+        if self.seen is None:
+            return
+        self.recording.retreat()
+        self.recording.random.states.pop()
+        for buffers, seen in zip(self.recording.buffers, self.seen, strict=True):
+            buffers.values.pop()
+            buffers.seen = seen
+        self.seen = None
 
 
 def error_ratios(adaptive: Adaptive, error: Sequence[Tensor], y: Leaves, y_next: Leaves) -> list[Tensor]:

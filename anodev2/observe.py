@@ -15,6 +15,7 @@ from .problem import Problem, Status
 from .pytree import build, paths_of
 from .solvers import Leaves
 from .stepping import Step, numbers
+from .sweep import record
 
 EventFunction = Callable[[Tensor, Any], Tensor]
 
@@ -80,7 +81,7 @@ class Observer:
         with torch.no_grad():
             before = event_value(self.problem, self.event, start, y).item() if self._before is None else self._before
             self._before = event_value(self.problem, self.event, end, y_next).item()
-        return before != 0 and before * self._before <= 0
+        return (before < 0 <= self._before) or (before > 0 >= self._before)
 
 
 def event_value(problem: Problem, event: EventFunction, t: float | Tensor, y: Leaves) -> Tensor:
@@ -105,8 +106,11 @@ class Crossing:
         G(s, y) = g(s, step(t, s, y)). Its gradient is that of one Newton step from the solution, s - G / (dG/ds).
         """
         step, start = self.step, self.step.time(0.0)
+        recording = record(problem, y, args)[0]
+        recording.mark()
 
         def ends_at(s: float | Tensor) -> Leaves:
+            recording.retreat()  # every time with the same random numbers; the last time moves buffers
             return problem.advance(Step(step.index, (start, s), 0, 0, 1), y, args)
 
         with torch.no_grad():

@@ -120,7 +120,7 @@ class _Undoing:
     def undo(self, step: Step) -> None:
         """Both halves of the step, last first."""
         c = self.coupling
-        increment, y_bar = self._pulled(2 * step.index + 1, _backwards(step), self.y, _scaled(self.z_bar, -1.0))
+        increment, y_bar = self._pulled(2 * step.index + 1, step, self.y, _scaled(self.z_bar, -1.0))
         self.z = _sum(self.z, increment, 1.0)
         self.y_bar = _plus(self.y_bar, y_bar)
         increment, z_bar = self._pulled(2 * step.index, step, self.z, self.y_bar)
@@ -131,11 +131,11 @@ class _Undoing:
             self.recording.kept.refuse_gradients()
 
     def _pulled(self, mark: int, step: Step, at: Leaves, seeds: Grads) -> tuple[Leaves, Grads]:
-        """The increment of ``step`` from the state ``at``, and the cotangents pulled back through it."""
+        """The increment of one half of ``step`` from the state ``at``, and the cotangents pulled back through it."""
         self.recording.rewind(mark)
         at = [leaf.detach().requires_grad_() for leaf in at]
         with self.recording.surroundings(), torch.enable_grad():
-            increment = _increment(self.problem, step, at, self.args)
+            increment = _increment(self.problem, _backwards(step) if mark % 2 else step, at, self.args)
         values = [leaf.detach() for leaf in increment]
         graph = StepGraph.of(increment, seeds)
         del increment

@@ -83,6 +83,7 @@ def _line(steps: int, scale: int, marks: dict[int, str]) -> str:
     return "".join(min(cell, key="o=<- ".index) for cell in cells).rstrip()
 
 
+@lru_cache(maxsize=256)
 def positions(steps: int, slots: int | None, graphs: int = 0) -> tuple[int, ...]:
     """Before which steps to keep the state on the way forward.
 
@@ -96,6 +97,7 @@ def positions(steps: int, slots: int | None, graphs: int = 0) -> tuple[int, ...]
     return (*starts, *range(max(plain - 1, 1), steps))
 
 
+@lru_cache(maxsize=64)
 def reversal(steps: int, kept: tuple[int, ...], slots: int | None, graphs: int = 0) -> Schedule:
     """The way back from ``kept``: gap by gap, last to first, each with the slots that are free by then."""
     actions: list[Action] = []
@@ -167,6 +169,26 @@ class Thinning:
         gone = [at for at in self.kept if at % self.stride]
         self.kept = [at for at in self.kept if at % self.stride == 0]
         return gone
+
+
+@lru_cache(maxsize=64)
+def fewest_redone(steps: int, budget: int, state: int, graph: int) -> tuple[int, int] | None:
+    """Slots, and how many of the last steps keep their graph, that redo the fewest steps with at most ``budget`` held at once.
+
+    None where a single slot is too much. What is held (``Schedule.peak``) is largest at the end of the way forward or
+    while the first step without a kept graph is redone.
+    """
+    state = max(state, 1)
+    choices: list[tuple[int, int, int]] = []
+    for graphs in range(steps + 1):
+        plain = steps - graphs
+        forward = (budget - graphs * graph) // state - graphs - 1  # states without a kept graph, at the end of the way forward
+        if plain == 0 and forward >= 0:
+            choices.append((0, -graphs, 1))
+        elif plain and (most := min(forward, (budget - graph) // state - 1)) >= min(plain, 2):
+            slots = plain if most >= plain else most - 1  # one is the state before the last of these steps
+            choices.append((redone_by(plain, slots), -graphs, slots))
+    return (min(choices)[2], -min(choices)[1]) if choices else None
 
 
 def redone_by(steps: int, slots: int) -> int:

@@ -171,7 +171,8 @@ class Control:
         pid: the three coefficients.
         safety, shrink, grow: factors, 0 < shrink < safety <= 1 < grow.
         first_step: in the unit of t; None estimates it from f and one more evaluation.
-        min_step, max_step: bounds of the step; an error too large at ``min_step`` ends the solve.
+        min_step, max_step: bounds of the step; an error too large at ``min_step`` ends the solve. A step that ends at an
+            output time, and the one before it, may be shorter.
 
     Raises:
         ValueError: naming the argument.
@@ -220,7 +221,7 @@ class StepSizes:
             self.size = max(self.size, factor * taken) if taken < self.size else factor * taken
         else:
             self.size = min(factor, self.control.safety) * taken
-        self.size = min(self.size, self.control.max_step)
+        self.size = min(max(self.size, self.control.min_step), self.control.max_step)
         self.rejected = not accepted
         return accepted
 
@@ -235,11 +236,15 @@ class StepSizes:
 
     def next_end(self, start: float, end: float) -> float:
         """Where the next attempt ends on the way from ``start`` to ``end``, which is hit exactly and never by a tiny step."""
-        left = abs(end - start)
-        if left <= self.size * (1 + 1e-2):
+        left, size = abs(end - start), max(self.size, self.least(start))
+        if left <= min(size * (1 + 1e-2), self.control.max_step * (1 + 1e-9)):
             return end
-        size = left / 2 if left < 2 * self.size else self.size
+        size = left / 2 if left < 2 * size else size
         return start + math.copysign(size, end - start)
+
+    def least(self, start: float) -> float:
+        """The smallest step from ``start``: a smaller one would be lost in the rounding of times."""
+        return max(self.control.min_step, 8 * math.ulp(start))
 
 
 @dataclass(frozen=True)

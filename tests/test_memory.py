@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 import torch
 from live_bytes import LiveBytes
 from torch import Tensor, nn
 
-from anodev2 import ODEBlock
+from anodev2 import Adjoint, BacksolveAdjoint, CheckpointAdjoint, DirectAdjoint, ODEBlock, ReversibleAdjoint, odeint, plan
 
 MIB = 2**20
 
@@ -22,13 +24,26 @@ class ConvField(nn.Module):
         return self.conv2(torch.relu(self.conv1(z)))
 
 
-def peak(adjoint: str, steps: int) -> float:
+STATE = 4 * 64 * 16 * 16 * 4 / MIB
+
+
+def image(size: int = 16) -> Tensor:
+    return torch.randn(4, 64, size, size, generator=torch.Generator().manual_seed(1), requires_grad=True)
+
+
+def peak(adjoint: str | Adjoint, steps: int) -> float:
+    return measured(adjoint, steps)[0]
+
+
+def measured(adjoint: str | Adjoint, steps: int, size: int = 16) -> tuple[float, int]:
+    """The peak of live bytes in MiB, and evaluations of f, in one training step."""
     torch.manual_seed(0)
-    block = ODEBlock(ConvField(), steps=steps, adjoint=adjoint)
-    z = torch.randn(4, 64, 16, 16, requires_grad=True)
+    block, calls = ODEBlock(ConvField(), steps=steps, adjoint=adjoint), []
+    block.f.register_forward_hook(lambda *_: calls.append(1))
+    z = image(size)
     with LiveBytes() as live:
         block(z).square().mean().backward()
-    return live.peak / MIB
+    return live.peak / MIB, len(calls)
 
 
 def test_peak_of_64_checkpointed_steps_is_64_states_and_little_more() -> None:
@@ -40,5 +55,95 @@ def test_storing_everything_takes_twice_that() -> None:
 
 
 def test_each_further_step_costs_one_state() -> None:
-    state = 4 * 64 * 16 * 16 * 4 / MIB
-    assert peak("checkpoint", 48) - peak("checkpoint", 32) == pytest.approx(16 * state, rel=1e-3)
+    assert peak("checkpoint", 48) - peak("checkpoint", 32) == pytest.approx(16 * STATE, rel=1e-3)
+
+
+@pytest.mark.parametrize(("slots", "bound", "optimum"), [(8, 5.0, 201), (3, 3.5, 322)])
+def test_slots_bound_the_peak_at_the_binomial_number_of_steps(slots: int, bound: float, optimum: int) -> None:
+    found, evaluations = measured(CheckpointAdjoint(slots=slots), 64)
+    assert found <= bound
+    assert evaluations == optimum + 1  # the last step is redone
+
+
+def test_the_peak_of_fixed_slots_does_not_grow_with_the_number_of_steps() -> None:
+    short, _ = measured(CheckpointAdjoint(slots=10), 64, size=4)
+    long, evaluations = measured(CheckpointAdjoint(slots=10), 1000, size=4)
+    assert long <= short and evaluations == 4636 + 1
+
+
+def test_the_peak_of_a_reversible_solve_does_not_grow_with_the_number_of_steps() -> None:
+    assert peak("reversible", 64) <= peak("reversible", 16)
+
+
+def test_memory_budgets_are_kept_and_predicted_and_the_more_the_fewer_steps_are_redone() -> None:
+    """Apart from what f holds while it runs, parameters and their gradients: what remains with one slot."""
+    one, z = CheckpointAdjoint(slots=1), image()
+    beside = peak(one, 64) - plan(ConvField(), z, steps=64, method="euler", adjoint=one).peak_bytes / MIB
+    redone = []
+    for budget in (1.3, 2, 5, 12, 20, 33):
+        adjoint = CheckpointAdjoint(memory=f"{budget}MiB")
+        told = plan(ConvField(), z, steps=64, method="euler", adjoint=adjoint)
+        found, evaluations = measured(adjoint, 64)
+        assert found - beside <= budget + 1e-3
+        assert found - beside == pytest.approx(told.peak_bytes / MIB, rel=0.1)
+        assert evaluations == told.evaluations_forward + told.evaluations_backward
+        redone.append(told.recomputed)
+    assert redone == sorted(redone, reverse=True) and redone[0] > 300 and redone[-1] == 0
+
+
+def test_a_budget_below_the_smallest_schedule_names_it() -> None:
+    with pytest.raises(ValueError, match=r"memory='0.9MiB' is below the smallest schedule for 64 steps, 1.00 MiB"):
+        ODEBlock(ConvField(), steps=64, adjoint=CheckpointAdjoint(memory="0.9MiB"))(image())
+
+
+ADJOINTS: dict[str, Adjoint] = {
+    "direct": DirectAdjoint(),
+    "checkpoint": CheckpointAdjoint(),
+    "slots": CheckpointAdjoint(slots=3),
+    "memory": CheckpointAdjoint(memory="1MB"),
+    "offload": CheckpointAdjoint(offload="cpu"),
+    "reversible": ReversibleAdjoint(),
+    "backsolve": BacksolveAdjoint(),
+}
+
+
+class Small(nn.Module):
+    """Raises when told to, in the n-th evaluation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.norm, self.dropout = nn.Linear(64, 64), nn.BatchNorm1d(64), nn.Dropout(0.1)
+        self.evaluations, self.fatal = 0, -1
+
+    def forward(self, t: Tensor, y: Tensor) -> Tensor:
+        self.evaluations += 1
+        if self.evaluations == self.fatal:
+            raise ArithmeticError("told to")
+        return torch.tanh(self.norm(self.dropout(self.linear(y)) * self.scale))
+
+
+@pytest.mark.parametrize("adjoint", ADJOINTS)
+def test_a_hundred_iterations_leak_nothing_even_where_f_raises(adjoint: str) -> None:
+    deterministic = adjoint in ("reversible", "backsolve")
+    net, w = Small(), torch.ones(64, requires_grad=True)
+    net.train(not deterministic)
+    y0, optimizer = torch.randn(8, 64), torch.optim.SGD([*net.parameters(), w], 1e-3)
+
+    def iterate(fatal: int) -> None:
+        net.evaluations, net.fatal = 0, fatal
+        net.scale = w.exp()  # pyright: ignore[reportAttributeAccessIssue]
+        optimizer.zero_grad()
+        try:
+            odeint(net, y0, [0.0, 0.5, 1.0], steps=3, method="euler", adjoint=ADJOINTS[adjoint]).square().sum().backward()
+        except ArithmeticError:
+            return
+        optimizer.step()
+
+    sizes = []
+    gc.collect()
+    with LiveBytes() as live:
+        for i in range(100):
+            iterate(fatal={3: 4, 4: 9, 5: 1}.get(i % 7, -1))  # forward, in the recompute where there is one, at once
+            if i % 7 == 6:
+                sizes.append(live.now)
+    assert len(set(sizes[1:])) == 1, sizes

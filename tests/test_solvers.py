@@ -16,7 +16,7 @@ from anodev2 import METHODS, odeint, solve
 
 def observed_order(error: Any) -> float:
     """Slope between the two finest grids whose error is above round-off."""
-    steps = [n for n in (3, 4, 6, 8, 12, 16, 32, 64, 128, 256) if error(n) > 2e-12][-2:]
+    steps = [n for n in (4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256) if error(n) > 1e-12][-2:]
     return math.log(error(steps[0]) / error(steps[1])) / math.log(steps[1] / steps[0])
 
 

@@ -1,0 +1,316 @@
+"""All exact adjoints, schedules and methods against plain autograd through the same scheme, on uniform and recorded grids."""
+
+from __future__ import annotations
+
+import itertools
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from problems import CONTROLLED, MLP, RUNGE_KUTTA, separable
+from test_adjoint import SYSTEMS, gradients
+from test_composition import StoredReversible
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
+
+from anodev2 import Adjoint, BacksolveAdjoint, CheckpointAdjoint, Leapfrog, ReversibleAdjoint, odeint, solve
+
+SCHEDULES: dict[str, Adjoint] = {
+    "per step": CheckpointAdjoint(),
+    "1 slot": CheckpointAdjoint(slots=1),
+    "3 slots": CheckpointAdjoint(slots=3),
+    "tight": CheckpointAdjoint(memory="16KB"),
+    "some graphs": CheckpointAdjoint(memory="40KB"),
+    "all graphs": CheckpointAdjoint(memory="1GB"),
+    "host": CheckpointAdjoint(offload="cpu"),
+    "host slots": CheckpointAdjoint(slots=2, offload="cpu"),
+}
+
+
+def assert_exact(found: tuple[list[Tensor], list[Tensor]], exact: tuple[list[Tensor], list[Tensor]]) -> None:
+    """State gradients to the bit, parameter gradients to a few eps."""
+    assert all(torch.equal(a, b) for a, b in zip(found[0], exact[0], strict=True))
+    for a, b in zip(found[1], exact[1], strict=True):
+        assert (a - b).norm() <= 1e-13 * b.norm()
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("method", RUNGE_KUTTA)
+def test_every_schedule_equals_store_all(method: str, schedule: str) -> None:
+    for system in ("tensor", "coupled dict"):
+        func, y0 = SYSTEMS[system]()
+        for t, steps in (([0.0, 1.0], 10), ([1.0, 0.6, -0.5], 4)):
+            exact = gradients(func, y0, t, method=method, steps=steps, adjoint="direct")
+            assert_exact(gradients(func, y0, t, method=method, steps=steps, adjoint=SCHEDULES[schedule]), exact)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("method", CONTROLLED)
+def test_every_schedule_equals_store_all_on_a_recorded_grid(method: str, schedule: str) -> None:
+    for system in ("tensor", "dict"):
+        func, y0 = SYSTEMS[system]()
+        t = [0.0, 0.7, 1.0]
+        grid = solve(func, y0, t, method=method, rtol=1e-3, atol=1e-4).grid
+        exact = gradients(func, y0, t, method=method, grid=grid, adjoint="direct")
+        assert_exact(gradients(func, y0, t, method=method, grid=grid, adjoint=SCHEDULES[schedule]), exact)
+
+
+@pytest.mark.parametrize("slots", [None, 1, 2, 5])
+@pytest.mark.parametrize("method", CONTROLLED)
+def test_an_adaptive_solve_has_the_gradient_of_the_grid_it_found(method: str, slots: int | None) -> None:
+    func, y0 = SYSTEMS["dict"]()
+    t, options = [0.0, 0.7, 3.0], {"method": method, "rtol": 1e-4, "atol": 1e-6}
+    grid = solve(func, y0, t, **options).grid
+    exact = gradients(func, y0, t, method=method, grid=grid, adjoint="direct")
+    assert len(grid) >= 5
+    assert_exact(gradients(func, y0, t, **options, adjoint=CheckpointAdjoint(slots=slots)), exact)
+    assert_exact(gradients(func, y0, t, **options, adjoint="direct"), exact)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_leapfrog_equals_store_all(schedule: str) -> None:
+    stiffness = torch.tensor(1.3).double().requires_grad_()
+    y0 = tuple(torch.randn(5).double().requires_grad_() for _ in range(2))
+    for f in (lambda t, y: (y[1], stiffness * separable(t, y)[1]), lambda t, y: (stiffness * y[1], separable(t, y)[1])):
+        ends = []
+        for adjoint in ("direct", SCHEDULES[schedule]):
+            ys = odeint(f, y0, [0.0, 1.0, 2.0], steps=6, method=Leapfrog(), adjoint=adjoint)
+            ends.append(torch.autograd.grad(sum(leaf.square().sum() for leaf in ys), [*y0, stiffness]))
+        assert_exact((list(ends[1][:2]), [ends[1][2]]), (list(ends[0][:2]), [ends[0][2]]))
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+@pytest.mark.parametrize("method", ["euler", "midpoint", "rk4", "dopri5"])
+def test_reversible_equals_store_all_of_its_own_scheme(method: str, system: str) -> None:
+    func, y0 = SYSTEMS[system]()
+    for t, steps in (([0.0, 1.0], 20), ([1.0, 0.6, -0.5], 8)):
+        exact = gradients(func, y0, t, method=method, steps=steps, adjoint=StoredReversible())
+        found = gradients(func, y0, t, method=method, steps=steps, adjoint=ReversibleAdjoint())
+        torch.testing.assert_close(found, exact, rtol=1e-10, atol=1e-10)
+
+
+def test_the_reversible_scheme_has_the_order_of_the_method() -> None:
+    net, y0 = MLP(), torch.randn(3, 4).double()
+    exact = odeint(net, y0, [0.0, 1.0], steps=200)[-1]
+    for method, order in (("euler", 1), ("midpoint", 2), ("rk4", 4)):
+        errors = [(odeint(net, y0, [0.0, 1.0], method=method, steps=n, adjoint="reversible")[-1] - exact).norm() for n in (8, 16)]
+        assert torch.log2(errors[0] / errors[1]).item() == pytest.approx(order, abs=0.35)
+
+
+def test_a_reversible_solve_that_cannot_be_undone_says_by_how_much() -> None:
+    y0 = torch.tensor([1.0, 0.5]).double().requires_grad_()
+    y = odeint(lambda t, y: -60 * y, y0, [0.0, 1.0], steps=40, adjoint="reversible")[-1]
+    with pytest.warns(RuntimeWarning, match=r"found y0 again only to \d\.\de[-+]\d+ \(relative\)"):
+        y.sum().backward()
+
+
+def test_reversible_replays_dropout_and_moves_batchnorm_once() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear, self.norm, self.dropout = nn.Linear(4, 4).double(), nn.BatchNorm1d(4).double(), nn.Dropout(0.3)
+
+        def forward(self, t: Tensor, y: Tensor) -> Tensor:
+            return torch.tanh(self.norm(self.dropout(self.linear(y))))
+
+    ends = []
+    for adjoint in (StoredReversible(), ReversibleAdjoint()):
+        torch.manual_seed(0)
+        net, y0 = Net(), torch.randn(6, 4).double().requires_grad_()
+        odeint(net, y0, [0.0, 1.0], steps=5, method="euler", adjoint=adjoint).square().sum().backward()
+        assert net.norm.num_batches_tracked == 10
+        ends.append([y0.grad, *(p.grad for p in net.parameters()), *net.buffers(), torch.get_rng_state()])
+    torch.testing.assert_close(*ends, rtol=1e-9, atol=1e-9)
+
+
+def test_reversible_gradcheck_of_state_args_and_times() -> None:
+    net = MLP(2)
+
+    def run(y0: Tensor, scale: Tensor, times: Tensor) -> Tensor:
+        return odeint(lambda t, y, s: s * net(t, y), y0, times, args=(scale,), method="midpoint", steps=3, adjoint="reversible")
+
+    y0, scale = torch.randn(2, 2).double().requires_grad_(), torch.tensor(0.7).double().requires_grad_()
+    assert torch.autograd.gradcheck(run, (y0, scale, torch.tensor([0.1, 0.5, 0.9]).double().requires_grad_()))
+
+
+@pytest.mark.parametrize("options", [{"steps": 80}, {"method": "dopri5", "rtol": 1e-9, "atol": 1e-11}], ids=["grid", "adaptive"])
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_backsolve_converges_to_the_exact_gradient(system: str, options: dict[str, Any]) -> None:
+    func, y0 = SYSTEMS[system]()
+    exact = gradients(func, y0, [0.0, 0.4, 1.0], **options, adjoint="direct")
+    found = gradients(func, y0, [0.0, 0.4, 1.0], **options, adjoint="backsolve")
+    torch.testing.assert_close(found, exact, rtol=1e-6, atol=1e-6)
+    assert not torch.equal(found[0][0], exact[0][0])
+
+
+def test_backsolve_has_its_own_tolerances_and_counters_of_the_forward_steps() -> None:
+    seen: list[int] = []
+
+    def f(t: Tensor, y: Tensor, *, step: int) -> Tensor:
+        seen.append(step)
+        return -y
+
+    y0 = torch.ones(3).double().requires_grad_()
+    odeint(f, y0, [0.0, 1.0], method="euler", steps=4, adjoint=BacksolveAdjoint()).sum().backward()
+    assert seen == [0, 1, 2, 3, 3, 2, 1, 0]
+    net, errors = MLP(), []
+    exact = gradients(net, y := torch.randn(3, 4).double().requires_grad_(), [0.0, 1.0], method="dopri5", steps=20, adjoint="direct")
+    for tolerance in (1e-3, 1e-9):
+        found = gradients(net, y, [0.0, 1.0], method="dopri5", steps=20, adjoint=BacksolveAdjoint(tolerance, tolerance))
+        errors.append((found[0][0] - exact[0][0]).norm().item())
+    assert errors[1] < 1e-7 < errors[0]
+
+
+def test_a_frozen_state_and_unused_parameters_under_every_adjoint() -> None:
+    for adjoint in (*SCHEDULES.values(), ReversibleAdjoint(), BacksolveAdjoint()):
+        net = MLP()
+        net.unused = nn.Parameter(torch.ones(3))
+        net.inner.weight.requires_grad_(False)
+        odeint(net, torch.randn(3, 4).double(), [0.0, 1.0], steps=6, adjoint=adjoint)[-1].sum().backward()
+        assert net.inner.weight.grad is None and net.unused.grad is None and net.outer.weight.grad is not None
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_backward_twice(schedule: str) -> None:
+    """States go as they are used up, unless the graph is retained."""
+    net, y0 = MLP(), torch.randn(3, 4).double().requires_grad_()
+    loss = odeint(net, y0, [0.0, 1.0], steps=9, adjoint=SCHEDULES[schedule]).square().sum()
+    inputs = [y0, *net.parameters()]
+    first = torch.autograd.grad(loss, inputs, retain_graph=True)
+    second = torch.autograd.grad(loss, inputs)
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    with pytest.raises(RuntimeError, match="second time"):
+        torch.autograd.grad(loss, inputs)
+
+
+def inner(y: Tensor, net: nn.Module, adjoint: Any) -> tuple[Tensor, list[Tensor]]:
+    """f reaches results of earlier operations, one of which it does not use."""
+    w = y.detach().mean(0).requires_grad_()
+    used, unused = w.exp(), w.sin()
+    unused.sum().backward()
+    holder = [used, unused]
+    f = lambda t, y: net(t, y) * holder[0]
+    return odeint(f, y, [0.0, 1.0], steps=7, adjoint=adjoint)[-1].square().sum(), [y, w, *net.parameters()]
+
+
+def as_argument(y: Tensor, net: nn.Module, adjoint: Any) -> tuple[Tensor, list[Tensor]]:
+    s = y.exp()
+    return odeint(lambda t, y, s: net(t, y) * s, y, [0.0, 1.0], steps=7, args=(s,), adjoint=adjoint)[-1].sum(), [y, *net.parameters()]
+
+
+@pytest.mark.parametrize("way", [inner, as_argument])
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_tensors_with_a_history(schedule: str, way: Callable[..., Any]) -> None:
+    net, y0, ends = MLP(), torch.randn(3, 4).double().requires_grad_(), []
+    for adjoint in ("direct", SCHEDULES[schedule]):
+        ends.append(torch.autograd.grad(*way(y0, net, adjoint)))
+    torch.testing.assert_close(*ends, rtol=1e-12, atol=1e-13)
+
+
+# --- random combinations ----------------------------------------------------------------------------------------------
+
+RANDOM_METHODS = [name for name in RUNGE_KUTTA if name != "dopri8"]
+NESTINGS = ["tensor", "dict", "tuple"]
+
+
+class Mixture(nn.Module):
+    """A smooth f on any tree: every leaf is moved by itself, by t, and by the mean of all leaves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor([0.7, -0.4, 0.9], dtype=torch.float64))
+
+    def forward(self, t: Tensor, y: Any) -> Any:
+        a, b, c = self.weight
+        mean = sum(leaf.abs().double().mean() for leaf in tree_leaves(y))
+        return tree_map(lambda leaf: (torch.sin(a * leaf) + b * leaf * t + c * mean).to(leaf.dtype), y)
+
+
+@st.composite
+def trees(draw: st.DrawFn) -> Any:
+    def leaf() -> Tensor:
+        shape = draw(st.lists(st.integers(1, 3), max_size=3))
+        dtype = draw(st.sampled_from([torch.float64, torch.float64, torch.complex128]))
+        seed = draw(st.integers(0, 1000))
+        return torch.randn(shape, dtype=dtype, generator=torch.Generator().manual_seed(seed)).requires_grad_()
+
+    nesting = draw(st.sampled_from(NESTINGS))
+    return {"tensor": leaf, "dict": lambda: {"a": leaf(), "b": [leaf()]}, "tuple": lambda: (leaf(), (leaf(), leaf()))}[nesting]()
+
+
+def exact_adjoints(steps: int) -> st.SearchStrategy[Adjoint]:
+    return st.one_of(
+        st.builds(CheckpointAdjoint, slots=st.one_of(st.none(), st.integers(1, steps + 2))),
+        st.builds(CheckpointAdjoint, memory=st.integers(200_000, 300_000)),
+        st.builds(CheckpointAdjoint, slots=st.integers(1, 4), offload=st.just("cpu")),
+        st.builds(ReversibleAdjoint, coupling=st.floats(0.9, 0.999)),
+    )
+
+
+def check_gradients(y0: Any, method: str, steps: int, t: list[float], adjoint: Adjoint) -> None:
+    """Against store-all of the same scheme, and along one direction against central differences."""
+    net = Mixture()
+    reference = StoredReversible() if isinstance(adjoint, ReversibleAdjoint) else "direct"
+    if isinstance(adjoint, ReversibleAdjoint):
+        reference = _Stored(adjoint.coupling)
+    found, exact = (gradients(net, y0, t, method=method, steps=steps, adjoint=a) for a in (adjoint, reference))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        torch.testing.assert_close(found, exact, rtol=1e-8, atol=1e-9)
+    if isinstance(adjoint, CheckpointAdjoint):
+        assert_exact(found, exact)
+    leaves, spec = tree_flatten(y0)
+    directions = [torch.randn_like(leaf) for leaf in leaves]
+
+    def loss(h: float) -> float:
+        moved = tree_unflatten([leaf.detach() + h * d for leaf, d in zip(leaves, directions, strict=True)], spec)
+        ys = odeint(net, moved, t, method=method, steps=steps, adjoint=reference)
+        return sum(((leaf.abs() ** 2).sum() + leaf.real[1:].sin().sum()).item() for leaf in tree_leaves(ys))
+
+    slope = sum((g.conj() * d).real.sum().item() for g, d in zip(found[0], directions, strict=True))
+    assert (loss(1e-6) - loss(-1e-6)) / 2e-6 == pytest.approx(slope, rel=1e-6, abs=1e-6)
+
+
+class _Stored(StoredReversible):
+    def __init__(self, coupling: float) -> None:
+        self.coupling = coupling
+
+    def solve(self, problem: Any, y0: Any, args: Any) -> Any:
+        from anodev2.problem import Run
+
+        return Run(ReversibleAdjoint(self.coupling).stored(problem, y0, args), problem.stepping)
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> Any:
+    steps = draw(st.integers(1, 6))
+    t = draw(st.sampled_from([[0.0, 0.5], [0.5, 0.0], [0.0, 0.3, 0.5], [0.4, 0.1, -0.2]]))
+    return draw(trees()), draw(st.sampled_from(RANDOM_METHODS)), steps, t, draw(exact_adjoints(steps))
+
+
+@given(cases())
+@settings(max_examples=40)
+def test_random_combinations_have_exact_gradients(case: Any) -> None:
+    check_gradients(*case)
+
+
+@pytest.mark.slow
+@given(cases())
+@settings(max_examples=1000)
+def test_a_thousand_random_combinations_have_exact_gradients(case: Any) -> None:
+    check_gradients(*case)
+
+
+@pytest.mark.slow
+def test_every_pair_of_method_adjoint_nesting_and_direction() -> None:
+    leaf = lambda: torch.randn(2, 3, dtype=torch.float64, requires_grad=True)
+    states = {"tensor": leaf, "dict": lambda: {"a": leaf(), "b": [leaf()]}, "tuple": lambda: (leaf(), (leaf(), leaf()))}
+    adjoints = [*SCHEDULES.values(), ReversibleAdjoint()]
+    for method, adjoint, nesting, t in itertools.product(RUNGE_KUTTA, adjoints, states, ([0.0, 0.5], [0.5, 0.0])):
+        if isinstance(adjoint, CheckpointAdjoint) and adjoint.memory == "16KB":
+            continue  # the graph of one step of the larger methods is larger
+        check_gradients(states[nesting](), method, 3, t, adjoint)
