@@ -64,10 +64,9 @@ class DirectAdjoint(Adjoint):
             return Run([states[index] for index in wanted], grid)
         _refuse_data_dependent_steps(grid)
         march = March(problem, args, record(problem, y0, args)[0])
-        outputs = {0: y0}
-        for step, y in march.steps(y0):
-            outputs[step.index + 1] = y
-        return Run([outputs[index] for index in problem.outputs(march.grid)], march.grid, march.status, march.rejected)
+        for _ in march.steps(y0):
+            pass
+        return Run(march.outputs(), march.grid, march.status, march.rejected)
 
 
 @dataclass(frozen=True)
@@ -158,8 +157,9 @@ class ReversibleAdjoint(Adjoint):
     The order is that of the method; twice its evaluations forward and as many backward; memory of one state pair and one
     step's graph for any number of steps. The solution is that of this scheme, not of the method alone, and its stability
     region is smaller: keep |h lambda| well below what the method bears. Steps that shrink states by a factor are undone by
-    growing round-off by that factor and by 1/c per step; where the state so found at t0 is off by more than 1e-6
-    (float64; 1e-3 in lower precision) relative to y0, a warning says by how much, and the gradient is wrong likewise.
+    growing round-off by that factor and by 1/c per step. Where the state so found at t0 is off by more than 1e-6 in
+    float64 (1e-5 in float32, 1e-2 below), relative to y0 or the end, a warning says by how much. A gradient that is itself small,
+    as decay makes it, can be off by more than the state: use float64, or another adjoint, for what decays by orders of magnitude.
 
     Args:
         coupling: c, in (0, 1).
@@ -301,7 +301,8 @@ def _compiled(problem: Problem, y0: Leaves, args: tuple[Any, ...]) -> Run:
 
 def _attached(sweep: Any, inputs: Inputs, states: list[Tensor], kept: list[Tensor], handed: list[Tensor]) -> list[Leaves]:
     """The wanted states, now with a history; ``sweep.backward`` gives their gradients."""
-    flat = _Solved.apply(sweep, [leaf.detach() for leaf in states], [leaf.detach() for leaf in kept], *handed, *inputs.reached)
+    inner = [tensor.view_as(tensor) for tensor in inputs.inner]  # an operation, so that a solve around this one sees them
+    flat = _Solved.apply(sweep, [leaf.detach() for leaf in states], [leaf.detach() for leaf in kept], *handed, *inputs.leaves, *inner)
     return [flat[i : i + inputs.width] for i in range(0, len(flat), inputs.width)]
 
 

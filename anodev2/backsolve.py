@@ -32,14 +32,14 @@ class Backsolve:
 
     def forward(self, inputs: list[Tensor], args: tuple[Any, ...]) -> tuple[list[Tensor], list[Tensor]]:
         """The leaves of the wanted states, all of which the way back starts again from."""
-        states: dict[int, Leaves] = {0: [leaf.detach() for leaf in inputs[: self.inputs.width]]}
         march = March(self.problem, args, self.recording)
-        with self.recording.making(), self.inputs.instead([tensor.detach() for tensor in self.inputs.inner]):
-            for step, y in march.steps(states[0]):
-                states[step.index + 1] = y
+        with self.recording.making(), self.inputs.instead([tensor.detach() for tensor in self.inputs.inner]) as mode:
+            for _ in march.steps([leaf.detach() for leaf in inputs[: self.inputs.width]]):
+                pass
+        self.inputs.narrow(mode)
         self.run = Run([], march.grid, march.status, march.rejected)
-        outputs = [leaf for index in self.problem.outputs(march.grid) for leaf in states[index]]
-        return outputs, outputs
+        outputs = [leaf for state in march.outputs() for leaf in state]
+        return outputs, [leaf.clone() for leaf in outputs]
 
     def backward(self, inputs: Leaves, kept: list[Tensor], cotangents: Sequence[Tensor | None], wants: Sequence[bool]) -> Grads:
         """Gradients of all inputs from those of the outputs: solved backwards from each output to the one before."""

@@ -14,20 +14,26 @@ from torch import Tensor
 from .problem import Problem
 from .pytree import build
 from .solvers import Leaves, RungeKutta
-from .stepping import Grid, Step, Time
+from .stepping import Grid, Step, Time, numbers
 
 
 class Dense:
     """Called with a time or several, gives the states there from those after every step, redoing the step that holds the time.
 
     By the interpolant of the method's tableau, y(t + x dt) = y + dt sum_i b_i(x) k_i; without one by the cubic with the
-    states and slopes at both ends (Hermite), which is of order 3.
+    states and slopes at both ends (Hermite), which is of order 3. f is evaluated anew, with random numbers of its own.
     """
 
-    def __init__(self, problem: Problem, grid: Grid, states: dict[int, Leaves], args: tuple[Any, ...]) -> None:
-        self.method, self.args, self.states = problem.method, args, states
+    def __init__(
+        self, problem: Problem, grid: Grid, states: dict[int, Leaves], args: tuple[Any, ...], event: tuple[Tensor, Leaves] | None
+    ) -> None:
+        self.method, self.args, self.states = problem.method, args, dict(states)
         self.field = copy.copy(problem.field)  # counts its evaluations by itself
         self.steps, self.nodes = grid.steps(), grid.nodes()
+        if event is not None:  # a last step, up to the event
+            self.steps.append(Step(len(self.steps), (grid.ends()[-1], event[0]), 0, 0, 1))
+            self.nodes += (event[0].item(),)
+            self.states[len(self.steps)] = event[1]
 
     def __call__(self, t: Any) -> Any:
         low, high = min(self.nodes), max(self.nodes)
@@ -42,7 +48,7 @@ class Dense:
         return build(self.field.structure, leaves)
 
     def _at(self, t: Time) -> Leaves:
-        number, rising = float(t), self.nodes[-1] > self.nodes[0]
+        (number,), rising = numbers((t,)), self.nodes[-1] > self.nodes[0]
         place = bisect.bisect_left(self.nodes, number if rising else -number, key=None if rising else lambda node: -node)
         step = self.steps[max(place - 1, 0)]
         x = (t - step.time(0.0)) / step.dt

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from .problem import Problem, Status
 from .pytree import build, paths_of
-from .replay import Recording
-from .solvers import FlatField, Leaves, RungeKutta
+from .replay import Recording, versions
+from .solvers import Leaves, RungeKutta
 from .stepping import Adaptive, Grid, Step, StepSizes, numbers
 
 Advance = Callable[[Step, Leaves], list[Tensor]]
@@ -41,6 +41,8 @@ class March:
         self.status: Status | None = None
         self.rejected = 0
         self._nodes, self._wanted = [problem.stepping.times[0]], [0]  # of an adaptive solve, so far
+        self._places = set(problem.stepping.outputs()) if isinstance(problem.stepping, Grid) else set()
+        self._states: dict[int, Leaves] = {}
         self._stop: int | None = None
 
     @property
@@ -54,6 +56,7 @@ class March:
     def steps(self, y: Leaves) -> Iterator[tuple[Step, Leaves]]:
         """The accepted steps in order, each with the state after it."""
         stepping = self.problem.stepping
+        self._keep(0, y)
         for step, y_next in self._on_grid(stepping, y) if isinstance(stepping, Grid) else self._controlled(stepping, y):
             status = self.problem.watch(step, y, y_next) if self.problem.watch is not None else None
             if status is not None:  # the step just seen does not count
@@ -61,18 +64,35 @@ class March:
                 if self.recording is not None:
                     self.recording.retreat()
                 break
+            self._keep(step.index + 1, y_next)
             yield step, y_next
             y = y_next
         if self.recording is not None:
             self.recording.mark()
 
+    def outputs(self) -> list[Leaves]:
+        """The states that the problem wants; no others are kept on the way."""
+        return [self._states[index] for index in self.problem.outputs(self.grid)]
+
+    def _keep(self, index: int, y: Leaves) -> None:
+        """Keep the state after ``index`` steps, the latest in any case, and the one before only where it is an output."""
+        if not self._wants(index - 1):
+            self._states.pop(index - 1, None)
+        self._states[index] = y
+
+    def _wants(self, index: int) -> bool:
+        if self.problem.save in ("steps", "end"):
+            return self.problem.save == "steps"
+        stepping = self.problem.stepping
+        return index in (self._wanted if isinstance(stepping, Adaptive) else self._places)
+
     def _on_grid(self, grid: Grid, y: Leaves) -> Iterator[tuple[Step, Leaves]]:
         for step in grid.steps():
             if self.recording is not None:
                 self.recording.mark()
-            versions = [leaf._version for leaf in y]
+            before = versions(y)
             y_next = self.advance(step, y)
-            _refuse_in_place(versions, y)
+            _refuse_in_place(before, y)
             yield step, y_next
             y = y_next
 
@@ -81,7 +101,6 @@ class March:
         assert isinstance(method, RungeKutta) and recording is not None
         field = partial(self.problem.field, self.args)
         ends, nodes = numbers(adaptive.times), self._nodes
-        sparing = _Sparing(field, recording, method.tableau.advancing)
         recording.mark()
         first, sizes = self._start(adaptive, method, y)
         for interval, (start, end) in enumerate(pairwise(ends)):
@@ -90,10 +109,13 @@ class March:
                     recording.mark()
                 stop = sizes.next_end(start, end)
                 step = Step(len(nodes) - 1, (nodes[-1], adaptive.times[interval + 1] if stop == end else stop), 0, 0, 1)
-                versions = [leaf._version for leaf in y]
-                y_next, slopes = method.attempt(sparing, step, y, first)
-                sparing.retreat()
-                _refuse_in_place(versions, y)
+                before = versions(y)
+                marks = recording.marks
+                y_next, slopes = method.attempt(field, step, y, first, lambda: recording.mark() if recording.moved() else None)
+                if recording.marks > marks:  # stages that only estimate the error leave no trace either
+                    recording.retreat()
+                    recording.unmark()
+                _refuse_in_place(before, y)
                 ratios = error_ratios(adaptive, method.error(stop - start, slopes), y, y_next)
                 error = root_mean_square(ratios)
                 moved = recording.moved()
@@ -157,30 +179,6 @@ class March:
         return Status(reason, message, t, index, path, element, error, good)
 
 
-class _Sparing:
-    """A field whose stages after the first ``advancing`` ones, which only estimate the error, can be undone by ``retreat``."""
-
-    def __init__(self, field: FlatField, recording: Recording, advancing: int) -> None:
-        self.field, self.recording, self.advancing = field, recording, advancing
-        self.seen: list[Any] | None = None
-
-    def __call__(self, step: Step, stage: int, node: float, y: Leaves) -> list[Tensor]:
-        if stage == self.advancing and self.recording.moved():
-            self.seen = [buffers.seen for buffers in self.recording.buffers]
-            self.recording.mark()
-        return self.field(step, stage, node, y)
-
-    def retreat(self) -> None:
-        if self.seen is None:
-            return
-        self.recording.retreat()
-        self.recording.random.states.pop()
-        for buffers, seen in zip(self.recording.buffers, self.seen, strict=True):
-            buffers.values.pop()
-            buffers.seen = seen
-        self.seen = None
-
-
 def error_ratios(adaptive: Adaptive, error: Sequence[Tensor], y: Leaves, y_next: Leaves) -> list[Tensor]:
     """|error| / (atol + rtol max(|y|, |y_next|)) for every element of every leaf."""
     with torch.no_grad():
@@ -213,6 +211,6 @@ def _largest(ratios: Sequence[Tensor]) -> tuple[int, tuple[int, ...], float]:
     return place, tuple(int(i) for i in torch.unravel_index(torch.tensor(where), ratios[place].shape)), ratios[place].max().item()
 
 
-def _refuse_in_place(versions: Sequence[int], y: Leaves) -> None:
-    if versions != [leaf._version for leaf in y]:
+def _refuse_in_place(before: Sequence[int], y: Leaves) -> None:
+    if before != versions(y):
         raise ValueError("func modifies its state y in place; work on y.clone(), or use operations that are not in place")

@@ -72,18 +72,26 @@ def plan(
     Takes the arguments of ``odeint`` for a solve on a grid. Random generators and buffers are left as they were.
 
     Raises:
-        ValueError, TypeError: as ``odeint``; an adaptive solve has no plan, its grid can be passed once it is known.
+        ValueError, TypeError: as ``odeint``; an adaptive solve has no plan, its grid can be passed once it is known; nor has
+            ``BacksolveAdjoint`` with tolerances.
     """
     problem, leaves = problem_of(func, y0, t, method=method, steps=steps, step_size=step_size, grid=grid, args=args)
     if not isinstance(problem.stepping, Grid):
         raise ValueError("an adaptive solve does not know its steps beforehand; give steps, or grid=solution.grid of an earlier one")
     count, chosen = len(problem.stepping), as_adjoint(adjoint)
-    before = problem.field.evaluations
-    with untouched(problem, leaves, args), torch.enable_grad():
+    if isinstance(chosen, BacksolveAdjoint) and (chosen.rtol is not None or chosen.atol is not None):
+        raise ValueError("BacksolveAdjoint with its own tolerances does not know its steps backward; leave rtol and atol out for a plan")
+    before, first = problem.field.evaluations, problem.stepping.steps()[0]
+    with untouched(problem, leaves, args) as recording, torch.enable_grad():
+
+        def again() -> None:
+            recording.retreat()
+            problem.field.evaluations = before
+
         start = [leaf.detach().requires_grad_() for leaf in leaves]
         handed = [leaf for leaf in leaves_of(args, structure_of(args)) if isinstance(leaf, Tensor)]
         _, reached, inner = record(problem, leaves, args)
-        _, graph = weighed(lambda: problem.advance(problem.stepping.steps()[0], start, args), [*start, *handed, *reached, *inner])
+        _, graph = weighed(lambda: problem.advance(first, start, args), [*start, *handed, *reached, *inner], again)
     once, state = problem.field.evaluations - before, bytes_of(leaves)
     fixed = (chosen, problem.method.name, count, state, graph)
     if isinstance(chosen, CheckpointAdjoint):

@@ -6,6 +6,7 @@ that f reaches by itself. A graph that ends in anything else would lose a gradie
 
 from __future__ import annotations
 
+import gc
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -110,24 +111,38 @@ def hooks_silent(leaves: Iterable[Tensor]) -> Iterator[None]:
             hooks.update(own)
 
 
-def _leaves_below(roots: Iterable[Node]) -> list[Tensor]:
-    """The leaf tensors that the graph below ``roots`` ends in, each once."""
-    leaves: dict[int, Tensor] = {}
+def _nodes_below(roots: Iterable[Node]) -> list[Node]:
+    """All nodes of the graph below ``roots``, each once."""
     nodes: list[Node] = list(roots)
     seen = set(nodes)
     for node in nodes:  # grows while it is walked
-        variable = getattr(node, "variable", None)
-        if variable is not None:
-            leaves[id(variable)] = variable
         for child, _ in node.next_functions:
             if child is not None and child not in seen:
                 seen.add(child)
                 nodes.append(child)
-    return list(leaves.values())
+    return nodes
+
+
+def _leaves_below(roots: Iterable[Node]) -> list[Tensor]:
+    """The leaf tensors that the graph below ``roots`` ends in, each once."""
+    variables = (getattr(node, "variable", None) for node in _nodes_below(roots))
+    return list({id(variable): variable for variable in variables if variable is not None}.values())
+
+
+def saved_below(roots: Iterable[Node]) -> list[Tensor]:
+    """The tensors that the graph below ``roots`` keeps for its backward pass."""
+    found: list[Any] = []
+    for node in _nodes_below(roots):
+        names = [name for name in dir(node) if name == "saved_tensors" or name.startswith("_saved_")]
+        for value in (getattr(node, name) for name in names):
+            found.extend(value if isinstance(value, (tuple, list)) else (value,))
+    return [tensor for tensor in found if isinstance(tensor, Tensor)]
 
 
 def _refuse_lost(strangers: list[weakref.ref[Tensor]]) -> None:
     """Leaves that f made itself died with the step's graph; one still alive came from outside and would lose its gradient."""
+    if any(stranger() is not None for stranger in strangers):
+        gc.collect()  # what f made may be in a cycle
     for stranger in strangers:
         tensor = stranger()
         if tensor is not None:

@@ -8,6 +8,7 @@ backward pass, where the recomputed graph of every step is compared with the lis
 
 from __future__ import annotations
 
+import dis
 import types
 from collections import deque
 from collections.abc import Iterator
@@ -44,8 +45,12 @@ class Reach:
 
 def reach(*roots: Any) -> Reach:
     """Search breadth first from ``roots``."""
+    with torch._C.DisableTorchFunction():  # a torch function mode (that of a solve around this one) would show stand-ins
+        return _search(list(roots))
+
+
+def _search(queue: list[Any]) -> Reach:
     found = Reach()
-    queue: list[Any] = list(roots)
     seen: set[int] = set()
     for item in queue:  # the queue grows while it is walked
         if isinstance(item, _OPAQUE) or id(item) in seen:
@@ -105,10 +110,15 @@ def _inside_function(function: types.FunctionType) -> Iterator[Any]:
     yield from (function.__kwdefaults__ or {}).values()
     yield from vars(function).values()
     if not _is_library(function):
-        codes = [function.__code__]
-        for code in codes:
-            codes.extend(const for const in code.co_consts if isinstance(const, types.CodeType))
-            yield from (function.__globals__[name] for name in code.co_names if name in function.__globals__)
+        yield from (function.__globals__[name] for name in _global_names(function.__code__) if name in function.__globals__)
+
+
+@lru_cache(maxsize=4096)
+def _global_names(code: types.CodeType) -> tuple[str, ...]:
+    """Names that ``code``, and functions made in it, read from the module; ``co_names`` has attributes too."""
+    own = {instruction.argval for instruction in dis.get_instructions(code) if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
+    inner = [name for const in code.co_consts if isinstance(const, types.CodeType) for name in _global_names(const)]
+    return tuple(sorted(own.union(inner)))
 
 
 def _inside_class(cls: type) -> Iterator[Any]:

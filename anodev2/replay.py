@@ -17,11 +17,13 @@ comes out differently because of it, or of anything else that changed since, is 
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 
 from .reach import MODULE_FIELDS
 
@@ -75,7 +77,7 @@ class _Buffers:
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
-        self.seen: list[tuple[str, Tensor, int]] = []
+        self.seen: list[list[tuple[str, Tensor, int]]] = []
         self.values: list[Buffers] = []
 
     def mark(self, copies: dict[int, Tensor]) -> None:
@@ -86,25 +88,32 @@ class _Buffers:
         """
         if self.values and not self.moved_since_mark():
             self.values.append(self.values[-1])
+            self.seen.append(self.seen[-1])
         else:
             present = self.module._buffers
             self.values.append({name: None if b is None else copies.setdefault(id(b), b.clone()) for name, b in present.items()})
-            self.seen = self._now()
+            self.seen.append(self._now())
+
+    def unmark(self) -> None:
+        self.values.pop()
+        self.seen.pop()
 
     def _now(self) -> list[tuple[str, Tensor, int]]:
-        return [(name, buffer, buffer._version) for name, buffer in self.module._buffers.items() if buffer is not None]
+        present = [(name, buffer) for name, buffer in self.module._buffers.items() if buffer is not None]
+        return [(name, buffer, version) for (name, buffer), version in zip(present, versions([b for _, b in present]), strict=True)]
 
     def moved_since_mark(self) -> bool:
-        now = self._now()
-        return len(now) != len(self.seen) or any(a is not b or m != n for (_, a, m), (_, b, n) in zip(now, self.seen, strict=True))
+        now, seen = self._now(), self.seen[-1]
+        return len(now) != len(seen) or any(a is not b or m != n for (_, a, m), (_, b, n) in zip(now, seen, strict=True))
 
     @torch.no_grad()
     def retreat(self) -> None:
         """The real buffers get the values of the last mark back."""
         self.module._buffers.update({name: None for name in self.module._buffers})
-        for name, buffer, _ in self.seen:
-            self.module._buffers[name] = buffer.copy_(self.values[-1][name])
-        self.seen = self._now()
+        for name, buffer, _ in self.seen[-1]:
+            with _unsafe_preserve_version_counter(buffer):  # like BatchNorm's kernel, whose backward does not read it
+                self.module._buffers[name] = buffer.copy_(self.values[-1][name])  # pyright: ignore[reportArgumentType]
+        self.seen[-1] = self._now()
 
     def rewind(self, index: int, copies: dict[int, Tensor]) -> None:
         """Lend the module the values of step ``index``, as copies where the step is going to change them."""
@@ -155,6 +164,11 @@ class _Kept:
 
 def _sets_weight(hook: object) -> bool:
     return type(hook).__module__.startswith("torch.nn.utils")  # weight_norm and spectral_norm set a fresh weight in every call
+
+
+def versions(tensors: Sequence[Tensor]) -> list[int]:
+    """How often each was modified in place; tensors of inference mode do not count."""
+    return [0 if tensor.is_inference() else tensor._version for tensor in tensors]
 
 
 class Recording:
@@ -208,6 +222,12 @@ class Recording:
             if buffers.moved_since_mark():
                 buffers.retreat()
 
+    def unmark(self) -> None:
+        """Forget the last mark, as if what happened since the one before were one step."""
+        self.random.states.pop()
+        for buffers in self.buffers:
+            buffers.unmark()
+
     def rewind(self, index: int) -> None:
         self.random.rewind(index)
         copies: dict[int, Tensor] = {}
@@ -259,13 +279,31 @@ class Recording:
 @contextmanager
 def without_graph() -> Iterator[None]:
     """No graph is recorded, but the kernels are those of a pass that records one."""
-    fast_path = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast_path)
+    with _no_fast_path, torch.no_grad():
+        yield
+
+
+class _NoFastPath:
+    """Switches the fast path of attention, a flag of the whole process, off while any thread is inside."""
+
+    def __init__(self) -> None:
+        self.lock, self.inside, self.before = threading.Lock(), 0, True
+
+    def __enter__(self) -> None:
+        with self.lock:
+            if self.inside == 0:
+                self.before = torch.backends.mha.get_fastpath_enabled()
+                torch.backends.mha.set_fastpath_enabled(False)
+            self.inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self.lock:
+            self.inside -= 1
+            if self.inside == 0:
+                torch.backends.mha.set_fastpath_enabled(self.before)
+
+
+_no_fast_path = _NoFastPath()
 
 
 class Comparison:

@@ -25,8 +25,8 @@ from .solvers import Leaves
 from .stepping import Grid, Step
 from .sweep import Inputs, StandIns
 
-ROUND_OFF = {torch.float64: 1e-6}  # of y0 found again, relative; a coarser dtype bears more
-COARSE_ROUND_OFF = 1e-3
+ROUND_OFF = {torch.float64: 1e-6, torch.float32: 1e-5}  # of y0 found again, relative
+COARSE_ROUND_OFF = 1e-2
 
 
 def reversible_step(problem: Problem, coupling: float, step: Step, y: Leaves, z: Leaves, args: tuple[Any, ...]) -> tuple[Leaves, Leaves]:
@@ -66,8 +66,9 @@ class Undo:
         assert isinstance(self.problem.stepping, Grid)
         self.grid = self.problem.stepping
         y: Leaves = [leaf.detach() for leaf in inputs[: self.inputs.width]]
-        z, states, outputs = y, {0: y}, self.problem.outputs(self.grid)
-        with self.recording.making(), self.inputs.instead([tensor.detach() for tensor in self.inputs.inner]):
+        z, outputs = y, self.problem.outputs(self.grid)
+        states: dict[int, Leaves] = {0: y}
+        with self.recording.making(), self.inputs.instead([tensor.detach() for tensor in self.inputs.inner]) as mode:
             for step in self.grid.steps():
                 self.recording.mark()
                 y = _mixed(self.coupling, y, z, _increment(self.problem, step, z, args))
@@ -76,13 +77,15 @@ class Undo:
                 if step.index + 1 in outputs:
                     states[step.index + 1] = y
             self.recording.mark()
-        return [leaf for index in outputs for leaf in states[index]], [*y, *z]
+        self.inputs.narrow(mode)
+        return [leaf for index in outputs for leaf in states[index]], [leaf.clone() for leaf in (*y, *z)]
 
     def backward(self, inputs: Leaves, kept: list[Tensor], cotangents: Sequence[Tensor | None], wants: Sequence[bool]) -> Grads:
         """Gradients of all inputs from those of the outputs: steps undone, last to first."""
         width = self.inputs.width
         stand_ins = self.inputs.stand_ins(inputs, wants)
         back = _Undoing(self, stand_ins, kept[:width], kept[width:])
+        sizes = [torch.maximum(*map(torch.linalg.vector_norm, pair)) for pair in zip(inputs, back.y, strict=False)]
         kept.clear()
         arriving = {index: cotangents[i * width : (i + 1) * width] for i, index in enumerate(self.problem.outputs(self.grid))}
         nothing: Grads = [None] * width
@@ -90,17 +93,18 @@ class Undo:
             for step in reversed(self.inputs.steps(self.grid, stand_ins)):
                 back.y_bar = _plus(back.y_bar, arriving.get(step.index + 1, nothing))
                 back.undo(step)
-        self._warn(inputs[:width], back)
+        self._warn(inputs[:width], sizes, back)
         y_bar = _plus(_plus(back.y_bar, back.z_bar), arriving.get(0, nothing))
         return [*y_bar, *back.totals.values]
 
-    def _warn(self, y0: Leaves, back: _Undoing) -> None:
-        for start, *found in zip(y0, back.y, back.z, strict=True):
-            gap = max((torch.linalg.vector_norm(leaf - start) / torch.linalg.vector_norm(start).clamp_min(1e-30)).item() for leaf in found)
+    def _warn(self, y0: Leaves, sizes: Leaves, back: _Undoing) -> None:
+        """Where y0 was not found again, relative to the larger of its size and that of the end."""
+        for start, size, *found in zip(y0, sizes, back.y, back.z, strict=True):
+            gap = max((torch.linalg.vector_norm(leaf - start) / size.clamp_min(1e-30)).item() for leaf in found)
             if not gap <= ROUND_OFF.get(start.real.dtype if start.is_complex() else start.dtype, COARSE_ROUND_OFF):
                 warnings.warn(
                     f"ReversibleAdjoint found y0 again only to {gap:.1e} (relative): the steps cannot be undone to round-off, and the "
-                    "gradient is off likewise; take more steps, or adjoint='checkpoint'",
+                    "gradient is off by that or more; take more steps, or adjoint='checkpoint'",
                     RuntimeWarning,
                     stacklevel=2,
                 )

@@ -12,6 +12,7 @@ from torch import Tensor
 from .adjoint import Adjoint, as_adjoint, transformed
 from .dense import Dense
 from .observe import Observer
+from .per_sample import find_grid
 from .problem import Problem, SolveError, Status, VectorField
 from .pytree import Structure, build, leaves_of, structure_of
 from .solvers import METHODS, Leapfrog, Leaves, Method, RungeKutta, as_method, halves
@@ -34,6 +35,7 @@ def odeint(
     rtol: Any = None,
     atol: Any = None,
     control: Control | None = None,
+    per_sample: bool = False,
     args: tuple[Any, ...] = (),
     adjoint: str | Adjoint = "checkpoint",
 ) -> Any:
@@ -52,6 +54,8 @@ def odeint(
         rtol, atol: instead: steps found by error control, for methods with an embedded error estimate (what they do
             when nothing is given, with 1e-7 and 1e-9). Numbers, or trees like y0 of numbers or tensors that broadcast.
         control: how error control chooses its steps, see ``Control``.
+        per_sample: error control for each sample of a tensor (batch, ...) by itself; func gets t of shape (batch, 1, ..., 1).
+            The steps are found first, without a graph, and then taken: twice the evaluations forward.
         args: further arguments of func: tensors, modules or anything else, nested in tuples, lists and dicts.
         adjoint: "checkpoint" (default), "direct", "reversible", "backsolve", or an ``Adjoint``. All but the last give the
             gradient of the discrete solution, with respect to y0, args, parameters and other tensors that func
@@ -78,6 +82,7 @@ def odeint(
         rtol=rtol,
         atol=atol,
         control=control,
+        per_sample=per_sample,
         args=args,
         adjoint=adjoint,
     )
@@ -116,15 +121,15 @@ class Solution:
 
     ts: the output times reached, shape (k,), the event's time last where there was one. ys: a tree like y0 with the
     states at ts (or what ``save`` made of them) stacked in front. grid: the times of all steps done, to be passed back as
-    ``grid=``. event_time: zero-dimensional, with its gradient; None without event. Called with times, gives the states
-    there (``dense=True``).
+    ``grid=`` (with ``per_sample`` tensors, which cannot be). event_time: zero-dimensional, with its gradient; None without
+    event. Called with times, gives the states there (``dense=True``).
     """
 
     ts: Tensor
     ys: Any
     stats: Stats
     status: Status
-    grid: tuple[float, ...]
+    grid: tuple[Any, ...]
     event_time: Tensor | None = None
     dense: Callable[[Any], Any] | None = None
 
@@ -151,6 +156,7 @@ def solve(
     rtol: Any = None,
     atol: Any = None,
     control: Control | None = None,
+    per_sample: bool = False,
     args: tuple[Any, ...] = (),
     adjoint: str | Adjoint = "checkpoint",
     save: Literal["times", "steps", "end"] | Callable[[Tensor, Any], Any] = "times",
@@ -164,7 +170,7 @@ def solve(
     """Solve as ``odeint`` does, and tell about it: a ``Solution`` with times, states, grid, statistics and status.
 
     Args:
-        func, y0, t, method, steps, step_size, grid, rtol, atol, control, args, adjoint: as for ``odeint``.
+        func, y0, t, method, steps, step_size, grid, rtol, atol, control, per_sample, args, adjoint: as for ``odeint``.
         save: the states at "times" t, after all "steps", or at the "end"; or a function (t, y) whose results at the times
             t are stacked instead of the states.
         dense: keep what is needed to call the solution with any time.
@@ -185,14 +191,31 @@ def solve(
     if kind not in ("times", "steps", "end"):
         raise ValueError(f"save={save!r} must be 'times', 'steps', 'end' or a function (t, y)")
     problem, leaves = problem_of(
-        func, y0, t, method=method, steps=steps, step_size=step_size, grid=grid, rtol=rtol, atol=atol, control=control, args=args
+        func,
+        y0,
+        t,
+        method=method,
+        steps=steps,
+        step_size=step_size,
+        grid=grid,
+        rtol=rtol,
+        atol=atol,
+        control=control,
+        per_sample=per_sample,
+        args=args,
     )
+    if per_sample and (dense or progress or not (event is callback is max_steps is None)):
+        raise ValueError("per_sample=True gives samples times of their own: dense, event, callback, progress, max_steps need common ones")
     watch = Observer(problem, event, callback, progress, max_steps)
-    problem = replace(problem, watch=watch, save="steps" if dense else "reached" if event is not None else kind)
+    kept = "steps" if dense or kind == "steps" else "reached" if event is not None else kind
+    problem = replace(problem, watch=None if per_sample else watch, save=kept)
     with watch:
         run = as_adjoint(adjoint).solve(problem, leaves, args)
     states = dict(zip(problem.outputs(run.grid), run.states, strict=True))
-    points = [(problem.field.time(run.grid.at(index)), states[index]) for index in replace(problem, save=kind).outputs(run.grid)]
+    times = run.grid.ends()
+    points = [(problem.field.time(times[index]), states[index]) for index in replace(problem, save=kind).outputs(run.grid)]
+    if per_sample and kind != "steps":  # there all samples meet
+        points = [(time.reshape(-1)[0], state) for time, state in points]
     event_time = None
     if watch.crossing is not None:
         event_time, end = watch.crossing.located(problem, states[len(run.grid)], args)
@@ -210,9 +233,9 @@ def solve(
         stacked([leaves_of(result, shape) for result in results], shape),
         stats,
         status,
-        run.grid.nodes() if event_time is None else (*run.grid.nodes(), event_time.item()),
+        run.grid.times if per_sample else run.grid.nodes() if event_time is None else (*run.grid.nodes(), event_time.item()),
         event_time,
-        Dense(problem, run.grid, states, args) if dense else None,
+        Dense(problem, run.grid, states, args, points[-1] if event_time is not None else None) if dense else None,
     )
 
 
@@ -244,6 +267,7 @@ def problem_of(
     rtol: Any = None,
     atol: Any = None,
     control: Control | None = None,
+    per_sample: bool = False,
     args: tuple[Any, ...] = (),
     save: Literal["times", "steps", "end"] = "times",
 ) -> tuple[Problem, list[Tensor]]:
@@ -257,32 +281,38 @@ def problem_of(
     _check_state(leaves)
     chosen = as_method(method)
     field = VectorField(func, structure, leaves)
-    given = [name for name, value in (("steps", steps), ("step_size", step_size), ("grid", grid)) if value is not None]
-    tolerances = [name for name, value in (("rtol", rtol), ("atol", atol), ("control", control)) if value is not None]
-    if tolerances and given:
-        raise ValueError(f"{tolerances[0]} asks for error control, {given[0]} for a grid; give one of them")
-    controlled = isinstance(chosen, RungeKutta) and chosen.tableau.embedded_order is not None
-    if tolerances and not controlled:
-        raise ValueError(f"{chosen.name} has no error estimate for {tolerances[0]}; give steps, or take one of {', '.join(_controlled())}")
-    stepping: Grid | Adaptive
-    if grid is not None:
-        if len(given) > 1:
-            raise ValueError(f"give either grid or {given[0]}, not both")
-        stepping = given_grid(t, grid)
-    elif controlled and not given:
-        stepping = Adaptive(as_times(t), *_tolerances(rtol, atol, structure, leaves), control or Control())
-        if "step" in field.call.names:
-            raise ValueError("func takes the number of the step, which error control does not know beforehand; give steps or a grid")
-    else:
-        stepping = uniform_grid(t, steps, step_size)
+    stepping = _stepping(t, chosen, structure, leaves, {"steps": steps, "step_size": step_size, "grid": grid}, (rtol, atol, control))
+    if isinstance(stepping, Adaptive) and "step" in field.call.names:
+        raise ValueError("func takes the number of the step, which error control does not know beforehand; give steps or a grid")
     problem = Problem(field, chosen, stepping, save)
+    if per_sample:
+        if not isinstance(stepping, Adaptive):
+            raise ValueError("per_sample=True is about error control; give rtol and atol instead of a grid")
+        problem = replace(problem, stepping=find_grid(problem, leaves, args))
     if isinstance(chosen, Leapfrog):
         check_separable(problem, leaves, args)
     return problem, leaves
 
 
-def _controlled() -> list[str]:
-    return [name for name, method in METHODS.items() if isinstance(method, Tableau) and method.embedded_order is not None]
+def _stepping(
+    t: Any, method: Method, structure: Structure, leaves: list[Tensor], grids: dict[str, Any], control: tuple[Any, Any, Control | None]
+) -> Grid | Adaptive:
+    """The grid that is asked for, or error control: what a method with an error estimate does when nothing is."""
+    given = [name for name, value in grids.items() if value is not None]
+    wanted = [name for name, value in zip(("rtol", "atol", "control"), control, strict=True) if value is not None]
+    if wanted and given:
+        raise ValueError(f"{wanted[0]} asks for error control, {given[0]} for a grid; give one of them")
+    controlled = isinstance(method, RungeKutta) and method.tableau.embedded_order is not None
+    if wanted and not controlled:
+        able = [name for name, known in METHODS.items() if isinstance(known, Tableau) and known.embedded_order is not None]
+        raise ValueError(f"{method.name} has no error estimate for {wanted[0]}; give steps, or take one of {', '.join(able)}")
+    if grids["grid"] is not None:
+        if len(given) > 1:
+            raise ValueError(f"give either grid or {given[0]}, not both")
+        return given_grid(t, grids["grid"])
+    if controlled and not given:
+        return Adaptive(as_times(t), *_tolerances(control[0], control[1], structure, leaves), control[2] or Control())
+    return uniform_grid(t, grids["steps"], grids["step_size"])
 
 
 def _tolerances(rtol: Any, atol: Any, structure: Structure, leaves: list[Tensor]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:

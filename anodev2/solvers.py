@@ -58,10 +58,13 @@ class RungeKutta(Method):
             slopes.append(field(step, stage, self.tableau.nodes[stage], at))
         return slopes
 
-    def attempt(self, field: FlatField, step: Step, y: Leaves, first: Leaves | None) -> tuple[list[Tensor], list[Leaves]]:
-        """y after the step, and all slopes; ``first`` is k_1 where it is known."""
+    def attempt(
+        self, field: FlatField, step: Step, y: Leaves, first: Leaves | None, between: Callable[[], None] = lambda: None
+    ) -> tuple[list[Tensor], list[Leaves]]:
+        """y after the step, and all slopes; ``first`` is k_1 where it is known, ``between`` is called once y has been found."""
         slopes = self.slopes(field, step, y, self.tableau.advancing, () if first is None else (first,))
         end = _combine(y, step.dt, self.tableau.weights, slopes)
+        between()
         for stage in range(len(slopes), self.tableau.stages):
             at = end if self.tableau.fsal else _combine(y, step.dt, self.tableau.stage_weights[stage], slopes)
             slopes.append(field(step, stage, self.tableau.nodes[stage], at))

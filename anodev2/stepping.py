@@ -12,13 +12,13 @@ import math
 import operator
 from dataclasses import dataclass, field, replace
 from itertools import accumulate, pairwise
-from typing import Any, SupportsFloat
+from typing import Any, SupportsFloat, TypeGuard
 
 import torch
 from torch import Tensor
 
 Time = float | Tensor
-Times = tuple[Time, ...]  # zero-dimensional tensors only where they require grad
+Times = tuple[Time, ...]  # tensors where they require grad (zero-dimensional) or differ from sample to sample (batch, 1, ...)
 
 
 @dataclass(frozen=True)
@@ -72,14 +72,15 @@ class Grid:
         done = (0, *accumulate(self.counts))
         return tuple(done[place] for place in self.wanted or range(len(done)) if done[place] <= len(self))
 
-    def at(self, index: int) -> Time:
-        """The time after so many steps."""
-        return self.times[0] if index == 0 else self.steps()[index - 1].time(1.0)
+    def ends(self) -> list[Time]:
+        """The times before the first step and after each."""
+        return [self.times[0], *(step.time(1.0) for step in self.steps())]
 
     def nodes(self) -> tuple[float, ...]:
         """The times between the steps, as numbers: what ``grid=`` takes."""
-        times = numbers(self.times)
-        return (times[0], *(float(step.time(1.0)) for step in replace(self, times=times).steps()))
+        if any(isinstance(time, Tensor) and time.numel() > 1 for time in self.times):
+            raise ValueError("per_sample=True gives every sample times of its own; this needs common times")
+        return numbers(tuple(replace(self, times=numbers(self.times)).ends()))
 
     def reversed(self) -> Grid:
         """The same steps from the end to the start."""
@@ -103,7 +104,12 @@ def as_times(t: Any, name: str = "t") -> Times:
     gaps = [later - earlier for earlier, later in pairwise(values)]
     if not (all(gap > 0 for gap in gaps) or all(gap < 0 for gap in gaps)):
         raise ValueError(f"{name} must be strictly rising or strictly falling, got {values}")
-    return tuple(time if isinstance(time, Tensor) and time.requires_grad else value for time, value in zip(times, values, strict=True))
+    return tuple(time if wants_grad(time) else value for time, value in zip(times, values, strict=True))
+
+
+def wants_grad(time: Time) -> TypeGuard[Tensor]:
+    """Whether a gradient with respect to this time is wanted."""
+    return isinstance(time, Tensor) and time.requires_grad
 
 
 def numbers(times: Times) -> tuple[float, ...]:
@@ -218,7 +224,8 @@ class StepSizes:
                 factor = min(factor, 1.0)  # Hairer, Norsett, Wanner, II.4: no growth right after a rejection
             self.errors = [max(error, 1e-10), self.errors[0]]
             # a step cut short to end at an output time says little about the one after it
-            self.size = max(self.size, factor * taken) if taken < self.size else factor * taken
+            cut = taken < self.size * (1 - 1e-6)  # by more than rounding
+            self.size = max(self.size, factor * taken) if cut else factor * taken
         else:
             self.size = min(factor, self.control.safety) * taken
         self.size = min(max(self.size, self.control.min_step), self.control.max_step)

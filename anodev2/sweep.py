@@ -13,13 +13,13 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from .march import March
 from .problem import Problem, Run
-from .pullback import Grads, Instead, StepGraph, Totals, hooks_silent
+from .pullback import Grads, Instead, StepGraph, Totals, hooks_silent, saved_below
 from .pytree import Structure, build, leaves_of, structure_of
 from .reach import reach
 from .replay import Recording, sample, without_graph
 from .schedule import Schedule, Thinning, positions, reversal
 from .solvers import Leaves
-from .stepping import Grid, Step
+from .stepping import Grid, Step, wants_grad
 
 Choice = Callable[[int, int, int], tuple[int | None, int]]  # (steps, bytes of a state, of a graph) -> (slots, graphs to keep)
 
@@ -75,7 +75,7 @@ class Inputs:
     @classmethod
     def of(cls, problem: Problem, y0: Leaves, args: tuple[Any, ...]) -> tuple[Inputs, list[Tensor], Recording]:
         """With the tensors handed to f, which only the autograd graph is to keep, and a recording."""
-        times = [time for time in problem.stepping.times if isinstance(time, Tensor)]
+        times = [time for time in problem.stepping.times if wants_grad(time)]
         structure = structure_of(args)
         rest = leaves_of(args, structure)
         wanted = [place for place, leaf in enumerate(rest) if isinstance(leaf, Tensor) and leaf.requires_grad]
@@ -101,14 +101,16 @@ class Inputs:
         places = {id(tensor): place for place, tensor in enumerate([*given, *self.leaves, *inner])}
         return StandIns(given[: self.timed], given[self.timed :], inner, places)
 
-    def narrow(self, used: Sequence[int]) -> None:
-        """Forget the inner tensors that f was not seen to use."""
+    def narrow(self, mode: Any) -> list[int]:
+        """Forget the inner tensors that f was not seen to use (``mode`` is what ``instead`` gave); the places of the others."""
+        used = [place for place, tensor in enumerate(self.inner) if id(tensor) in mode.met] if isinstance(mode, Instead) else []
         self.inner = [self.inner[place] for place in used]
+        return used
 
     def steps(self, grid: Grid, stand_ins: StandIns) -> list[Step]:
         """The steps of ``grid``, with stand-ins for the times that require grad."""
         times = iter(stand_ins.times)
-        return replace(grid, times=tuple(next(times) if isinstance(time, Tensor) else time for time in grid.times)).steps()
+        return replace(grid, times=tuple(next(times) if wants_grad(time) else time for time in grid.times)).steps()
 
     def args(self, stand_ins: StandIns) -> tuple[Any, ...]:
         """The arguments of f, with stand-ins for the tensors that require grad."""
@@ -142,7 +144,7 @@ class Sweep:
     def forward(self, inputs: list[Tensor], args: tuple[Any, ...]) -> tuple[list[Tensor], list[Tensor]]:
         """Run the steps; the leaves of the wanted states and of the kept ones."""
         y = [leaf.detach() for leaf in inputs[: self.inputs.width]]
-        states, inner = {0: y}, [tensor.detach() for tensor in self.inputs.inner]
+        inner = [tensor.detach() for tensor in self.inputs.inner]
         keeper = _Keeper(self, args)
         if self.choose is not None:
             everything = [*inputs, *self.inputs.reached]
@@ -152,26 +154,22 @@ class Sweep:
         with self.recording.making(), self.inputs.instead(inner) as mode:
             for step, y_next in march.steps(y):
                 keeper.see(step.index, y)
-                y = states[step.index + 1] = y_next
-                if not keeper.wanted(step.index + 1):
-                    del states[step.index + 1]
-        if isinstance(mode, Instead):
-            used = [place for place, tensor in enumerate(self.inputs.inner) if id(tensor) in mode.met]
-            self.inputs.narrow(used)
-            if self.stand_ins is not None:
-                given = [*self.stand_ins.times, *self.stand_ins.arguments]
-                self.stand_ins = self.inputs.placed(given, [inner[place] for place in used])
-        self.end = [sample(leaf) for leaf in y]
+                y = y_next
+        used = self.inputs.narrow(mode)
+        if self.stand_ins is not None:
+            self.recording.kept.refuse_gradients()
+            self.stand_ins = self.inputs.placed([*self.stand_ins.times, *self.stand_ins.arguments], [inner[place] for place in used])
+        self.end = [sample(leaf).clone() for leaf in y]
         self.grid = march.grid
         kept = keeper.finish(len(self.grid))
         self.run = Run([], self.grid, march.status, march.rejected, self.schedule.redone, keeper.peak(y))
-        return [leaf for index in self.problem.outputs(self.grid) for leaf in states[index]], [leaf for state in kept for leaf in state]
+        return [leaf for state in march.outputs() for leaf in state], [leaf for state in kept for leaf in state]
 
     def backward(self, inputs: Leaves, kept: list[Tensor], cotangents: Sequence[Tensor | None], wants: Sequence[bool]) -> Grads:
         """Gradients of all inputs from those of the outputs: steps redone as the schedule says, last to first."""
         stand_ins = self.stand_ins or self.inputs.stand_ins(inputs, wants)
         width = self.inputs.width
-        states = {at: kept[i * width : (i + 1) * width] for i, at in enumerate(self.schedule.kept)}
+        states: dict[int, Leaves] = {at: kept[i * width : (i + 1) * width] for i, at in enumerate(self.schedule.kept)}
         kept.clear()
         back = _Back(self, stand_ins, cotangents, wants)
         with self.recording.replaying(), hooks_silent(self.inputs.leaves), self.inputs.instead(stand_ins.inner):
@@ -198,18 +196,14 @@ class _Keeper:
         self.args = args
         grid = sweep.problem.stepping
         self.steps = len(grid) if isinstance(grid, Grid) else None
-        self.outputs = set(sweep.problem.outputs(grid)) if isinstance(grid, Grid) and sweep.problem.watch is None else None
         self.states: dict[int, Leaves] = {}
         self.last: tuple[int, Leaves] | None = None
         self.slots, self.graphs, self.graph_bytes = sweep.slots, 0, 0
         self.places: set[int] | None = None  # None: every state
+        self.with_stand_ins: list[Step] = []
         self.thinning = Thinning(self.slots) if self.steps is None and self.slots is not None else None
         if self.steps is not None and self.slots is not None:
             self.places = set(positions(self.steps, self.slots))
-
-    def wanted(self, index: int) -> bool:
-        """Whether the state after so many steps is an output; an adaptive solve only knows in the end."""
-        return self.outputs is None or index in self.outputs
 
     def see(self, index: int, y: Leaves) -> None:
         """The state before step ``index``, which has just been done."""
@@ -229,12 +223,14 @@ class _Keeper:
         stand_ins = self.sweep.stand_ins
         assert stand_ins is not None
         start = [leaf.detach().requires_grad_() for leaf in y]
-        step = self.sweep.inputs.steps(self.sweep.problem.stepping, stand_ins)[step.index]  # pyright: ignore[reportArgumentType]
+        if step.index == 0:
+            self.with_stand_ins = self.sweep.inputs.steps(self.sweep.problem.stepping, stand_ins)  # pyright: ignore[reportArgumentType]
+        step = self.with_stand_ins[step.index]
         own = [*start, *stand_ins.times, *stand_ins.arguments, *stand_ins.inner, *self.sweep.inputs.leaves]
         run = lambda: self.sweep.problem.advance(step, start, self.sweep.inputs.args(stand_ins))  # noqa: E731
         with torch.enable_grad():
             if step.index == 0:
-                end, self.graph_bytes = weighed(run, own)
+                end, self.graph_bytes = weighed(run, own, self.sweep.recording.retreat)
                 self.slots, self.graphs = self.sweep.choose(self.steps, bytes_of(y), self.graph_bytes)
                 self.places = set(positions(self.steps, self.slots, self.graphs)) if self.slots is not None else None
             else:
@@ -314,16 +310,28 @@ def bytes_of(leaves: Leaves) -> int:
     return sum(leaf.numel() * leaf.element_size() for leaf in leaves)
 
 
-def weighed(run: Callable[[], Leaves], own: Leaves) -> tuple[Leaves, int]:
-    """The result of ``run``, and how many bytes its graph holds apart from its result and tensors of its surroundings (``own``)."""
+def weighed(run: Callable[[], Leaves], own: Leaves, again: Callable[[], None]) -> tuple[Leaves, int]:
+    """The result of ``run``, and how many bytes its graph holds apart from its result and tensors of its surroundings (``own``).
+
+    Where f uses torch.func, which does not bear hooks, it is run once more (``again`` undoes the first time) and its graph looked at.
+    """
     storages: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
         storages[tensor.untyped_storage()._cdata] = tensor.untyped_storage().nbytes()
         return tensor.detach()  # an output that holds itself would never be freed
 
-    with saved_tensors_hooks(pack, lambda tensor: tensor):
+    try:
+        with saved_tensors_hooks(pack, lambda tensor: tensor):
+            result = run()
+    except RuntimeError as error:
+        if "saved tensor hooks" not in str(error):
+            raise
+        again()
+        storages.clear()
         result = run()
+        for tensor in saved_below([leaf.grad_fn for leaf in result if leaf.grad_fn is not None]):
+            pack(tensor)
     for tensor in (*own, *result):
         storages.pop(tensor.untyped_storage()._cdata, None)
     return result, sum(storages.values())
@@ -341,11 +349,11 @@ def fetched(y: Leaves, devices: Sequence[torch.device]) -> Leaves:
 
 
 @contextmanager
-def untouched(problem: Problem, y0: Leaves, args: tuple[Any, ...]) -> Iterator[None]:
+def untouched(problem: Problem, y0: Leaves, args: tuple[Any, ...]) -> Iterator[Recording]:
     """f may be evaluated inside, and leaves random generators and buffers as they were."""
     recording = record(problem, y0, args)[0]
     recording.mark()
     try:
-        yield
+        yield recording
     finally:
         recording.retreat()

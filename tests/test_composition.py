@@ -112,7 +112,9 @@ def double_backward(adjoint: Adjoint) -> list[Tensor]:
 
 
 def hessian(adjoint: Adjoint) -> list[Tensor]:
-    return [torch.autograd.functional.hessian(lambda y: end(Net(), y, adjoint).square().sum(), start()[:1])]
+    curvature = torch.autograd.functional.hessian(lambda y: end(Net(), y, adjoint).square().sum(), start()[:1])
+    assert isinstance(curvature, Tensor)
+    return [curvature]
 
 
 def compiled(adjoint: Adjoint) -> list[Tensor]:
@@ -145,7 +147,7 @@ def without_gradients(adjoint: Adjoint) -> list[Tensor]:
 
 def complex_state(adjoint: Adjoint) -> list[Tensor]:
     w, y = torch.tensor(0.3 + 1.1j, dtype=torch.complex128, requires_grad=True), (start() + 0.5j * start()).requires_grad_()
-    z = odeint(lambda t, z, w: w * z / (1 + z * z.conj()), y, [0.0, 1.0], steps=12, args=(w,), adjoint=adjoint)[-1]
+    z: Tensor = odeint(lambda t, z, w: w * z / (1 + z * z.conj()), y, [0.0, 1.0], steps=12, args=(w,), adjoint=adjoint)[-1]
     return list(torch.autograd.grad((z * z.conj()).real.sum() + z.imag.sum(), [y, w]))
 
 
@@ -227,7 +229,7 @@ def distributed(rank: int, folder: str) -> None:
 
 
 def test_two_processes_get_the_gradients_of_one(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(distributed, (str(tmp_path),), nprocs=2)
+    torch.multiprocessing.spawn(distributed, (str(tmp_path),), nprocs=2)  # pyright: ignore[reportPrivateImportUsage]
     found = torch.load(tmp_path / "found.pt")
     for name in ADJOINTS:
         net = Net()

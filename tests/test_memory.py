@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import gc
+from typing import Any
 
 import pytest
 import torch
 from live_bytes import LiveBytes
 from torch import Tensor, nn
 
-from anodev2 import Adjoint, BacksolveAdjoint, CheckpointAdjoint, DirectAdjoint, ODEBlock, ReversibleAdjoint, odeint, plan
+from anodev2 import Adjoint, BacksolveAdjoint, CheckpointAdjoint, DirectAdjoint, ODEBlock, ReversibleAdjoint, odeint, plan, solve
 
 MIB = 2**20
 
@@ -147,3 +148,31 @@ def test_a_hundred_iterations_leak_nothing_even_where_f_raises(adjoint: str) -> 
             if i % 7 == 6:
                 sizes.append(live.now)
     assert len(set(sizes[1:])) == 1, sizes
+
+
+@pytest.mark.parametrize("adjoint", [CheckpointAdjoint(slots=2), BacksolveAdjoint()], ids=["slots", "backsolve"])
+def test_an_adaptive_solve_holds_no_state_that_is_not_asked_for(adjoint: Adjoint) -> None:
+    y0 = torch.linspace(0, 3, 2**14, requires_grad=True)
+    options: dict[str, Any] = {"method": "bosh3", "rtol": 1e-6, "atol": 1e-6}
+    f = lambda t, y: torch.cos(7 * y + t)
+    steps = len(solve(f, y0, [0.0, 2.0], **options).grid)
+    with LiveBytes() as live:
+        odeint(f, y0, [0.0, 2.0], **options, adjoint=adjoint)
+    assert steps > 60 and live.peak < 30 * 2**16, steps  # of one state
+    with LiveBytes() as live, torch.no_grad():
+        odeint(f, y0, [0.0, 2.0], **options)
+        solve(f, y0, [0.0, 2.0], method="bosh3", steps=100, save="end")
+    assert live.peak < 30 * 2**16
+
+
+def test_a_step_with_transforms_inside_is_weighed() -> None:
+    """torch.func does not bear the hooks that weigh what autograd stores."""
+    net = nn.Linear(3, 3)
+    f = lambda t, y: torch.func.vmap(torch.func.grad(lambda v: torch.tanh(net(v)).sum()))(y)
+    y0, ends = torch.ones(4, 3), []
+    for adjoint in ("direct", CheckpointAdjoint(memory="1MB"), CheckpointAdjoint(memory="2KB")):
+        ends.append(torch.autograd.grad(odeint(f, y0, [0.0, 1.0], steps=9, adjoint=adjoint)[-1].sum(), net.weight)[0])
+    torch.testing.assert_close(ends[1], ends[0])
+    torch.testing.assert_close(ends[2], ends[0])
+    told = plan(f, y0, steps=9, method="euler")
+    assert told.graph_bytes > 0 and told.evaluations_forward == 9

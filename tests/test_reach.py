@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from anodev2 import odeint
+from anodev2 import CheckpointAdjoint, odeint
 from anodev2.reach import reach
 
 GLOBAL = torch.full((3,), 0.5, requires_grad=True)
@@ -235,3 +235,57 @@ def test_the_search_is_bounded_and_skips_what_is_not_python() -> None:
     found = reach(lambda t, y: net(y) + len(big), torch.Generator())
     assert {id(p) for p in net.parameters()} == {id(p) for p in found.leaves}
     assert found.modules == [net] and len(found.generators) == 1
+
+
+@pytest.mark.parametrize("inside", ["direct", "checkpoint", CheckpointAdjoint(slots=1), CheckpointAdjoint(memory="1MB")], ids=str)
+@pytest.mark.parametrize("outside", ["checkpoint", CheckpointAdjoint(slots=1), CheckpointAdjoint(memory="1MB")], ids=str)
+def test_a_solve_inside_f_around_a_tensor_with_a_history(outside: Any, inside: Any) -> None:
+    w, y0, ends = leaf(), torch.ones(3, requires_grad=True), []
+    s = w.exp()
+    for out, within in (("direct", "direct"), (outside, inside)):
+        f = lambda t, y, a=within: odeint(lambda u, z: -s * z, y, [0.0, 0.3], steps=2, adjoint=a)[-1] - y
+        ends.append(torch.autograd.grad(odeint(f, y0, [0.0, 1.0], steps=2, adjoint=out)[-1].sum(), [w, y0], retain_graph=True))
+    torch.testing.assert_close(*ends)
+
+
+@pytest.mark.parametrize("adjoint", ["checkpoint", "reversible", "backsolve"])
+def test_stale_results_that_f_could_read_but_does_not_are_left_alone(adjoint: str) -> None:
+    w = leaf()
+    stale = w.exp()
+    stale.sum().backward()
+    w.grad = None
+    odeint(lambda t, y, unused=stale: -w * y, torch.ones(3), [0.0, 1.0], steps=3, adjoint=adjoint)[-1].sum().backward()
+    assert w.grad is not None
+
+
+rate = torch.tensor(2.0, requires_grad=True).exp()  # a global with the name of an attribute below
+
+
+def test_an_attribute_is_not_taken_for_a_global_of_its_name() -> None:
+    class Decay:
+        rate = 0.5
+
+        def __call__(self, t: Tensor, y: Tensor) -> Tensor:
+            return -self.rate * y
+
+    assert not reach(Decay()).inner
+    assert [id(tensor) for tensor in reach(lambda t, y: -rate * y).inner] == [id(rate)]
+    assert [id(tensor) for tensor in reach(lambda t, y: (lambda z: -rate * z)(y)).inner] == [id(rate)]
+
+
+def test_a_leaf_of_f_that_lies_in_a_reference_cycle_is_not_taken_for_a_lost_one() -> None:
+    net = nn.Linear(3, 3)
+
+    def f(t: Tensor, y: Tensor) -> Tensor:
+        with torch.enable_grad():
+            point = y.detach().clone().requires_grad_()
+
+            def energy(depth: int) -> Tensor:
+                return torch.tanh(net(point)).sum() if depth == 0 else energy(depth - 1)
+
+            return torch.autograd.grad(energy(1), point, create_graph=True)[0]
+
+    ends = []
+    for adjoint in ("direct", "checkpoint"):
+        ends.append(torch.autograd.grad(odeint(f, torch.ones(2, 3), [0.0, 1.0], steps=2, adjoint=adjoint)[-1].sum(), net.weight))
+    torch.testing.assert_close(*ends)

@@ -6,6 +6,7 @@ Every test compares with ``adjoint="direct"``, which never recomputes.
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -15,20 +16,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from anodev2 import ODEBlock, odeint
+from anodev2 import Adjoint, CheckpointAdjoint, ODEBlock, odeint
+from anodev2 import solve as solution_of
 
 T = [0.0, 0.5, 1.0]
 
 
 def both(
-    net: nn.Module, run: Callable[[nn.Module, str], Tensor], change: Callable[[nn.Module], Any] | None = None
+    net: nn.Module, run: Callable[[nn.Module, str | Adjoint], Tensor], change: Callable[[nn.Module], Any] | None = None
 ) -> list[dict[str, Tensor]]:
     """Gradients, buffers and the generator's state after forward and backward with each adjoint, from equal copies of net.
 
     ``change`` happens between forward and backward.
     """
     ends = []
-    for adjoint in ("direct", "checkpoint"):
+    for adjoint in ("direct", "checkpoint", CheckpointAdjoint(slots=1), CheckpointAdjoint(memory="1MB")):
         own = copy.deepcopy(net)
         torch.manual_seed(5)
         loss = run(own, adjoint)
@@ -41,10 +43,12 @@ def both(
 
 
 def assert_equal(ends: list[dict[str, Tensor]], rtol: float = 1e-12) -> None:
-    direct, checkpoint = ends
-    assert direct.keys() == checkpoint.keys() and any(name.startswith("gradient") for name in direct)
-    for name, expected in direct.items():
-        torch.testing.assert_close(checkpoint[name], expected, rtol=rtol, atol=rtol, msg=lambda m, name=name: f"{name}: {m}")
+    direct, *others = ends
+    assert any(name.startswith("gradient") for name in direct)
+    for other in others:
+        assert direct.keys() == other.keys()
+        for name, expected in direct.items():
+            torch.testing.assert_close(other[name], expected, rtol=rtol, atol=rtol, msg=lambda m, name=name: f"{name}: {m}")
 
 
 class Dropping(nn.Module):
@@ -57,7 +61,7 @@ class Dropping(nn.Module):
         return torch.tanh(self.dropout(self.linear(z)))
 
 
-def solve(net: nn.Module, adjoint: str) -> Tensor:
+def solve(net: nn.Module, adjoint: str | Adjoint) -> Tensor:
     return odeint(net, torch.ones(3, 6).double(), T, steps=3, method="midpoint", adjoint=adjoint).square().sum()
 
 
@@ -80,7 +84,7 @@ def test_private_generators_are_replayed() -> None:
         def forward(self, t: Tensor, z: Tensor) -> Tensor:
             return self.linear(z) * torch.rand(z.shape, generator=self.generator, dtype=z.dtype)
 
-    def run(net: Any, adjoint: str) -> Tensor:
+    def run(net: Any, adjoint: str | Adjoint) -> Tensor:
         net.generator = torch.Generator().manual_seed(1)
         return solve(net, adjoint)
 
@@ -109,7 +113,7 @@ def test_batchnorm_statistics_move_once_per_evaluation() -> None:
 
 
 def test_batchnorm_reached_through_a_function_moves_once() -> None:
-    def run(net: nn.Module, adjoint: str) -> Tensor:
+    def run(net: nn.Module, adjoint: str | Adjoint) -> Tensor:
         return odeint(lambda t, z: -net(t, z), image(), T, steps=3, adjoint=adjoint).square().sum()
 
     assert_equal(both(Normed(), run))
@@ -132,7 +136,7 @@ def test_buffers_that_enter_the_result_are_those_of_their_step() -> None:
 
     assert_equal(both(Drifting(), solve))
 
-    def twice(net: nn.Module, adjoint: str) -> Tensor:
+    def twice(net: nn.Module, adjoint: str | Adjoint) -> Tensor:
         loss = solve(net, adjoint)
         torch.autograd.grad(loss, list(net.parameters()), retain_graph=True)
         return loss
@@ -176,7 +180,7 @@ class Shifted(nn.Module):
         return torch.tanh(self.linear(y)) + self.shift * y
 
 
-def shifted_loss(net: nn.Module, adjoint: str = "checkpoint") -> Tensor:
+def shifted_loss(net: nn.Module, adjoint: str | Adjoint = "checkpoint") -> Tensor:
     return odeint(net, torch.ones(3, 6).double(), T, steps=2, adjoint=adjoint).square().sum()
 
 
@@ -412,8 +416,54 @@ def test_blocks_in_a_row_and_one_used_twice() -> None:
     torch.manual_seed(0)
     field = Normed()
 
-    def run(net: nn.Module, adjoint: str) -> Tensor:
+    def run(net: nn.Module, adjoint: str | Adjoint) -> Tensor:
         block = ODEBlock(net, steps=3, adjoint=adjoint)
         return nn.Sequential(block, nn.Tanh(), block)(image()).square().sum()
 
     assert_equal(both(field, run))
+
+
+@pytest.mark.parametrize("memory", ["1KB", "1MB"])
+def test_a_tensor_kept_by_a_step_whose_graph_is_kept_must_not_want_a_gradient(memory: str) -> None:
+    """Its history would begin at the step's start."""
+
+    class Keeping(Shifted):
+        def forward(self, t: Tensor, y: Tensor) -> Tensor:
+            slope = super().forward(t, y)
+            self.kept = slope.square().sum()
+            return slope
+
+    with pytest.raises(ValueError, match=r"Keeping.kept, .*value.detach\(\)"):
+        odeint(Keeping(), torch.ones(1, 6).double(), T, steps=2, method="euler", adjoint=CheckpointAdjoint(memory=memory))
+
+
+@pytest.mark.parametrize("adjoint", ["direct", "checkpoint"])
+def test_batchnorm_under_error_control_and_events(adjoint: str) -> None:
+    """Undoing what a rejected attempt did to statistics is not an in-place change that autograd minds."""
+    net, y0 = Normed(), image().requires_grad_()
+    odeint(net, y0, [0.0, 1.0], method="bosh3", rtol=1e-3, atol=1e-3, adjoint=adjoint).square().sum().backward()
+    found = solution_of(lambda t, z: net(t, z) + 1, y0, T, steps=4, event=lambda t, z: z.mean() - 0.5, adjoint=adjoint)
+    assert found.event_time is not None
+    found.event_time.backward()
+
+
+def test_threads_leave_the_fast_path_of_attention_as_it_was() -> None:
+    net = Shifted()
+    before = torch.backends.mha.get_fastpath_enabled()
+    threads = [threading.Thread(target=lambda: [shifted_loss(net).backward() for _ in range(20)]) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert torch.backends.mha.get_fastpath_enabled() == before
+
+
+@pytest.mark.parametrize("adjoint", ["checkpoint", CheckpointAdjoint(slots=1), CheckpointAdjoint(memory="1MB"), "reversible", "backsolve"])
+def test_the_result_of_a_block_may_be_changed_in_place(adjoint: Any) -> None:
+    ends = []
+    for in_place in (False, True):
+        torch.manual_seed(0)
+        block, y = ODEBlock(Shifted(), steps=3, adjoint=adjoint), torch.ones(3, 6).double().requires_grad_()
+        nn.Sequential(block, nn.ReLU(inplace=in_place))(y).square().sum().backward()
+        ends.append([y.grad, *(p.grad for p in block.parameters())])
+    torch.testing.assert_close(*ends, rtol=1e-12, atol=1e-12)

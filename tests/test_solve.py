@@ -7,7 +7,7 @@ import torch
 from problems import MLP, Pendulum, pendulum_state
 from torch import Tensor, nn
 
-from anodev2 import DirectAdjoint, odeint
+from anodev2 import DirectAdjoint, odeint, solve
 
 
 def decay(t: Tensor, y: Any) -> Any:
@@ -138,3 +138,10 @@ def test_user_mistakes_are_named(change: dict[str, Any], error: type[Exception],
 
 def test_adjoints_may_be_objects() -> None:
     assert odeint(decay, torch.ones(2), [0.0, 1.0], steps=2, adjoint=DirectAdjoint()).shape == (2, 2)
+
+
+@pytest.mark.parametrize("options", [{"steps": 3}, {"method": "dopri5"}], ids=["grid", "adaptive"])
+def test_inference_mode(options: dict[str, Any]) -> None:
+    with torch.inference_mode():
+        assert odeint(decay, torch.ones(2), [0.0, 1.0], **options).is_inference()
+        assert solve(decay, torch.ones(2), [0.0, 1.0], **options).ys.is_inference()

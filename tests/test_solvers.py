@@ -85,7 +85,7 @@ def test_the_look_at_separability_leaves_no_trace() -> None:
     assert force.norm.num_batches_tracked == 5
     drawn = torch.get_rng_state()
     torch.set_rng_state(random)
-    torch.randn(4, 3), torch.randn(4, 3), [nn.functional.dropout(torch.ones(4, 3)) for _ in range(5)]
+    _ = torch.randn(4, 3), torch.randn(4, 3), [nn.functional.dropout(torch.ones(4, 3)) for _ in range(5)]
     assert torch.equal(drawn, torch.get_rng_state())
 
 

@@ -1,0 +1,142 @@
+"""Error control for each sample of a batch by itself, as in torchode: a grid whose times differ from sample to sample.
+
+The grid is found first, without a graph and without a trace; then the solve takes it as any given grid, so every exact
+adjoint has the gradient of what was computed. A sample whose attempt was rejected, or that waits for the others at an
+output time, takes a step of length zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .march import error_ratios
+from .problem import Problem, SolveError, Status
+from .reach import reach
+from .solvers import Leaves, RungeKutta
+from .stepping import Adaptive, Control, Grid, Step, numbers
+from .sweep import untouched
+
+
+def find_grid(problem: Problem, y0: Leaves, args: tuple[Any, ...]) -> Grid:
+    """The steps of every sample from each output time to the next; times are tensors of shape (batch, 1, ..., 1)."""
+    adaptive, method = problem.stepping, problem.method
+    assert isinstance(adaptive, Adaptive) and isinstance(method, RungeKutta)
+    _check(problem, adaptive, y0)
+    ends = numbers(adaptive.times)
+    with torch.no_grad(), untouched(problem, y0, args):
+        search = _Search(problem, adaptive, method, y0[0], args, ends)
+        wanted = [0, *(search.until(end) for end in ends[1:])]
+    return Grid(tuple(search.nodes), (1,) * (len(search.nodes) - 1), tuple(wanted))
+
+
+def _check(problem: Problem, adaptive: Adaptive, y0: Leaves) -> None:
+    if len(y0) != 1 or problem.field.structure.kind is not None or y0[0].ndim == 0:
+        raise ValueError("per_sample=True needs a single tensor with a batch axis in front as y0")
+    if any(isinstance(time, Tensor) for time in adaptive.times):
+        raise ValueError("per_sample=True gives no gradient with respect to times; detach t")
+    for module in reach(problem.field.func).modules:
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:
+            raise ValueError(
+                "per_sample=True and BatchNorm in training mode contradict each other: a sample's steps would depend on the batch"
+            )
+
+
+@dataclass
+class _Search:
+    """The batch on its way: state, times, step sizes and the errors of the last two accepted steps of every sample."""
+
+    problem: Problem
+    adaptive: Adaptive
+    method: RungeKutta
+    y: Tensor
+    args: tuple[Any, ...]
+    ends: Sequence[float]
+
+    def __post_init__(self) -> None:
+        self.field = partial(self.problem.field, self.args)
+        self.lead = (len(self.y), *(1,) * (self.y.ndim - 1))
+        self.time = self._column(self.ends[0])
+        self.nodes = [self.time]
+        self.sign = 1.0 if self.ends[-1] > self.ends[0] else -1.0
+        self.k = (self.method.tableau.embedded_order or 0) + 1
+        self.errors = [self._column(1.0), self._column(1.0)]
+        self.rejected = self._column(0.0).bool()
+        self.first: Tensor | None = self._slope(self.time, self.y)
+        self.size = self._first_size(self.first)
+
+    def _column(self, value: float) -> Tensor:
+        return torch.full(self.lead, value, dtype=torch.float64, device=self.y.device)
+
+    def _slope(self, time: Tensor, y: Tensor) -> Tensor:
+        return self.field(Step(0, (time, time), 0, 0, 1), 0, 0.0, [y])[0]
+
+    def _norm(self, error: Tensor, y_next: Tensor) -> Tensor:
+        """Root mean square of the error ratios of each sample."""
+        (ratio,) = error_ratios(self.adaptive, [error], [self.y], [y_next])
+        return ratio.double().square().reshape(len(ratio), -1).mean(1).sqrt().view(self.lead)
+
+    def _first_size(self, slope: Tensor) -> Tensor:
+        """As for a whole batch (``march``), sample by sample."""
+        control = self.adaptive.control
+        if control.first_step is not None:
+            return self._column(control.first_step)
+        zero = torch.zeros_like(self.y)
+        d0, d1 = self._norm(self.y, zero), self._norm(slope, zero)
+        h0 = torch.where((d0 < 1e-5) | (d1 < 1e-5), 1e-6, 0.01 * d0 / d1).clamp_max(abs(self.ends[1] - self.ends[0]))
+        ahead = self.y + (self.sign * h0).to(self.y.real.dtype) * slope
+        d2 = self._norm(self._slope(self.time + self.sign * h0, ahead) - slope, zero) / h0
+        steepest = torch.maximum(d1, d2)
+        h1 = torch.where(steepest <= 1e-15, torch.clamp_min(h0 * 1e-3, 1e-6), (0.01 / steepest) ** (1 / self.k))
+        return torch.minimum(100 * h0, h1).clamp(control.min_step, control.max_step)
+
+    def until(self, end: float) -> int:
+        """Step until every sample has reached ``end``; the number of steps done then."""
+        while bool((waiting := self.time != end).any()):
+            left = (end - self.time).abs()
+            size = torch.where(left < 2 * self.size, left / 2, self.size)
+            near = left <= (self.size * (1 + 1e-2)).clamp_max(self.adaptive.control.max_step * (1 + 1e-9))
+            stop = torch.where(near, end, self.time + self.sign * size)
+            step = Step(len(self.nodes) - 1, (self.time, stop), 0, 0, 1)
+            ends, slopes = self.method.attempt(self.field, step, [self.y], None if self.first is None else [self.first])
+            error = self._norm(self.method.error(1.0, slopes)[0] * (stop - self.time).to(self.y.real.dtype), ends[0])
+            accepted = waiting & (error <= 1)
+            self._resize(error, (stop - self.time).abs(), accepted, waiting)
+            if bool((waiting & ~accepted & (self.size < max(self.adaptive.control.min_step, 1e-14 * max(map(abs, self.ends))))).any()):
+                self._fail(waiting & ~accepted, error)
+            self.time = torch.where(accepted, stop, self.time)
+            self.y = torch.where(accepted, ends[0], self.y)
+            self.first = torch.where(accepted, slopes[-1][0], slopes[0][0]) if self.method.tableau.fsal else None
+            if bool(accepted.any()):
+                self.nodes.append(self.time)
+        return len(self.nodes) - 1
+
+    def _resize(self, error: Tensor, taken: Tensor, accepted: Tensor, waiting: Tensor) -> None:
+        """``stepping.Control``'s rule, sample by sample."""
+        control: Control = self.adaptive.control
+        p, i, d = (coefficient / self.k for coefficient in control.pid)
+        factor = control.safety * error.clamp_min(1e-10) ** -(p + i + d) * self.errors[0] ** (p + 2 * d) * self.errors[1] ** -d
+        factor = torch.where(torch.isfinite(error), factor, control.shrink).clamp(control.shrink, control.grow)
+        grown = torch.where(self.rejected, factor.clamp_max(1.0), factor) * taken
+        cut = taken < self.size * (1 - 1e-6)  # short only to end at an output time
+        size = torch.where(accepted, torch.where(cut, torch.maximum(self.size, grown), grown), factor.clamp_max(control.safety) * taken)
+        self.errors = [
+            torch.where(accepted, error.clamp_min(1e-10), self.errors[0]),
+            torch.where(accepted, self.errors[0], self.errors[1]),
+        ]
+        self.size = torch.where(waiting, size.clamp(control.min_step, control.max_step), self.size)
+        self.rejected = waiting & ~accepted
+
+    def _fail(self, stuck: Tensor, error: Tensor) -> None:
+        sample = int(stuck.reshape(-1).nonzero()[0])
+        t, size = self.time.reshape(-1)[sample].item(), self.size.reshape(-1)[sample].item()
+        worst = error.reshape(-1)[sample].item()
+        message = (
+            f"sample {sample} of the batch at t={t:.9g}: the step size fell to {size:.3g}, its error is {worst:.3g} times the tolerance"
+        )
+        raise SolveError(Status("step size", message, t, len(self.nodes) - 1, "y0", (sample,), worst, self.y.detach()))

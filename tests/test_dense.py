@@ -1,0 +1,130 @@
+"""States between the steps: exact at the nodes, accurate between them, differentiable."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from problems import MLP, Pendulum, pendulum_state
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from anodev2 import METHODS, CheckpointAdjoint, solve
+
+decay = lambda t, y: -2 * t * y**2
+exact = lambda t: 1 / (1 + t**2)
+
+
+@pytest.mark.parametrize("method", sorted(set(METHODS) - {"leapfrog"}))
+@pytest.mark.parametrize("times", [[0.0, 0.4, 1.0], [1.0, 0.4, 0.0]])
+def test_values_at_nodes_are_the_states(method: str, times: list[float]) -> None:
+    state = pendulum_state()
+    every = solve(Pendulum(), state, times, method=method, steps=3, save="steps")
+    found = solve(Pendulum(), state, times, method=method, steps=3, dense=True)
+    assert len(found.grid) == 7 and len(found.ys["q"]) == 3
+    assert all(map(torch.equal, tree_leaves(found(found.grid)), tree_leaves(every.ys)))
+    assert all(map(torch.equal, tree_leaves(found(times)), tree_leaves(found.ys)))
+
+
+def test_one_time_gives_a_state_and_several_stack_them() -> None:
+    found = solve(Pendulum(), pendulum_state(False), [0.0, 1.0], steps=4, dense=True)
+    one, many, tensor = found(0.3), found([0.3, 0.8]), found(torch.tensor([0.8, 0.3]))
+    assert one["more"][1].shape == () and one["q"].shape == (5,) and many["q"].shape == (2, 5)
+    assert torch.equal(one["q"], many["q"][0])
+    torch.testing.assert_close(tensor["q"].flip(0), many["q"], rtol=1e-6, atol=1e-6)
+
+
+# the interpolant of dopri5 has order 4, that of tsit5 too; bosh3 and all others have the cubic through states and slopes
+@pytest.mark.parametrize(
+    ("method", "order"), [("dopri5", 4), ("tsit5", 4), ("bosh3", 3), ("rk4", 4), ("dopri8", 4), ("heun2", 2), ("euler", 1)]
+)
+@pytest.mark.parametrize("span", [(0.0, 2.0), (2.0, 0.0)])
+def test_the_error_between_nodes_falls_with_the_order(method: str, order: int, span: tuple[float, float]) -> None:
+    between = torch.linspace(0.013, 1.987, 301, dtype=torch.float64)
+    errors = []
+    for steps in (40, 80):
+        found = solve(decay, exact(torch.tensor(span[0]).double()), span, method=method, steps=steps, dense=True)
+        errors.append((found(between) - exact(between)).abs().max().item())
+    assert np.log2(errors[0] / errors[1]) > order - 0.25
+
+
+def test_adaptive_dense_output_is_about_as_good_as_the_states() -> None:
+    times = torch.linspace(0.1, 2.9, 57, dtype=torch.float64)
+    for method in ("dopri5", "tsit5", "bosh3"):
+        found = solve(decay, torch.tensor(1.0).double(), [0.0, 3.0], method=method, rtol=1e-6, atol=1e-6, dense=True)
+        assert (found(times) - exact(times)).abs().max() < 2e-5
+
+
+def differences(loss: Callable[[Tensor], Tensor], at: Tensor) -> Tensor:
+    """Central ones, of each element."""
+    shifts = 1e-5 * torch.eye(at.numel(), dtype=at.dtype).reshape(-1, *at.shape)
+    with torch.no_grad():
+        return torch.stack([(loss(at + shift) - loss(at - shift)) / 2e-5 for shift in shifts]).reshape(at.shape)
+
+
+@pytest.mark.parametrize("adjoint", ["direct", "checkpoint", CheckpointAdjoint(slots=2)])
+@pytest.mark.parametrize("method", ["dopri5", "rk4"])
+@pytest.mark.parametrize("times", [[0.0, 0.7, 1.5], [1.5, 0.7, 0.0]])
+def test_gradients_between_nodes_are_those_of_differences(times: list[float], method: str, adjoint: Any) -> None:
+    """With respect to the state, args, the steps' times, and the time asked for, between nodes and at them."""
+    net, weights = MLP(2), torch.randn(4, 2, dtype=torch.float64)
+    y0, scale = torch.randn(2, dtype=torch.float64), torch.tensor([1.2, 0.7], dtype=torch.float64)
+    f = lambda t, y, scale: scale * net(t, y)
+    asked = torch.tensor([0.11, 0.7, 0.9, 1.5], dtype=torch.float64)
+
+    def loss(y0: Tensor, scale: Tensor, nodes: Any, asked: Tensor) -> Tensor:
+        found = solve(f, y0, nodes, method=method, steps=2, args=(scale,), adjoint=adjoint, dense=True)
+        return (found(asked) * weights).sum()
+
+    nodes = torch.tensor(times, dtype=torch.float64)
+    inputs = [x.clone().requires_grad_() for x in (y0, scale, asked)]
+    found = torch.autograd.grad(loss(inputs[0], inputs[1], times, inputs[2]), inputs)
+    torch.testing.assert_close(found[0], differences(lambda x: loss(x, scale, times, asked), y0), rtol=0, atol=1e-8)
+    torch.testing.assert_close(found[1], differences(lambda x: loss(y0, x, times, asked), scale), rtol=0, atol=1e-8)
+    inside = asked[[0, 2]]  # at a node the interpolant has a kink
+    slopes = differences(lambda x: loss(y0, scale, times, torch.stack([x[0], asked[1], x[1], asked[3]])), inside)
+    torch.testing.assert_close(found[2][[0, 2]], slopes, rtol=0, atol=1e-7)
+    assert found[2].all()
+    weights = weights[[0, 2]]
+    asked = inside
+    moving = nodes.clone().requires_grad_()
+    (of_times,) = torch.autograd.grad(loss(y0, scale, moving, asked), moving)
+    torch.testing.assert_close(of_times, differences(lambda x: loss(y0, scale, x, asked), nodes), rtol=0, atol=1e-8)
+
+
+def test_a_dense_solve_may_reach_parameters_by_itself() -> None:
+    net, y0 = MLP(), torch.randn(3, 4, dtype=torch.float64)
+    ends = []
+    for adjoint in ("direct", "checkpoint"):
+        found = solve(net, y0, [0.0, 1.0], method="tsit5", rtol=1e-3, atol=1e-3, dense=True, adjoint=adjoint)
+        ends.append(torch.autograd.grad(found([0.2, 0.6]).square().sum(), list(net.parameters())))
+    torch.testing.assert_close(*ends, rtol=1e-12, atol=1e-13)
+
+
+def test_float32_and_complex_states_keep_their_dtype() -> None:
+    for dtype in (torch.float32, torch.complex64):
+        for method in ("rk4", "dopri5"):
+            times = torch.tensor([0.0, 1.0], requires_grad=True)
+            found = solve(lambda t, y: -y, torch.ones(2, dtype=dtype), times, method=method, steps=3, dense=True)
+            asked = torch.tensor([0.2, 0.5], requires_grad=True)
+            assert found(asked).dtype == found(0.5).dtype == dtype
+            torch.testing.assert_close(found(0.5).real, torch.full((2,), 0.60653), rtol=1e-3, atol=0)
+
+
+def test_asking_what_was_not_kept_or_not_solved_is_refused() -> None:
+    with pytest.raises(ValueError, match="solve with dense=True"):
+        solve(decay, torch.ones(1), [0.0, 1.0], steps=2)(0.5)
+    found = solve(decay, torch.ones(1), [1.0, 0.0], steps=2, dense=True)
+    for wrong in (-0.1, 1.1, [0.5, 2.0], [], [[0.5]], float("nan"), "now", torch.tensor([0.5, 1.5])):
+        with pytest.raises(ValueError, match=r"must be a time between 0.0 and 1.0"):
+            found(wrong)
+
+
+def test_a_solve_that_ended_early_is_dense_up_to_there() -> None:
+    found = solve(decay, torch.ones(1), [0.0, 1.0], steps=10, dense=True, max_steps=4, throw=False)
+    assert found(0.4).shape == (1,) and found.grid[-1] == 0.4
+    with pytest.raises(ValueError, match=r"between 0.0 and 0.4"):
+        found(0.41)
