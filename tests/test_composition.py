@@ -147,8 +147,8 @@ def without_gradients(adjoint: Adjoint) -> list[Tensor]:
 
 def complex_state(adjoint: Adjoint) -> list[Tensor]:
     w, y = torch.tensor(0.3 + 1.1j, dtype=torch.complex128, requires_grad=True), (start() + 0.5j * start()).requires_grad_()
-    z: Tensor = odeint(lambda t, z, w: w * z / (1 + z * z.conj()), y, [0.0, 1.0], steps=12, args=(w,), adjoint=adjoint)[-1]
-    return list(torch.autograd.grad((z * z.conj()).real.sum() + z.imag.sum(), [y, w]))
+    z: Tensor = odeint(lambda t, z, w: w * z / (1 + z.abs() ** 2), y, [0.0, 1.0], steps=12, args=(w,), adjoint=adjoint)[-1]
+    return list(torch.autograd.grad(z.abs().square().sum() + z.imag.sum(), [y, w]))
 
 
 def hooked(adjoint: Adjoint) -> list[Tensor]:
