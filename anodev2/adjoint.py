@@ -24,6 +24,7 @@ from torch.nn.utils import parametrize
 from torch.utils.checkpoint import checkpoint
 
 from .backsolve import Backsolve
+from .inputs import Inputs, record
 from .march import March
 from .problem import Problem, Run
 from .pullback import Grads
@@ -31,7 +32,7 @@ from .reversible import Undo, reversible_step
 from .schedule import fewest_redone, positions, reversal
 from .solvers import Leaves
 from .stepping import Adaptive, Grid
-from .sweep import Inputs, Sweep, record
+from .sweep import Sweep
 from .tableau import nearest
 
 

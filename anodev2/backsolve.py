@@ -9,6 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from .inputs import Inputs
 from .march import March
 from .problem import Problem, Run, SolveError, VectorField
 from .pullback import Grads, hooks_silent
@@ -16,7 +17,6 @@ from .pytree import structure_of
 from .replay import Recording
 from .solvers import Leaves
 from .stepping import Adaptive, Control, Grid, Step
-from .sweep import Inputs
 
 
 @dataclass

@@ -10,12 +10,12 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from .inputs import record
 from .march import first_not_finite
 from .problem import Problem, Status
 from .pytree import build, paths_of
 from .solvers import Leaves
 from .stepping import Step, numbers
-from .sweep import record
 
 EventFunction = Callable[[Tensor, Any], Tensor]
 

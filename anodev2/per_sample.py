@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .inputs import untouched
 from .march import error_ratios
 from .problem import Problem, SolveError, Status
 from .reach import reach
 from .solvers import Leaves, RungeKutta
 from .stepping import Adaptive, Control, Grid, Step, numbers
-from .sweep import untouched
 
 
 def find_grid(problem: Problem, y0: Leaves, args: tuple[Any, ...]) -> Grid:

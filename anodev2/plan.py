@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from .adjoint import Adjoint, BacksolveAdjoint, CheckpointAdjoint, DirectAdjoint, ReversibleAdjoint, as_adjoint, mebibytes
+from .inputs import record, untouched
 from .pytree import leaves_of, structure_of
 from .schedule import Schedule, positions, reversal
 from .solve import problem_of
 from .solvers import Method
 from .stepping import Grid
-from .sweep import bytes_of, record, untouched, weighed
+from .sweep import bytes_of, weighed
 from .tableau import Tableau
 
 

@@ -18,12 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .inputs import Inputs, StandIns
 from .problem import Problem
 from .pullback import Grads, StepGraph, Totals, hooks_silent
 from .replay import Recording
 from .solvers import Leaves
 from .stepping import Grid, Step
-from .sweep import Inputs, StandIns
 
 ROUND_OFF = {torch.float64: 1e-6, torch.float32: 1e-5}  # of y0 found again, relative
 COARSE_ROUND_OFF = 1e-2

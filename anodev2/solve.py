@@ -11,13 +11,13 @@ from torch import Tensor
 
 from .adjoint import Adjoint, as_adjoint, transformed
 from .dense import Dense
+from .inputs import untouched
 from .observe import Observer
 from .per_sample import find_grid
 from .problem import Problem, SolveError, Status, VectorField
 from .pytree import Structure, build, leaves_of, structure_of
 from .solvers import METHODS, Leapfrog, Leaves, Method, RungeKutta, as_method, halves
 from .stepping import Adaptive, Control, Grid, Step, as_times, given_grid, uniform_grid
-from .sweep import untouched
 from .tableau import Tableau
 
 RTOL, ATOL = 1e-7, 1e-9  # torchdiffeq's, so that a solve without tolerances means the same here

@@ -1,8 +1,8 @@
 """The claims about gradients, checked on an accelerator: python benchmarks/device_check.py [cuda]
 
 Prints a Markdown table: a float64 gradient against the CPU's, then, against ``adjoint="direct"`` on the same device, dropout,
-BatchNorm, autocast and a whole training step of each network. With "cpu" it runs everywhere (autocast then in bfloat16 too).
-Every row is a pass or the script fails.
+BatchNorm, autocast; every way of keeping states, host memory among them; and a whole training step of each network. With "cpu"
+it runs everywhere (autocast then in bfloat16 too). Every row is a pass or the script fails.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import time
 import torch
 from torch import Tensor, nn
 
-from anodev2 import CoupledODEBlock, ODEBlock, ReactionDiffusionAdvection
+from anodev2 import Adjoint, CheckpointAdjoint, CoupledODEBlock, ODEBlock, ReactionDiffusionAdvection, ReversibleAdjoint
 from models import MODELS
 
 
@@ -90,6 +90,18 @@ def main(name: str) -> None:
             gradients(ODEBlock(branch, steps=5, adjoint=adjoint).to(device), z.to(device), cast) for adjoint in ("checkpoint", "direct")
         ]
         row(f"{what}, against direct", distance(*ends), bound)
+
+    ways: dict[str, Adjoint] = {
+        "slots=2": CheckpointAdjoint(slots=2),
+        "memory=2MB": CheckpointAdjoint(memory="2MB"),
+        "offload": CheckpointAdjoint(offload="cpu"),
+        "offload, slots=2": CheckpointAdjoint(slots=2, offload="cpu"),
+        "reversible": ReversibleAdjoint(),
+    }
+    for what, adjoint in ways.items():
+        block = ODEBlock(Branch().double(), steps=7, adjoint=adjoint)
+        here = gradients(block, z.double())  # before the block moves
+        row(f"{what}, float64, against the CPU", distance(gradients(block.to(device), z.double().to(device)), here), 1e-9)
 
     print("\n| network | ms, checkpoint | ms, direct | checkpoint / direct |\n|---|---|---|---|")
     x = torch.randn(128 if device.type != "cpu" else 8, 3, 32, 32, device=device)

@@ -153,7 +153,11 @@ def complex_state(adjoint: Adjoint) -> list[Tensor]:
 
 def hooked(adjoint: Adjoint) -> list[Tensor]:
     net = Net()
-    net.one.register_forward_hook(lambda module, inputs, output: 1.1 * output)
+
+    def louder(module: nn.Module, inputs: Any, output: Any) -> Any:
+        return 1.1 * output
+
+    net.one.register_forward_hook(louder)
     net.two.register_full_backward_hook(lambda module, inputs, outputs: (0.9 * inputs[0],))
     return training_step(net, start(), adjoint)
 

@@ -13,7 +13,7 @@ import anodev2
 
 ROOT = Path(__file__).parent.parent
 ORDER = [
-    *("pytree", "tableau", "stepping", "solvers", "problem", "reach", "replay", "march", "schedule", "pullback", "sweep"),
+    *("pytree", "tableau", "stepping", "solvers", "problem", "reach", "replay", "march", "schedule", "pullback", "inputs", "sweep"),
     *("reversible", "backsolve", "adjoint", "observe", "dense", "per_sample", "solve", "plan", "system", "dynamics", "block"),
 ]
 ALLOWED = {

@@ -29,13 +29,13 @@ MUTATIONS = {
     "second derivative not refused": ("adjoint.py", "if torch.is_grad_enabled():  # create", "if False:  # create", "test_adjoint.py"),
     "hooks fire at every step": ("pullback.py", "        hooks.clear()\n", "        pass\n", "test_adjoint.py"),
     "arguments keep their history": (
-        "sweep.py",
+        "inputs.py",
         "given = [tensor.detach().requires_grad_(want)",
         "given = [tensor",
         "test_reach.py",
     ),
-    "inner tensors keep their history": ("sweep.py", "if self.inner else nullcontext()", "if False else nullcontext()", "test_reach.py"),
-    "unused inner tensors drag their graph in": ("sweep.py", "if id(tensor) in mode.met] if", "] if", "test_reach.py"),
+    "inner tensors keep their history": ("inputs.py", "if self.inner else nullcontext()", "if False else nullcontext()", "test_reach.py"),
+    "unused inner tensors drag their graph in": ("inputs.py", "if id(tensor) in mode.met] if", "] if", "test_reach.py"),
     "lost tensors go unnoticed": ("pullback.py", "        _refuse_lost(strangers)\n", "", "test_reach.py"),
     "closures not searched": ("reach.py", "for cell in function.__closure__ or ():", "for cell in ():", "test_reach.py"),
     "gradients asked of frozen and unused parameters": (
@@ -86,7 +86,7 @@ MUTATIONS = {
     "a state changed in place": ("march.py", "if before != versions(y):", "if False:", "test_replay.py"),
     "shared buffers torn apart": ("replay.py", "copies.setdefault(id(v), v.clone())", "v.clone()", "test_replay.py"),
     "leaves known by their saved copies": (
-        "sweep.py",
+        "inputs.py",
         "places = {id(tensor): place for place, tensor in enumerate([*given, *self.leaves, *inner])}",
         "places = {id(tensor): place for place, tensor in enumerate([*given, *map(torch.detach, self.leaves), *inner])}",
         "test_replay.py",
