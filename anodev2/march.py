@@ -84,7 +84,7 @@ class March:
         if self.problem.save in ("steps", "end"):
             return self.problem.save == "steps"
         stepping = self.problem.stepping
-        return index in (self._wanted if isinstance(stepping, Adaptive) else self._places)
+        return index in (self._wanted[-2:] if isinstance(stepping, Adaptive) else self._places)
 
     def _on_grid(self, grid: Grid, y: Leaves) -> Iterator[tuple[Step, Leaves]]:
         for step in grid.steps():

@@ -211,32 +211,35 @@ def solve(
     problem = replace(problem, watch=None if per_sample else watch, save=kept)
     with watch:
         run = as_adjoint(adjoint).solve(problem, leaves, args)
-    states = dict(zip(problem.outputs(run.grid), run.states, strict=True))
-    times = run.grid.ends()
+    states, times = dict(zip(problem.outputs(run.grid), run.states, strict=True)), run.grid.ends()
     points = [(problem.field.time(times[index]), states[index]) for index in replace(problem, save=kind).outputs(run.grid)]
     if per_sample and kind != "steps":  # there all samples meet
         points = [(time.reshape(-1)[0], state) for time, state in points]
-    event_time = None
-    if watch.crossing is not None:
-        event_time, end = watch.crossing.located(problem, states[len(run.grid)], args)
-        points = [*(points if kind != "end" else ()), (event_time, end)]
-    stats = Stats(problem.field.evaluations, len(run.grid), run.rejected, run.redone, run.peak_bytes, problem.field)
+    happened = None if watch.crossing is None else watch.crossing.located(problem, states[len(run.grid)], args)
+    if happened is not None:
+        points = [*(points if kind != "end" else ()), happened]
     status = run.status or Status()
     if throw and not status.ok:
         raise SolveError(status)
-    results = [build(problem.field.structure, state) for _, state in points]
-    if callable(save):
-        results = [save(time, y) for (time, _), y in zip(points, results, strict=True)]
-    shape = structure_of(results[0])
+    nodes = run.grid.times if per_sample else run.grid.nodes() if happened is None else (*run.grid.nodes(), happened[0].item())
     return Solution(
         torch.stack([time for time, _ in points]),
-        stacked([leaves_of(result, shape) for result in results], shape),
-        stats,
+        _saved(points, problem.field.structure, save if callable(save) else None),
+        Stats(problem.field.evaluations, len(run.grid), run.rejected, run.redone, run.peak_bytes, problem.field),
         status,
-        run.grid.times if per_sample else run.grid.nodes() if event_time is None else (*run.grid.nodes(), event_time.item()),
-        event_time,
-        Dense(problem, run.grid, states, args, points[-1] if event_time is not None else None) if dense else None,
+        nodes,
+        None if happened is None else happened[0],
+        Dense(problem, run.grid, states, args, happened) if dense else None,
     )
+
+
+def _saved(points: list[tuple[Tensor, Leaves]], structure: Structure, save: Callable[[Tensor, Any], Any] | None) -> Any:
+    """The states, or what ``save`` makes of them, stacked in front."""
+    results = [build(structure, state) for _, state in points]
+    if save is not None:
+        results = [save(time, y) for (time, _), y in zip(points, results, strict=True)]
+    shape = structure_of(results[0])
+    return stacked([leaves_of(result, shape) for result in results], shape)
 
 
 def stacked(states: list[Leaves], structure: Structure) -> Any:

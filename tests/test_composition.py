@@ -6,6 +6,7 @@ the steps), "inexact" (BacksolveAdjoint's nature), "recomputed" (exact, by the c
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from anodev2 import Adjoint, BacksolveAdjoint, CheckpointAdjoint, DirectAdjoint, ODEBlock, ReversibleAdjoint, odeint
 from anodev2.problem import Problem, Run
 from anodev2.solvers import Leaves
+from models import resnet4
 
 COUPLING = 0.999
 
@@ -210,6 +212,29 @@ def test_every_cell_of_the_table(column: str, adjoint: str) -> None:
             run(ADJOINTS[adjoint])
     else:
         assert_cell(cell, run(ADJOINTS[adjoint]), run(reference(adjoint)), low_precision="autocast" in column)
+
+
+def test_a_whole_coupled_network_compiles_to_the_same_gradients() -> None:
+    torch._dynamo.reset()
+    network = resnet4(block="coupled").double()
+    x, ends = torch.randn(2, 3, 32, 32).double(), []
+    for run in (lambda own: own, lambda own: torch.compile(own, fullgraph=True, backend="aot_eager")):
+        own = copy.deepcopy(network)
+        run(own)(x).square().sum().backward()
+        ends.append([p.grad for p in own.parameters() if p.grad is not None] + list(own.buffers()))
+    torch.testing.assert_close(*ends, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.filterwarnings("ignore")  # what the compiler says about the machine
+def test_thirty_two_steps_compile(backend: str) -> None:
+    torch._dynamo.reset()
+    net, y, ends = Net(), start().requires_grad_(), []
+    solve = lambda y: end(net, y, CheckpointAdjoint(), steps=32)
+    for run in (solve, torch.compile(solve, fullgraph=True, backend=backend)):
+        ends.append(torch.autograd.grad(run(y).square().sum(), [y, *net.parameters()]))
+    torch.testing.assert_close(*ends, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("adjoint", [*CHECKPOINTED, "reversible", "backsolve"])
