@@ -463,7 +463,7 @@ def test_the_result_of_a_block_may_be_changed_in_place(adjoint: Any) -> None:
     ends = []
     for in_place in (False, True):
         torch.manual_seed(0)
-        block, y = ODEBlock(Shifted(), steps=3, adjoint=adjoint), torch.ones(3, 6).double().requires_grad_()
+        block, y = ODEBlock(Shifted(), steps=3, adjoint=adjoint), torch.randn(3, 6).double().requires_grad_()
         nn.Sequential(block, nn.ReLU(inplace=in_place))(y).square().sum().backward()
         ends.append([y.grad, *(p.grad for p in block.parameters())])
     torch.testing.assert_close(*ends, rtol=1e-12, atol=1e-12)
