@@ -5,7 +5,8 @@ from .block import CoupledODEBlock, ODEBlock
 from .dynamics import Dynamics, NeuralDynamics, ReactionDiffusionAdvection, Static
 from .plan import Plan, plan
 from .problem import SolveError, Status
-from .solve import Solution, odeint, solve
+from .solution import Solution
+from .solve import odeint, solve
 from .solvers import METHODS, Leapfrog, Method
 from .stepping import Control
 from .system import CoupledSystem

@@ -28,10 +28,10 @@ from .inputs import Inputs, record
 from .march import March
 from .problem import Problem, Run
 from .pullback import Grads
-from .reversible import Undo, reversible_step
+from .reversible import Pairs, Undo
 from .schedule import fewest_redone, positions, reversal
-from .solvers import Leaves
-from .stepping import Adaptive, Grid
+from .solvers import Leapfrog, Leaves, RungeKutta
+from .stepping import Adaptive, Grid, as_count
 from .sweep import Sweep
 from .tableau import nearest
 
@@ -55,14 +55,14 @@ class DirectAdjoint(Adjoint):
     def solve(self, problem: Problem, y0: Leaves, args: tuple[Any, ...]) -> Run:
         grid = problem.stepping
         if isinstance(grid, Grid) and problem.watch is None:
-            wanted = problem.outputs(grid)
-            states = {0: y0}
+            outputs = problem.outputs(grid)
+            wanted, states = set(outputs), {0: y0}
             y = y0
             for step in grid.steps():
                 y = problem.advance(step, y, args)
                 if step.index + 1 in wanted:
                     states[step.index + 1] = y
-            return Run([states[index] for index in wanted], grid)
+            return Run([states[index] for index in outputs], grid)
         _refuse_data_dependent_steps(grid)
         march = March(problem, args, record(problem, y0, args)[0])
         for _ in march.steps(y0):
@@ -87,7 +87,9 @@ class CheckpointAdjoint(Adjoint):
       know N, keep every 2^k-th state, k as small as the slots allow;
     - ``memory="512MiB"`` (or bytes): the fewest steps redone within so many bytes of states and step graphs, the graph
       being redone included: the graphs of the last steps as far as they fit, slots for the steps before. It does not
-      count parameters, their gradients, and what f holds only while it runs.
+      count parameters, their gradients, the states at the output times, and what f holds only while it runs.
+
+    Where f draws random numbers or moves buffers, each step's generator state (5 KB on the CPU) and buffers are kept besides.
 
     ``offload="cpu"`` keeps the states in host memory (pinned, copied while the device goes on).
 
@@ -107,8 +109,8 @@ class CheckpointAdjoint(Adjoint):
     offload: str | None = None
 
     def __post_init__(self) -> None:
-        if self.slots is not None and (isinstance(self.slots, bool) or not isinstance(self.slots, int) or self.slots < 1):
-            raise ValueError(f"slots={self.slots!r} must be a positive integer, or None for one state per step")
+        if self.slots is not None:
+            object.__setattr__(self, "slots", as_count("slots", self.slots))
         if self.slots is not None and self.memory is not None:
             raise ValueError("give slots or memory, not both: memory chooses the slots")
         if self.memory is not None:
@@ -130,8 +132,7 @@ class CheckpointAdjoint(Adjoint):
         choose = self.choose if self.memory is not None else None
         sweep = Sweep(problem, inputs, recording, self.slots, choose, self.offload is not None)
         states, kept = sweep.forward(handed, args)
-        outputs = _attached(sweep, inputs, states, kept, handed)
-        return replace(sweep.run, states=outputs)
+        return Run(_attached(sweep, inputs, states, kept, handed), sweep.grid, sweep.status, sweep.rejected, sweep.costs)
 
     def choose(self, steps: int, state: int, graph: int) -> tuple[int | None, int]:
         """Slots, and how many of the last steps keep their graph, for states and step graphs of so many bytes."""
@@ -177,26 +178,22 @@ class ReversibleAdjoint(Adjoint):
             raise ValueError(f"coupling={self.coupling} must lie between 0 and 1")
 
     def solve(self, problem: Problem, y0: Leaves, args: tuple[Any, ...]) -> Run:
-        if not isinstance(problem.stepping, Grid) or problem.watch is not None:
-            raise ValueError("ReversibleAdjoint solves on grids, unobserved: record the grid adaptively first and pass grid=solution.grid")
+        if not isinstance(problem.stepping, Grid):
+            raise ValueError("ReversibleAdjoint solves on grids: record one adaptively first and pass grid=solution.grid")
         if torch.is_grad_enabled() and not torch.compiler.is_compiling() and not transformed():
             _refuse_cached_parametrizations()
             inputs, handed, recording = Inputs.of(problem, y0, args)
             if any(tensor.requires_grad for tensor in (*handed, *inputs.reached)):
                 back = Undo(problem, self.coupling, inputs, recording)
                 states, kept = back.forward(handed, args)
-                return Run(_attached(back, inputs, states, kept, handed), problem.stepping, redone=len(problem.stepping))
-        return Run(self.stored(problem, y0, args), problem.stepping)
+                return Run(_attached(back, inputs, states, kept, handed), back.grid, back.status, costs=back.costs)
+        return self.stored(problem, y0, args)
 
-    def stored(self, problem: Problem, y0: Leaves, args: tuple[Any, ...]) -> list[Leaves]:
+    def stored(self, problem: Problem, y0: Leaves, args: tuple[Any, ...]) -> Run:
         """The same scheme by plain autograd."""
-        assert isinstance(problem.stepping, Grid)
-        y: Leaves = y0
-        z, states = y, {0: y}
-        for step in problem.stepping.steps():
-            y, z = reversible_step(problem, self.coupling, step, y, z, args)
-            states[step.index + 1] = y
-        return [states[index] for index in problem.outputs(problem.stepping)]
+        pairs = Pairs(problem, self.coupling, args)
+        states, _, _ = pairs.run(y0)
+        return Run(states, pairs.grid, pairs.status)
 
 
 @dataclass(frozen=True)
@@ -210,7 +207,8 @@ class BacksolveAdjoint(Adjoint):
     its parameters, args and what it reaches by closure get (inexact) gradients; times do not.
 
     Args:
-        rtol, atol: tolerances of the backward solve; None: as forward, on the same grid where there is one.
+        rtol, atol: tolerances of the backward solve; None: on the same grid as forward where there is one, else those of
+            the first leaf of y0.
 
     Source: Chen, Rubanova, Bettencourt, Duvenaud, Neural Ordinary Differential Equations, arXiv 1806.07366 (2018).
     """
@@ -218,11 +216,27 @@ class BacksolveAdjoint(Adjoint):
     rtol: float | None = None
     atol: float | None = None
 
+    def __post_init__(self) -> None:
+        for name, value in (("rtol", self.rtol), ("atol", self.atol)):
+            if value is not None and not value >= 0:
+                raise ValueError(f"{name}={value} of BacksolveAdjoint must be at least 0")
+
     def solve(self, problem: Problem, y0: Leaves, args: tuple[Any, ...]) -> Run:
         if torch.compiler.is_compiling() or transformed():
             raise ValueError("BacksolveAdjoint does not work under torch.func transforms or torch.compile; solve with adjoint='direct'")
         if not torch.is_grad_enabled():
             return DirectAdjoint().solve(problem, y0, args)
+        own = self.rtol is not None or self.atol is not None
+        if own and not (isinstance(problem.method, RungeKutta) and problem.method.tableau.embedded_order is not None):
+            raise ValueError(
+                f"BacksolveAdjoint with tolerances needs a method with an error estimate, not {problem.method.name}: take dopri5"
+            )
+        if isinstance(problem.method, Leapfrog):
+            raise ValueError(
+                "leapfrog cannot solve the adjoint equations of BacksolveAdjoint, whose state is no (q, v); take another method"
+            )
+        if isinstance(problem.stepping, Grid):
+            problem.stepping.nodes()  # which refuses times that differ from sample to sample
         inputs, handed, recording = Inputs.of(problem, y0, args)
         if inputs.timed:
             raise ValueError("BacksolveAdjoint gives no gradient with respect to times; detach t, or use adjoint='checkpoint'")
@@ -244,6 +258,8 @@ def as_adjoint(adjoint: str | Adjoint) -> Adjoint:
     if isinstance(adjoint, Adjoint):
         return adjoint
     if not isinstance(adjoint, str) or adjoint not in ADJOINTS:
+        if isinstance(adjoint, type) and issubclass(adjoint, Adjoint):
+            raise ValueError(f"adjoint={adjoint.__name__} is a class; pass an Adjoint object, {adjoint.__name__}()")
         known = ", ".join(map(repr, ADJOINTS))
         raise ValueError(f"adjoint={adjoint!r} is unknown{nearest(adjoint, ADJOINTS)}; choose one of {known} or pass an Adjoint object")
     return ADJOINTS[adjoint]()
@@ -268,7 +284,7 @@ def as_bytes(memory: str | int) -> int:
 
 def mebibytes(count: float) -> str:
     """Bytes for people."""
-    return f"{count / 2**20:.2f} MiB" if count >= 2**16 else f"{count / 2**10:.2f} KiB"
+    return f"{count / 2**20:.2f} MiB" if count >= 2**16 else f"{count / 2**10:.2f} KiB" if count >= 2**10 else f"{count:.0f} B"
 
 
 def transformed() -> bool:
@@ -327,17 +343,41 @@ class _Solved(torch.autograd.Function):
         with torch.no_grad():
             gradients = ctx.sweep.backward(inputs, kept, cotangents, ctx.needs_input_grad[3:])
         if torch.is_grad_enabled():  # create_graph=True
-            gradients = _FirstOrderOnly.apply(gradients, *inputs, *cotangents)
+            gradients = _FirstOrderOnly.apply(gradients, "this adjoint", *inputs, *cotangents)
         return (None, None, None, *gradients)
+
+
+def first_order_only(tensors: Leaves, what: str) -> Leaves:
+    """The same tensors, through which a first derivative can be taken, and a second is refused (forward mode passes as it is)."""
+    return tensors if transformed() else _Passing.apply(what, *tensors)
+
+
+class _Passing(torch.autograd.Function):
+    """The identity, whose gradients have no history."""
+
+    @staticmethod
+    def forward(ctx: Any, what: str, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.what = what
+        ctx.save_for_backward(*tensors)
+        ctx.set_materialize_grads(False)
+        return tuple(tensor.view_as(tensor) for tensor in tensors)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Any, ...]:
+        if torch.is_grad_enabled():  # create_graph
+            return None, *_FirstOrderOnly.apply(list(cotangents), ctx.what, *ctx.saved_tensors)
+        return None, *cotangents
 
 
 class _FirstOrderOnly(torch.autograd.Function):
     """Gradients as they are, with a clear refusal where a second derivative would need their history."""
 
     @staticmethod
-    def forward(ctx: Any, gradients: Grads, *origins: Tensor | None) -> tuple[Tensor | None, ...]:
-        return tuple(gradients)
+    def forward(ctx: Any, gradients: Grads, what: str, *origins: Tensor | None) -> tuple[Tensor | None, ...]:
+        ctx.what = what
+        return tuple(gradient if gradient is None else gradient.view_as(gradient) for gradient in gradients)
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> Any:
-        raise RuntimeError("a second derivative through this adjoint is not available; solve with adjoint='direct' for that")
+        cure = "" if ctx.what == "an event" else "; solve with adjoint='direct' for that"
+        raise RuntimeError(f"a second derivative through {ctx.what} is not available{cure}")

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .inputs import untouched
 from .problem import Problem
 from .pytree import build
 from .solvers import Leaves, RungeKutta
@@ -21,13 +22,14 @@ class Dense:
     """Called with a time or several, gives the states there from those after every step, redoing the step that holds the time.
 
     By the interpolant of the method's tableau, y(t + x dt) = y + dt sum_i b_i(x) k_i; without one by the cubic with the
-    states and slopes at both ends (Hermite), which is of order 3. f is evaluated anew, with random numbers of its own.
+    states and slopes at both ends (Hermite), which is of order 3. f is evaluated anew, with random numbers of its own, and leaves
+    no trace.
     """
 
     def __init__(
         self, problem: Problem, grid: Grid, states: dict[int, Leaves], args: tuple[Any, ...], event: tuple[Tensor, Leaves] | None
     ) -> None:
-        self.method, self.args, self.states = problem.method, args, dict(states)
+        self.problem, self.method, self.args, self.states = problem, problem.method, args, dict(states)
         self.field = copy.copy(problem.field)  # counts its evaluations by itself
         self.steps, self.nodes = grid.steps(), grid.nodes()
         if event is not None:  # a last step, up to the event
@@ -38,12 +40,15 @@ class Dense:
     def __call__(self, t: Any) -> Any:
         low, high = min(self.nodes), max(self.nodes)
         try:
+            if isinstance(t, (list, tuple)) and any(isinstance(time, Tensor) for time in t):
+                t = torch.stack([torch.as_tensor(time, dtype=torch.float64) for time in t])
             given = torch.as_tensor(t, dtype=torch.float64)
         except (TypeError, ValueError, RuntimeError):
             given = torch.zeros(0)
         if given.ndim > 1 or not given.numel() or not bool(((low <= given) & (given <= high)).all()):
             raise ValueError(f"t={t} must be a time between {low} and {high}, or a sequence of such times")
-        states = [self._at(time if given.requires_grad else time.item()) for time in given.reshape(-1)]
+        with untouched(self.problem, self.states[0], self.args):
+            states = [self._at(time if given.requires_grad else time.item()) for time in given.reshape(-1)]
         leaves = [torch.stack(leaf) for leaf in zip(*states, strict=True)] if given.ndim else states[0]
         return build(self.field.structure, leaves)
 

@@ -35,6 +35,12 @@ def replayable(modules: Sequence[nn.Module]) -> list[nn.Module]:
     return [module for module in modules if not isinstance(module, torch.jit.ScriptModule)]
 
 
+def belongings(problem: Problem, args: tuple[Any, ...]) -> list[Tensor]:
+    """All tensors of the surroundings: arguments, and what f reaches. A graph that reads them does not make them its own."""
+    found = reach(problem.field.func, *leaves_of(args, structure_of(args)))
+    return [*found.leaves, *found.inner, *found.constants]
+
+
 @contextmanager
 def untouched(problem: Problem, y0: Leaves, args: tuple[Any, ...]) -> Iterator[Recording]:
     """f may be evaluated inside, and leaves random generators and buffers as they were."""

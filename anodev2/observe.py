@@ -10,6 +10,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from .adjoint import first_order_only
 from .inputs import record
 from .march import first_not_finite
 from .problem import Problem, Status
@@ -63,7 +64,7 @@ class Observer:
             return self._ended("not finite", message, step, start, y, path, broken[1])
         if self.event is not None and self._crosses(start, y, end, y_next):
             self.crossing = Crossing(step, self.event)
-            return Status("event", f"the event happened between t={start:.9g} and {end:.9g}")
+            return Status("event", f"the event happened between t={start:.9g} and {end:.9g}", start, step.index)
         if self.callback is not None:
             self.callback(end, self._tree(y_next))
         if self._bar is not None:
@@ -87,8 +88,9 @@ class Observer:
 def event_value(problem: Problem, event: EventFunction, t: float | Tensor, y: Leaves) -> Tensor:
     """g(t, y), checked to be one real number."""
     value = event(problem.field.time(t, problem.field.time_dtype), build(problem.field.structure, y))
-    if not isinstance(value, Tensor) or value.numel() != 1 or value.is_complex():
-        raise ValueError("event must return a real tensor of one element, whose change of sign ends the solve")
+    if not isinstance(value, Tensor) or value.numel() != 1 or not value.is_floating_point():
+        got = f"shape {tuple(value.shape)} of {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
+        raise ValueError(f"event must return one real floating element, whose change of sign ends the solve, got {got}")
     return value.reshape(())
 
 
@@ -125,7 +127,8 @@ class Crossing:
             raise ValueError(f"the event function touches zero at t={s:.9g} without crossing it, so its time has no gradient")
         time = s - value.to(time.dtype) / slope
         time = time + (s - time).detach()  # the value found, the gradient of the Newton step
-        return time, ends_at(time)
+        time, *end = first_order_only([time, *ends_at(time)], "an event")  # whose second derivative is another
+        return time, end
 
 
 def _root(g: Callable[[float], float], low: float, high: float) -> float:

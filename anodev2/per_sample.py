@@ -7,6 +7,7 @@ output time, takes a step of length zero.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -38,6 +39,8 @@ def find_grid(problem: Problem, y0: Leaves, args: tuple[Any, ...]) -> Grid:
 def _check(problem: Problem, adaptive: Adaptive, y0: Leaves) -> None:
     if len(y0) != 1 or problem.field.structure.kind is not None or y0[0].ndim == 0:
         raise ValueError("per_sample=True needs a single tensor with a batch axis in front as y0")
+    if y0[0].numel() == 0:
+        raise ValueError(f"per_sample=True needs at least one sample, got y0 of shape {tuple(y0[0].shape)}")
     if any(isinstance(time, Tensor) for time in adaptive.times):
         raise ValueError("per_sample=True gives no gradient with respect to times; detach t")
     for module in reach(problem.field.func).modules:
@@ -88,12 +91,14 @@ class _Search:
             return self._column(control.first_step)
         zero = torch.zeros_like(self.y)
         d0, d1 = self._norm(self.y, zero), self._norm(slope, zero)
-        h0 = torch.where((d0 < 1e-5) | (d1 < 1e-5), 1e-6, 0.01 * d0 / d1).clamp_max(abs(self.ends[1] - self.ends[0]))
+        usual = (d0 >= 1e-5) & (d1 >= 1e-5) & torch.isfinite(d1)
+        h0 = torch.where(usual, 0.01 * d0 / d1, 1e-6).clamp_max(abs(self.ends[1] - self.ends[0]))
         ahead = self.y + (self.sign * h0).to(self.y.real.dtype) * slope
         d2 = self._norm(self._slope(self.time + self.sign * h0, ahead) - slope, zero) / h0
         steepest = torch.maximum(d1, d2)
         h1 = torch.where(steepest <= 1e-15, torch.clamp_min(h0 * 1e-3, 1e-6), (0.01 / steepest) ** (1 / self.k))
-        return torch.minimum(100 * h0, h1).clamp(control.min_step, control.max_step)
+        size = torch.where((h1 > 0) & torch.isfinite(h1), torch.minimum(100 * h0, h1), h0)
+        return size.clamp(control.min_step, control.max_step)
 
     def until(self, end: float) -> int:
         """Step until every sample has reached ``end``; the number of steps done then."""
@@ -107,8 +112,12 @@ class _Search:
             error = self._norm(self.method.error(1.0, slopes)[0] * (stop - self.time).to(self.y.real.dtype), ends[0])
             accepted = waiting & (error <= 1)
             self._resize(error, (stop - self.time).abs(), accepted, waiting)
-            if bool((waiting & ~accepted & (self.size < max(self.adaptive.control.min_step, 1e-14 * max(map(abs, self.ends))))).any()):
-                self._fail(waiting & ~accepted, error)
+            least = max(self.adaptive.control.min_step, 8 * max(map(math.ulp, self.ends)))
+            broken = ~torch.isfinite(slopes[0][0]).reshape(len(self.y), -1).all(1).view(self.lead)
+            stuck = waiting & ~accepted & (broken | ((stop - self.time).abs() <= least * (1 + 1e-9)))
+            if bool(stuck.any()):
+                self._fail(stuck, broken, error)
+            self.size = self.size.clamp_min(least)
             self.time = torch.where(accepted, stop, self.time)
             self.y = torch.where(accepted, ends[0], self.y)
             self.first = torch.where(accepted, slopes[-1][0], slopes[0][0]) if self.method.tableau.fsal else None
@@ -132,11 +141,11 @@ class _Search:
         self.size = torch.where(waiting, size.clamp(control.min_step, control.max_step), self.size)
         self.rejected = waiting & ~accepted
 
-    def _fail(self, stuck: Tensor, error: Tensor) -> None:
+    def _fail(self, stuck: Tensor, broken: Tensor, error: Tensor) -> None:
         sample = int(stuck.reshape(-1).nonzero()[0])
-        t, size = self.time.reshape(-1)[sample].item(), self.size.reshape(-1)[sample].item()
-        worst = error.reshape(-1)[sample].item()
-        message = (
-            f"sample {sample} of the batch at t={t:.9g}: the step size fell to {size:.3g}, its error is {worst:.3g} times the tolerance"
-        )
-        raise SolveError(Status("step size", message, t, len(self.nodes) - 1, "y0", (sample,), worst, self.y.detach()))
+        t, size, worst = (column.reshape(-1)[sample].item() for column in (self.time, self.size, error))
+        finite = math.isfinite(worst) and not bool(broken.reshape(-1)[sample])
+        what = f"the step size fell to {size:.3g}, its error is {worst:.3g} times the tolerance" if finite else "func is not finite"
+        message = f"sample {sample} of the batch at t={t:.9g}: {what}"
+        reason = "step size" if finite else "not finite"
+        raise SolveError(Status(reason, message, t, len(self.nodes) - 1, "y0", (sample,), worst, self.y.detach()))

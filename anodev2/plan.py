@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from .adjoint import Adjoint, BacksolveAdjoint, CheckpointAdjoint, DirectAdjoint, ReversibleAdjoint, as_adjoint, mebibytes
-from .inputs import record, untouched
-from .pytree import leaves_of, structure_of
+from .inputs import belongings, untouched
+from .problem import bytes_of
 from .schedule import Schedule, positions, reversal
 from .solve import problem_of
 from .solvers import Method
 from .stepping import Grid
-from .sweep import bytes_of, weighed
+from .sweep import weighed
 from .tableau import Tableau
 
 
@@ -90,9 +90,7 @@ def plan(
             problem.field.evaluations = before
 
         start = [leaf.detach().requires_grad_() for leaf in leaves]
-        handed = [leaf for leaf in leaves_of(args, structure_of(args)) if isinstance(leaf, Tensor)]
-        _, reached, inner = record(problem, leaves, args)
-        _, graph = weighed(lambda: problem.advance(first, start, args), [*start, *handed, *reached, *inner], again)
+        _, graph = weighed(lambda: problem.advance(first, start, args), [*start, *belongings(problem, args)], again)
     once, state = problem.field.evaluations - before, bytes_of(leaves)
     fixed = (chosen, problem.method.name, count, state, graph)
     if isinstance(chosen, CheckpointAdjoint):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -33,23 +33,42 @@ class CountedCall:
 
     def __init__(self, func: Callable[..., Any]) -> None:
         self.func = func
-        self.names = _counters_wanted(func)
+        self.signature = signature_of(func)
+        self.names = _counters_wanted(func, self.signature)
 
     def counters(self, step: int, stage: int) -> Counters:
         """The keyword arguments that func wants."""
         return {name: value for name, value in (("step", step), ("stage", stage)) if name in self.names}
 
+    def check(self, *args: Any) -> None:
+        """TypeError where func cannot be called with so many arguments."""
+        try:
+            if self.signature is not None:
+                self.signature.bind(*args, **self.counters(0, 0))
+        except TypeError as error:
+            call = ", ".join(["t", "y", *(f"args[{i}]" for i in range(len(args) - 2))])
+            raise TypeError(f"func must be callable as func({call}), got func{self.signature}: {error}") from None
+
     def __call__(self, *args: Any, step: int, stage: int) -> Any:
         return self.func(*args, **self.counters(step, stage))
 
 
-def _counters_wanted(func: Callable[..., Any]) -> set[str]:
+def _counters_wanted(func: Callable[..., Any], signature: inspect.Signature | None) -> set[str]:
     names = getattr(func, "counters_wanted", None)  # a wrapper that takes both may know that what it wraps takes none
     if names is not None:
         return set(names)
-    signature = signature_of(func)
     parameters = signature.parameters.values() if signature is not None else ()
     return {"step", "stage"} & {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+
+def versions(tensors: Sequence[Tensor]) -> list[int]:
+    """How often each was modified in place; tensors of inference mode do not count."""
+    return [0 if tensor.is_inference() else tensor._version for tensor in tensors]
+
+
+def bytes_of(leaves: Leaves) -> int:
+    """Of all leaves together."""
+    return sum(leaf.numel() * leaf.element_size() for leaf in leaves)
 
 
 class VectorField:
@@ -79,7 +98,10 @@ class VectorField:
         t = self.time(step.time(node), self.time_dtype)
         if not torch.compiler.is_compiling():  # a side effect that its recompute would not allow
             self.evaluations += 1
+        before = None if torch.compiler.is_compiling() else versions(y)
         slope = self.call(t, build(self.structure, y), *args, step=step.index, stage=stage)
+        if before is not None and before != versions(y):
+            raise ValueError("func modifies its state y in place; work on y.clone(), or use operations that are not in place")
         return self._checked(slope, y)
 
     def _checked(self, slope: Any, y: Leaves) -> list[Tensor]:
@@ -164,12 +186,26 @@ class SolveError(RuntimeError):
 
 
 @dataclass
+class Costs:
+    """What a backward pass adds to, measured: steps redone, and the most bytes of states and weighed graphs held at once."""
+
+    redone: int = 0
+    peak_bytes: int = 0
+
+    def hold(self, count: int) -> None:
+        """So many bytes are held now."""
+        self.peak_bytes = max(self.peak_bytes, count)
+
+
+@dataclass
 class Run:
-    """What a solve leaves: the wanted states, the grid it took (to the point where it stopped), counts, and how it ended."""
+    """What a solve leaves: the wanted states, the grid it took (to the point where it stopped), and how it ended.
+
+    ``status`` None: the end was reached; ``costs`` None: nothing is held or redone beyond what autograd keeps.
+    """
 
     states: list[Leaves]
     grid: Grid
-    status: Status | None = None  # None: the end was reached
+    status: Status | None = None
     rejected: int = 0
-    redone: int = 0
-    peak_bytes: int = 0
+    costs: Costs | None = None

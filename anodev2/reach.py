@@ -34,11 +34,13 @@ class Reach:
     """Everything found, each object once.
 
     ``leaves`` are leaf tensors that require grad (parameters among them); ``inner`` are results of earlier operations
-    that do. ``modules`` own buffers or a training flag; ``generators`` are private sources of random numbers.
+    that do; ``constants`` are those that do not. ``modules`` own buffers or a training flag; ``generators`` are private
+    sources of random numbers.
     """
 
     leaves: list[Tensor] = field(default_factory=list)
     inner: list[Tensor] = field(default_factory=list)
+    constants: list[Tensor] = field(default_factory=list)
     modules: list[nn.Module] = field(default_factory=list)
     generators: list[torch.Generator] = field(default_factory=list)
 
@@ -57,8 +59,7 @@ def _search(queue: list[Any]) -> Reach:
             continue
         seen.add(id(item))
         if isinstance(item, Tensor):
-            if item.requires_grad:
-                (found.leaves if item.is_leaf else found.inner).append(item)
+            (found.constants if not item.requires_grad else found.leaves if item.is_leaf else found.inner).append(item)
         elif isinstance(item, torch.Generator):
             found.generators.append(item)
         else:

@@ -11,7 +11,8 @@ A ``Recording`` is made around the forward pass and asked to ``rewind`` to each 
 
 Tensors that f keeps as attributes of a module are set back for the first step, to see whether they want a gradient.
 Python state that f changes by itself (a counter on a module, ``random``, numpy's generator) is not replayed. A step that
-comes out differently because of it, or of anything else that changed since, is refused by ``Comparison``.
+comes out differently because of it, or of anything else that changed since, is refused by ``Comparison``. Backward passes
+through one module with buffers must not run in two threads at once: they would take each other's copies for its own.
 """
 
 from __future__ import annotations
@@ -25,12 +26,15 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 
+from .problem import versions
 from .reach import MODULE_FIELDS
 
 Buffers = dict[str, Tensor | None]
 
 # Kernels may depend on whether a graph is recorded, so a recomputed state need not agree to the last bit; accelerators
-# also round float32 products to fewer bits (TF32).
+# also round float32 products to fewer bits (TF32). Tolerances are relative to what the step changed, and to the state by
+# so many units of round-off.
+ROUND_OFF = 64
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
 LOW_PRECISION_TOLERANCE = 5e-2
 ACCELERATOR_TOLERANCE = 1e-2
@@ -164,11 +168,6 @@ class _Kept:
 
 def _sets_weight(hook: object) -> bool:
     return type(hook).__module__.startswith("torch.nn.utils")  # weight_norm and spectral_norm set a fresh weight in every call
-
-
-def versions(tensors: Sequence[Tensor]) -> list[int]:
-    """How often each was modified in place; tensors of inference mode do not count."""
-    return [0 if tensor.is_inference() else tensor._version for tensor in tensors]
 
 
 class Recording:
@@ -313,17 +312,21 @@ class Comparison:
         self.low_precision = low_precision
         self.worst: dict[tuple[torch.device, torch.dtype], Tensor] = {}
 
-    def add(self, found: Sequence[Tensor], samples: Sequence[Tensor]) -> None:
-        """Compare leaves with samples of what they should be; positive is too far. NaN and inf pass, the loss will tell."""
-        for leaf, expected in zip(found, samples, strict=True):
+    def add(self, found: Sequence[Tensor], samples: Sequence[Tensor], starts: Sequence[Tensor]) -> None:
+        """Compare leaves after a step with samples of what they should be, and of the state before: positive is too far.
+
+        NaN and inf pass, the loss will tell.
+        """
+        for leaf, expected, start in zip(found, samples, starts, strict=True):
             if expected.numel():
                 gap = torch.linalg.vector_norm(sample(leaf) - expected, math.inf)
-                excess = torch.sub(gap, torch.linalg.vector_norm(expected, math.inf), alpha=self._tolerance(leaf))
+                excess = torch.sub(gap, torch.linalg.vector_norm(expected - start, math.inf), alpha=self._tolerance(leaf))
+                excess = torch.sub(excess, torch.linalg.vector_norm(expected, math.inf), alpha=ROUND_OFF * torch.finfo(leaf.dtype).eps)
                 kind = (excess.device, excess.dtype)
                 self.worst[kind] = torch.fmax(self.worst[kind], excess) if kind in self.worst else excess
 
     def _tolerance(self, leaf: Tensor) -> float:
-        """Relative to the largest element."""
+        """Relative to the largest change."""
         own = LOW_PRECISION_TOLERANCE if self.low_precision else TOLERANCE.get(leaf.dtype.to_real(), LOW_PRECISION_TOLERANCE)
         return own if leaf.device.type == "cpu" else max(own, ACCELERATOR_TOLERANCE)
 

@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .inputs import Inputs, StandIns
-from .problem import Problem
+from .problem import Costs, Problem, Status, bytes_of
 from .pullback import Grads, StepGraph, Totals, hooks_silent
 from .replay import Recording
 from .solvers import Leaves
@@ -29,10 +29,45 @@ ROUND_OFF = {torch.float64: 1e-6, torch.float32: 1e-5}  # of y0 found again, rel
 COARSE_ROUND_OFF = 1e-2
 
 
-def reversible_step(problem: Problem, coupling: float, step: Step, y: Leaves, z: Leaves, args: tuple[Any, ...]) -> tuple[Leaves, Leaves]:
-    """The pair after ``step``, by plain autograd."""
-    y = _mixed(coupling, y, z, _increment(problem, step, z, args))
-    return y, _sum(z, _increment(problem, _backwards(step), y, args), -1.0)
+class Pairs:
+    """The scheme forward: the pair after every step, the states that are wanted, and how it ended."""
+
+    def __init__(self, problem: Problem, coupling: float, args: tuple[Any, ...], recording: Recording | None = None) -> None:
+        assert isinstance(problem.stepping, Grid)
+        self.problem, self.coupling, self.args, self.recording = problem, coupling, args, recording
+        self.grid: Grid = problem.stepping
+        self.status: Status | None = None
+
+    def run(self, y: Leaves) -> tuple[list[Leaves], Leaves, Leaves]:
+        """The wanted states; y and z at the end."""
+        z, states = y, {0: y}
+        wanted = set(self.problem.outputs(self.grid))
+        for step in self.grid.steps():
+            self._mark()
+            y_next = _mixed(self.coupling, y, z, _increment(self.problem, step, z, self.args))
+            self._mark()
+            z_next = _sum(z, _increment(self.problem, _backwards(step), y_next, self.args), -1.0)
+            self.status = self.problem.watch(step, y, y_next) if self.problem.watch is not None else None
+            if self.status is not None:
+                self.grid = replace(self.grid, stop=step.index)
+                self._undo_step()
+                break
+            y, z = y_next, z_next
+            if step.index + 1 in wanted:
+                states[step.index + 1] = y
+        states[len(self.grid)] = y
+        self._mark()
+        return [states[index] for index in self.problem.outputs(self.grid)], y, z
+
+    def _mark(self) -> None:
+        if self.recording is not None:
+            self.recording.mark()
+
+    def _undo_step(self) -> None:
+        """The step that ended the solve leaves no trace."""
+        if self.recording is not None:
+            self.recording.unmark()
+            self.recording.retreat()
 
 
 def _increment(problem: Problem, step: Step, y: Leaves, args: tuple[Any, ...]) -> Leaves:
@@ -60,25 +95,18 @@ class Undo:
     inputs: Inputs
     recording: Recording
     grid: Grid = field(init=False)
+    status: Status | None = None
+    costs: Costs = field(default_factory=Costs)
 
     def forward(self, inputs: list[Tensor], args: tuple[Any, ...]) -> tuple[list[Tensor], list[Tensor]]:
         """The leaves of the wanted states; y and z at the end, which is all that the way back needs."""
-        assert isinstance(self.problem.stepping, Grid)
-        self.grid = self.problem.stepping
-        y: Leaves = [leaf.detach() for leaf in inputs[: self.inputs.width]]
-        z, outputs = y, self.problem.outputs(self.grid)
-        states: dict[int, Leaves] = {0: y}
+        pairs = Pairs(self.problem, self.coupling, args, self.recording)
         with self.recording.making(), self.inputs.instead([tensor.detach() for tensor in self.inputs.inner]) as mode:
-            for step in self.grid.steps():
-                self.recording.mark()
-                y = _mixed(self.coupling, y, z, _increment(self.problem, step, z, args))
-                self.recording.mark()
-                z = _sum(z, _increment(self.problem, _backwards(step), y, args), -1.0)
-                if step.index + 1 in outputs:
-                    states[step.index + 1] = y
-            self.recording.mark()
+            outputs, y, z = pairs.run([leaf.detach() for leaf in inputs[: self.inputs.width]])
         self.inputs.narrow(mode)
-        return [leaf for index in outputs for leaf in states[index]], [leaf.clone() for leaf in (*y, *z)]
+        self.grid, self.status = pairs.grid, pairs.status
+        self.costs.hold(2 * bytes_of(y))
+        return [leaf for state in outputs for leaf in state], [leaf.clone() for leaf in (*y, *z)]
 
     def backward(self, inputs: Leaves, kept: list[Tensor], cotangents: Sequence[Tensor | None], wants: Sequence[bool]) -> Grads:
         """Gradients of all inputs from those of the outputs: steps undone, last to first."""
@@ -93,6 +121,7 @@ class Undo:
             for step in reversed(self.inputs.steps(self.grid, stand_ins)):
                 back.y_bar = _plus(back.y_bar, arriving.get(step.index + 1, nothing))
                 back.undo(step)
+                self.costs.redone += 1
         self._warn(inputs[:width], sizes, back)
         y_bar = _plus(_plus(back.y_bar, back.z_bar), arriving.get(0, nothing))
         return [*y_bar, *back.totals.values]

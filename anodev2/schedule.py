@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from math import comb
 from typing import Literal, NamedTuple
 
 
@@ -198,7 +199,5 @@ def redone_by(steps: int, slots: int) -> int:
     """
     if slots >= steps:
         return steps
-    from math import comb
-
     r = next(r for r in range(1, steps + 1) if comb(slots + r, slots) >= steps)
     return r * steps - comb(slots + r, r - 1) + 1

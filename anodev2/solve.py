@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Literal, SupportsFloat
 
 import torch
@@ -14,10 +14,11 @@ from .dense import Dense
 from .inputs import untouched
 from .observe import Observer
 from .per_sample import find_grid
-from .problem import Problem, SolveError, Status, VectorField
+from .problem import Costs, Problem, SolveError, Status, VectorField
 from .pytree import Structure, build, leaves_of, structure_of
+from .solution import Solution, Stats
 from .solvers import METHODS, Leapfrog, Leaves, Method, RungeKutta, as_method, halves
-from .stepping import Adaptive, Control, Grid, Step, as_times, given_grid, uniform_grid
+from .stepping import Adaptive, Control, Grid, Step, as_count, as_times, given_grid, uniform_grid
 from .tableau import Tableau
 
 RTOL, ATOL = 1e-7, 1e-9  # torchdiffeq's, so that a solve without tolerances means the same here
@@ -89,61 +90,6 @@ def odeint(
     return stacked(states, structure)
 
 
-@dataclass
-class Stats:
-    """What a solve cost: evaluations of func, steps, and the most bytes of states (with ``memory=`` of step graphs too) held at once.
-
-    ``evaluations_backward`` counts up when the backward pass runs; ``recomputed`` is the number of steps that it redoes.
-    """
-
-    evaluations_forward: int
-    accepted: int
-    rejected: int
-    recomputed: int
-    peak_bytes: int
-    field: VectorField
-
-    @property
-    def evaluations_backward(self) -> int:
-        """Evaluations of func in backward passes so far."""
-        return self.field.evaluations - self.evaluations_forward
-
-    def __str__(self) -> str:
-        return (
-            f"{self.accepted} steps accepted, {self.rejected} rejected; func evaluated {self.evaluations_forward} times forward, "
-            f"{self.evaluations_backward} backward; {self.recomputed} steps to redo; {self.peak_bytes} bytes of states"
-        )
-
-
-@dataclass
-class Solution:
-    """What ``solve`` found.
-
-    ts: the output times reached, shape (k,), the event's time last where there was one. ys: a tree like y0 with the
-    states at ts (or what ``save`` made of them) stacked in front. grid: the times of all steps done, to be passed back as
-    ``grid=`` (with ``per_sample`` tensors, which cannot be). event_time: zero-dimensional, with its gradient; None without
-    event. Called with times, gives the states there (``dense=True``).
-    """
-
-    ts: Tensor
-    ys: Any
-    stats: Stats
-    status: Status
-    grid: tuple[Any, ...]
-    event_time: Tensor | None = None
-    dense: Callable[[Any], Any] | None = None
-
-    def __call__(self, t: Any) -> Any:
-        """The state at time t, or at several times stacked in front.
-
-        By the method's own interpolant, else by the cubic through both ends of the step: the step that holds t is done
-        again, so the result has gradients with respect to all that the states have.
-        """
-        if self.dense is None:
-            raise ValueError("this solution has no dense output; solve with dense=True")
-        return self.dense(t)
-
-
 def solve(
     func: Callable[..., Any],
     y0: Any,
@@ -181,12 +127,19 @@ def solve(
         max_steps: end with status "max_steps" where more would be taken.
         throw: raise ``SolveError`` for a solve that ended early; False returns what was reached, with the ``status``.
 
-    Every step is looked at: a state that is not finite ends the solve (one synchronisation with the device per step).
+    Every step is looked at: a state that is not finite ends the solve (one synchronisation with the device per step). A sample
+    of ``per_sample`` that cannot go on raises whatever ``throw`` says.
 
     Raises:
         ValueError, TypeError: naming the argument, what was given and the cure.
         SolveError: not finite values, step size underflow, or ``max_steps``, unless ``throw`` is False.
     """
+    if torch.compiler.is_compiling():
+        raise ValueError("solve looks at every step, which torch.compile does not allow; compile odeint, or call solve outside")
+    for name, function in (("event", event), ("callback", callback)):
+        if function is not None and not callable(function):
+            raise TypeError(f"{name} must be callable as {name}(t, y), got {type(function).__name__}")
+    max_steps = None if max_steps is None else as_count("max_steps", max_steps)
     kind = "times" if callable(save) else save
     if kind not in ("times", "steps", "end"):
         raise ValueError(f"save={save!r} must be 'times', 'steps', 'end' or a function (t, y)")
@@ -225,7 +178,7 @@ def solve(
     return Solution(
         torch.stack([time for time, _ in points]),
         _saved(points, problem.field.structure, save if callable(save) else None),
-        Stats(problem.field.evaluations, len(run.grid), run.rejected, run.redone, run.peak_bytes, problem.field),
+        Stats(problem.field.evaluations, len(run.grid), run.rejected, problem.field, run.costs or Costs()),
         status,
         nodes,
         None if happened is None else happened[0],
@@ -239,6 +192,9 @@ def _saved(points: list[tuple[Tensor, Leaves]], structure: Structure, save: Call
     if save is not None:
         results = [save(time, y) for (time, _), y in zip(points, results, strict=True)]
     shape = structure_of(results[0])
+    for leaf in leaves_of(results[0], shape):
+        if not isinstance(leaf, Tensor):
+            raise TypeError(f"save must return tensors, alone or in tuples, lists and dicts, got {type(leaf).__name__}")
     return stacked([leaves_of(result, shape) for result in results], shape)
 
 
@@ -279,11 +235,15 @@ def problem_of(
         raise TypeError(f"func must be callable as func(t, y), got {type(func).__name__}")
     if not isinstance(args, tuple):
         raise TypeError(f"args must be a tuple, got {type(args).__name__}; write args=(x,) for a single argument")
+    if control is not None and not isinstance(control, Control):
+        raise TypeError(f"control must be a Control, got {type(control).__name__}; write Control(min_step=...)")
     structure = structure_of(y0)
     leaves = leaves_of(y0, structure)
     _check_state(leaves)
     chosen = as_method(method)
     field = VectorField(func, structure, leaves)
+    if not torch.compiler.is_compiling():
+        field.call.check(t, y0, *args)
     stepping = _stepping(t, chosen, structure, leaves, {"steps": steps, "step_size": step_size, "grid": grid}, (rtol, atol, control))
     if isinstance(stepping, Adaptive) and "step" in field.call.names:
         raise ValueError("func takes the number of the step, which error control does not know beforehand; give steps or a grid")
@@ -351,22 +311,25 @@ def _check_state(leaves: list[Any]) -> None:
         raise ValueError("y0 holds no tensor; give a tensor or a (nested) tuple, list or dict of tensors")
     for leaf in leaves:
         if not isinstance(leaf, Tensor):
-            raise TypeError(f"y0 must be made of tensors, got {type(leaf).__name__}; write torch.tensor(...)")
+            cure = "write dict(y0)" if isinstance(leaf, dict) else "write torch.tensor(...)"
+            raise TypeError(f"y0 must be made of tensors, got {type(leaf).__name__}; {cure}")
         if not (leaf.is_floating_point() or leaf.is_complex()):
             raise TypeError(f"y0 must be floating or complex, got a leaf of {leaf.dtype}; write y0.float()")
 
 
 def check_separable(problem: Problem, y0: Leaves, args: tuple[Any, ...]) -> None:
     """Leapfrog's assumption, seen in the graph of one evaluation: q' does not depend on q, v' not on v."""
-    q, v = halves(y0)
-    if len(q) != len(v) or len(problem.field.structure.children) != 2 or [a.shape for a in q] != [b.shape for b in v]:
+    (q, v), pair = halves(y0), problem.field.structure.children
+    if len(pair) != 2 or pair[0] != pair[1] or [a.shape for a in q] != [b.shape for b in v]:
         raise ValueError(f"leapfrog needs a state (q, v) of two equal halves, got {problem.field.structure}")
     if torch.is_inference_mode_enabled() or torch.compiler.is_compiling() or transformed():
         return  # no graph to look at
+    counted = problem.field.evaluations
     with untouched(problem, y0, args), torch.enable_grad():
         q, v = ([leaf.detach().requires_grad_() for leaf in half] for half in (q, v))
         step = problem.stepping.steps()[0] if isinstance(problem.stepping, Grid) else Step(0, problem.stepping.times, 0, 0, 1)
         slopes = halves(problem.field(args, step, 0, 0.5, [*q, *v]))
+        problem.field.evaluations = counted
         for name, slope, wrong, right in (("q'", slopes[0], q, "v"), ("v'", slopes[1], v, "t and q")):
             ends = [k for k in slope if k.requires_grad]
             if ends and any(g is not None for g in torch.autograd.grad(ends, wrong, [torch.ones_like(k) for k in ends], allow_unused=True)):

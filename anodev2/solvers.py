@@ -87,7 +87,8 @@ class Leapfrog(Method):
         q_half = q + dt/2 g(v),    v(t + dt) = v + dt a(t + dt/2, q_half),    q(t + dt) = q_half + dt/2 g(v(t + dt))
 
     ``func(t, (q, v))`` returns (q', v'), q' a function of v alone and v' of t and q alone; anything else is an error.
-    Where func returns v itself as q', a step is one evaluation of func; else three.
+    Where func returns v itself as q', a step is one evaluation of func; else three. One more at the start of a solve, which is
+    not counted, looks in its graph whether q' and v' depend on what they may.
 
     Source: Hairer, Lubich, Wanner, Geometric Numerical Integration, I.1.4.
     """

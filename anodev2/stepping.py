@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate, pairwise
 from typing import Any, SupportsFloat, TypeGuard
@@ -92,6 +93,8 @@ def as_times(t: Any, name: str = "t") -> Times:
     """Check ``t``: at least two finite times, strictly rising or falling; floats but for those that require grad."""
     if isinstance(t, Tensor) and (t.ndim != 1 or t.is_complex() or t.dtype == torch.bool):
         raise ValueError(f"{name} must be one-dimensional and real, got shape {tuple(t.shape)} of {t.dtype}; write {name}=[0.0, 1.0]")
+    if isinstance(t, str):
+        raise TypeError(f"{name} must be a sequence of times such as [0.0, 1.0], got str")
     try:
         times: Times = tuple(t.unbind() if isinstance(t, Tensor) and t.requires_grad else t.tolist() if isinstance(t, Tensor) else t)
         values = numbers(times)
@@ -195,6 +198,9 @@ class Control:
     max_step: float = math.inf
 
     def __post_init__(self) -> None:
+        numbers_given = (self.safety, self.shrink, self.grow, self.min_step, self.max_step, self.first_step or 1.0)
+        if not isinstance(self.pid, Sequence) or not all(isinstance(x, (int, float)) for x in (*self.pid, *numbers_given)):
+            raise TypeError(f"the fields of Control must be numbers, pid three of them, got {self}")
         if len(self.pid) != 3 or self.pid[0] + self.pid[1] + self.pid[2] <= 0:
             raise ValueError(f"pid={self.pid} must be three numbers with a positive sum, such as (0.4, 0.3, 0)")
         if not 0 < self.shrink < self.safety <= 1 < self.grow:

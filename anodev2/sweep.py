@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from .inputs import Inputs, StandIns
+from .inputs import Inputs, StandIns, belongings
 from .march import March
-from .problem import Problem, Run
+from .problem import Costs, Problem, Status, bytes_of, versions
 from .pullback import Grads, StepGraph, Totals, hooks_silent, saved_below
 from .replay import Recording, sample, without_graph
 from .schedule import Schedule, Thinning, positions, reversal
@@ -37,7 +37,11 @@ class Sweep:
     schedule: Schedule = field(init=False)
     graphs: dict[int, tuple[Leaves, Leaves]] = field(default_factory=dict)
     stand_ins: StandIns | None = None
-    run: Run = field(init=False)
+    status: Status | None = None
+    rejected: int = 0
+    state_bytes: int = 0
+    graph_bytes: int = 0
+    costs: Costs = field(default_factory=Costs)
 
     def forward(self, inputs: list[Tensor], args: tuple[Any, ...]) -> tuple[list[Tensor], list[Tensor]]:
         """Run the steps; the leaves of the wanted states and of the kept ones."""
@@ -60,7 +64,8 @@ class Sweep:
         self.end = [sample(leaf).clone() for leaf in y]
         self.grid = march.grid
         kept = keeper.finish(len(self.grid))
-        self.run = Run([], self.grid, march.status, march.rejected, self.schedule.redone, keeper.peak(y))
+        self.status, self.rejected, self.state_bytes, self.graph_bytes = march.status, march.rejected, bytes_of(y), keeper.graph_bytes
+        self.costs.hold((len(kept) + 1) * self.state_bytes + len(self.graphs) * self.graph_bytes)
         return [leaf for state in march.outputs() for leaf in state], [leaf for state in kept for leaf in state]
 
     def backward(self, inputs: Leaves, kept: list[Tensor], cotangents: Sequence[Tensor | None], wants: Sequence[bool]) -> Grads:
@@ -73,15 +78,18 @@ class Sweep:
         with self.recording.replaying(), hooks_silent(self.inputs.leaves), self.inputs.instead(stand_ins.inner):
             for kind, at, to in self.schedule.backward:
                 if kind == "restore":
-                    back.y = fetched(states[at], back.devices)
+                    back.y, back.at = fetched(states[at], back.devices), at
                 elif kind == "keep":
                     states[at] = self.stow(back.y)
                 elif kind == "forget":
                     del states[at]
-                elif kind == "advance":
-                    back.advance(at, to)
                 else:
-                    back.reverse(at)
+                    held, graphs = len(states) + (back.at not in states) + 1, max(1, len(self.graphs)) if kind == "reverse" else 0
+                    self.costs.hold(held * self.state_bytes + graphs * self.graph_bytes)
+                    if kind == "advance":
+                        back.advance(at, to)
+                    else:
+                        back.reverse(at)
         back.comparison.verify()
         return [*back.y_bar, *back.totals.values]
 
@@ -128,10 +136,10 @@ class _Keeper:
         if step.index == 0:
             self.with_stand_ins = self.sweep.inputs.steps(self.sweep.problem.stepping, stand_ins)  # pyright: ignore[reportArgumentType]
         step = self.with_stand_ins[step.index]
-        own = [*start, *stand_ins.times, *stand_ins.arguments, *stand_ins.inner, *self.sweep.inputs.leaves]
         run = lambda: self.sweep.problem.advance(step, start, self.sweep.inputs.args(stand_ins))  # noqa: E731
         with torch.enable_grad():
             if step.index == 0:
+                own = [*start, *stand_ins.arguments, *stand_ins.inner, *belongings(self.sweep.problem, self.args)]
                 end, self.graph_bytes = weighed(run, own, self.sweep.recording.retreat)
                 self.slots, self.graphs = self.sweep.choose(self.steps, bytes_of(y), self.graph_bytes)
                 self.places = set(positions(self.steps, self.slots, self.graphs)) if self.slots is not None else None
@@ -149,23 +157,20 @@ class _Keeper:
         self.sweep.schedule = reversal(steps, kept, self.slots, len(self.sweep.graphs))
         return [self.states[at] for at in kept]
 
-    def peak(self, y: Leaves) -> int:
-        """The most bytes of states (and, where weighed, of step graphs) held at once."""
-        return int(self.sweep.schedule.peak(bytes_of(y), self.graph_bytes))
-
 
 class _Back:
     """Where the pass backward is: the working state, the cotangents, and the sums so far."""
 
     def __init__(self, sweep: Sweep, stand_ins: StandIns, cotangents: Sequence[Tensor | None], wants: Sequence[bool]) -> None:
         width = sweep.inputs.width
-        self.problem, self.recording, self.graphs = sweep.problem, sweep.recording, sweep.graphs
+        self.problem, self.recording, self.graphs, self.costs = sweep.problem, sweep.recording, sweep.graphs, sweep.costs
         self.stand_ins, self.wants = stand_ins, wants[:width]
         self.steps, self.args = sweep.inputs.steps(sweep.grid, stand_ins), sweep.inputs.args(stand_ins)
         self.nothing: Grads = [None] * width
         outputs = sweep.problem.outputs(sweep.grid)
         self.arriving = {index: list(cotangents[i * width : (i + 1) * width]) for i, index in enumerate(outputs)}
         self.y: Leaves = []
+        self.at = -1  # which state y is
         self.y_bar: Grads = self.arriving.get(len(self.steps), self.nothing)
         self.expected = sweep.end
         self.devices = [leaf.device for leaf in sweep.end]
@@ -179,6 +184,7 @@ class _Back:
                 self.recording.rewind(step.index)
                 with self.recording.surroundings():
                     self.y = self.problem.advance(step, self.y, self.args)
+        self.at, self.costs.redone = to, self.costs.redone + to - at
 
     def reverse(self, at: int) -> None:
         """Pull the cotangents back through the step that starts from the working state."""
@@ -192,24 +198,20 @@ class _Back:
             y, y_next = self.graphs.pop(at)
         else:
             y_next = self._redone(self.steps[at], y)
-            self.comparison.add(y_next, expected)
+            self.comparison.add(y_next, expected, self.expected)
         graph = StepGraph.of([*y_next, *y], [*self.y_bar, *here])
         del y_next  # from here on only its graph is needed
         self.y_bar, gradients = graph.pull_back(y, self.stand_ins.places)
         self.totals.add(gradients)
 
     def _redone(self, step: Step, y: Leaves) -> Leaves:
+        self.costs.redone += 1
         self.recording.rewind(step.index)
         with self.recording.surroundings(), torch.enable_grad():
             y_next = self.problem.advance(step, y, self.args)
         if step.index == 0:
             self.recording.kept.refuse_gradients()
         return y_next
-
-
-def bytes_of(leaves: Leaves) -> int:
-    """Of all leaves together."""
-    return sum(leaf.numel() * leaf.element_size() for leaf in leaves)
 
 
 def weighed(run: Callable[[], Leaves], own: Leaves, again: Callable[[], None]) -> tuple[Leaves, int]:
@@ -219,12 +221,17 @@ def weighed(run: Callable[[], Leaves], own: Leaves, again: Callable[[], None]) -
     """
     storages: dict[int, int] = {}
 
-    def pack(tensor: Tensor) -> Tensor:
+    def pack(tensor: Tensor) -> tuple[Tensor, int]:
         storages[tensor.untyped_storage()._cdata] = tensor.untyped_storage().nbytes()
-        return tensor.detach()  # an output that holds itself would never be freed
+        return tensor.detach(), versions([tensor])[0]  # an output that holds itself would never be freed
+
+    def unpack(packed: tuple[Tensor, int]) -> Tensor:
+        if versions(packed[:1]) != [packed[1]]:  # with hooks autograd does not look
+            raise RuntimeError("one of the variables needed for gradient computation has been modified by an inplace operation")
+        return packed[0]
 
     try:
-        with saved_tensors_hooks(pack, lambda tensor: tensor):
+        with saved_tensors_hooks(pack, unpack):
             result = run()
     except RuntimeError as error:
         if "saved tensor hooks" not in str(error):
@@ -234,14 +241,15 @@ def weighed(run: Callable[[], Leaves], own: Leaves, again: Callable[[], None]) -
         result = run()
         for tensor in saved_below([leaf.grad_fn for leaf in result if leaf.grad_fn is not None]):
             pack(tensor)
-    for tensor in (*own, *result):
-        storages.pop(tensor.untyped_storage()._cdata, None)
+    with torch._C.DisableTorchFunction():  # asking for its storage is no use of an inner tensor
+        for tensor in (*own, *result):
+            storages.pop(tensor.untyped_storage()._cdata, None)
     return result, sum(storages.values())
 
 
 def stowed(y: Leaves) -> Leaves:
     """Copies in host memory, pinned where a device can copy to it by itself."""
-    homes = [torch.empty(leaf.shape, dtype=leaf.dtype, pin_memory=leaf.device.type == "cuda") for leaf in y]
+    homes = [torch.empty_like(leaf, device="cpu", pin_memory=leaf.device.type == "cuda") for leaf in y]
     return [home.copy_(leaf, non_blocking=True) for home, leaf in zip(homes, y, strict=True)]
 
 

@@ -7,6 +7,7 @@ the steps), "inexact" (BacksolveAdjoint's nature), "recomputed" (exact, by the c
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ class StoredReversible(Adjoint):
     """The reversible scheme by plain autograd: what its gradients are compared with."""
 
     def solve(self, problem: Problem, y0: Leaves, args: tuple[Any, ...]) -> Run:
-        return Run(ReversibleAdjoint(COUPLING).stored(problem, y0, args), problem.stepping)  # pyright: ignore[reportArgumentType]
+        return ReversibleAdjoint(COUPLING).stored(problem, y0, args)
 
 
 ADJOINTS: dict[str, Adjoint] = {
@@ -254,7 +255,9 @@ def distributed(rank: int, folder: str) -> None:
         found[name] = [p.grad for p in net.parameters() if p.grad is not None]
     if rank == 0:
         torch.save(found, f"{folder}/found.pt")
+    torch.distributed.barrier()
     torch.distributed.destroy_process_group()
+    os._exit(0)  # gloo's threads may abort a process that takes its time to end
 
 
 def test_two_processes_get_the_gradients_of_one(tmp_path: Path) -> None:

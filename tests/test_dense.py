@@ -128,3 +128,19 @@ def test_a_solve_that_ended_early_is_dense_up_to_there() -> None:
     assert found(0.4).shape == (1,) and found.grid[-1] == 0.4
     with pytest.raises(ValueError, match=r"between 0.0 and 0.4"):
         found(0.41)
+
+
+def test_asking_between_the_steps_leaves_no_trace() -> None:
+    net = torch.nn.Sequential(torch.nn.BatchNorm1d(2), torch.nn.Dropout(0.5)).double()
+    found = solve(lambda t, y: net(y), torch.randn(4, 2).double(), [0.0, 1.0], steps=4, dense=True)
+    before, random = [buffer.clone() for buffer in net.buffers()], torch.get_rng_state()
+    found([0.3, 0.6])
+    assert all(map(torch.equal, net.buffers(), before)) and torch.equal(random, torch.get_rng_state())
+
+
+def test_a_list_of_times_may_hold_one_that_wants_a_gradient() -> None:
+    s = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
+    found = solve(lambda t, y: torch.cos(t) * y, torch.ones(1).double(), [0.0, 1.0], method="dopri5", steps=4, dense=True)
+    (slope,) = torch.autograd.grad(found([s, 0.7])[0, 0], s)
+    exact = torch.cos(s) * torch.exp(torch.sin(s))
+    assert slope.item() == pytest.approx(exact.item(), rel=1e-3)

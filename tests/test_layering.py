@@ -14,7 +14,7 @@ import anodev2
 ROOT = Path(__file__).parent.parent
 ORDER = [
     *("pytree", "tableau", "stepping", "solvers", "problem", "reach", "replay", "march", "schedule", "pullback", "inputs", "sweep"),
-    *("reversible", "backsolve", "adjoint", "observe", "dense", "per_sample", "solve", "plan", "system", "dynamics", "block"),
+    *("reversible", "backsolve", "adjoint", "observe", "dense", "per_sample", "solution", "solve", "plan", "system", "dynamics", "block"),
 ]
 ALLOWED = {
     "anodev2": {"torch", "checkpoint_schedules", "tqdm"},

@@ -176,3 +176,16 @@ def test_a_step_with_transforms_inside_is_weighed() -> None:
     torch.testing.assert_close(ends[2], ends[0])
     told = plan(f, y0, steps=9, method="euler")
     assert told.graph_bytes > 0 and told.evaluations_forward == 9
+
+
+def test_what_surrounds_f_is_no_part_of_the_graph() -> None:
+    """Frozen parameters, buffers, constants and arguments are read by it, not made for it."""
+    net, context = nn.Sequential(nn.Linear(100, 100), nn.Tanh(), nn.Linear(100, 100)), torch.ones(1, 100)
+    y0 = torch.ones(1, 100, requires_grad=True)
+    f = lambda t, y, c: net(y) * c
+    sizes = []
+    for frozen in (False, True):
+        net.requires_grad_(not frozen)
+        sizes.append(plan(f, y0, steps=8, method="euler", args=(context,)).graph_bytes)
+        odeint(f, y0, [0.0, 1.0], steps=8, method="euler", args=(context,), adjoint=CheckpointAdjoint(memory="4KB"))
+    assert sizes[1] <= sizes[0] < 2000

@@ -139,3 +139,17 @@ def test_control_is_that_of_the_batch() -> None:
         f = lambda t, y: torch.cos(3 * t) * y
         own = torch.cat(solve(f, y0, [0.0, 2.0], per_sample=True, **options).grid, dim=1)[0]
         torch.testing.assert_close(own, torch.tensor(solve(f, y0, [0.0, 2.0], **options).grid, dtype=torch.float64), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("onset", [-1.0, 0.3])
+def test_a_sample_whose_func_is_not_finite_is_named(onset: float, value: float) -> None:
+    f = lambda t, y: torch.where((t > onset) & (y > 1), value, -y)
+    with pytest.raises(SolveError, match=r"sample 1 of the batch at t=.*: ") as caught:
+        odeint(f, torch.tensor([[0.5], [2.0]]).double(), [0.0, 1.0], method="dopri5", per_sample=True)
+    assert caught.value.status.reason in ("not finite", "step size")
+
+
+def test_an_empty_batch_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"at least one sample, got y0 of shape \(0, 2\)"):
+        odeint(lambda t, y: -y, torch.ones(0, 2), [0.0, 1.0], method="dopri5", per_sample=True)

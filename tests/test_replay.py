@@ -467,3 +467,30 @@ def test_the_result_of_a_block_may_be_changed_in_place(adjoint: Any) -> None:
         nn.Sequential(block, nn.ReLU(inplace=in_place))(y).square().sum().backward()
         ends.append([y.grad, *(p.grad for p in block.parameters())])
     torch.testing.assert_close(*ends, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("steps", [20, 2000])
+def test_a_change_is_noticed_however_small_the_steps_are(steps: int) -> None:
+    """What is compared is what a step changes, not the state."""
+    k = 1
+    loss = odeint(lambda t, y: -k * y, torch.ones(3, requires_grad=True), [0.0, 1.0], steps=steps, method="euler")[-1].sum()
+    k = 2
+    with pytest.raises(RuntimeError, match="came out differently"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+@pytest.mark.parametrize("adjoint", ["direct", CheckpointAdjoint(memory="1GB")], ids=str)
+def test_a_constant_changed_before_backward_is_noticed_by_kept_graphs(adjoint: Any, steps: int) -> None:
+    c, y0 = torch.full((3,), 2.0), torch.ones(3, requires_grad=True)
+    loss = odeint(lambda t, y: torch.sin(c * y), y0, [0.0, 1.0], steps=steps, method="euler", adjoint=adjoint)[-1].sum()
+    c.mul_(3)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_states_kept_on_the_host_keep_their_strides() -> None:
+    net, y0, ends = Shifted(), torch.randn(6, 5).double().t().requires_grad_(), []
+    for adjoint in ("checkpoint", CheckpointAdjoint(offload="cpu")):
+        ends.append(torch.autograd.grad(odeint(net, y0, T, steps=3, adjoint=adjoint).square().sum(), y0)[0])
+    assert torch.equal(*ends)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import Any
 
 import pytest
@@ -124,6 +125,12 @@ class Half(nn.Module):
         ({"method": "rk5"}, ValueError, r"method='rk5' is unknown \(did you mean 'rk4'\?\); choose one of euler, .*leapfrog"),
         ({"adjoint": "chekpoint"}, ValueError, r"adjoint='chekpoint' is unknown \(did you mean 'checkpoint'\?\)"),
         ({"func": lambda t, y: None}, TypeError, "func returned None"),
+        ({"func": lambda y: -y}, TypeError, r"func must be callable as func\(t, y\), got func\(y\)"),
+        ({"args": (1.0,)}, TypeError, r"func must be callable as func\(t, y, args\[0\]\), got func\(t.*y"),
+        ({"t": "01"}, TypeError, "t must be a sequence of times"),
+        ({"adjoint": DirectAdjoint, "steps": 2}, ValueError, r"DirectAdjoint is a class.*DirectAdjoint\(\)"),
+        ({"control": {"min_step": 0.1}, "steps": None, "method": "dopri5"}, TypeError, "control must be a Control, got dict"),
+        ({"y0": OrderedDict(a=torch.ones(2))}, TypeError, r"got OrderedDict; write dict\(y0\)"),
         ({"steps": -1}, ValueError, "steps=-1 must be a positive integer"),
         ({"t": [1.0, 0.0, 2.0]}, ValueError, "strictly rising or strictly falling"),
         ({"grid": [0.0, 0.5, 1.0]}, ValueError, "give either grid or steps"),
@@ -151,3 +158,28 @@ def test_inference_mode(options: dict[str, Any]) -> None:
     with torch.inference_mode():
         assert odeint(decay, torch.ones(2), [0.0, 1.0], **options).is_inference()
         assert solve(decay, torch.ones(2), [0.0, 1.0], **options).ys.is_inference()
+
+
+@pytest.mark.parametrize("adjoint", ["direct", "checkpoint", "reversible"])
+def test_a_func_that_changes_its_state_in_place_is_refused_without_gradients_too(adjoint: str) -> None:
+    y0 = torch.ones(3)
+    with torch.no_grad(), pytest.raises(ValueError, match=r"in place; work on y.clone\(\)"):
+        odeint(lambda t, y: y.mul_(-1.0), y0, [0.0, 1.0], steps=2, adjoint=adjoint)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch._dynamo")
+def test_solve_is_refused_while_compiling() -> None:
+    torch._dynamo.reset()
+    run = torch.compile(lambda y: solve(decay, y, [0.0, 1.0], steps=2, event=lambda t, y: y.sum() - 1).ys, backend="eager", fullgraph=True)
+    with pytest.raises(Exception, match="compile odeint, or call solve outside"):
+        run(torch.ones(2))
+
+
+def test_a_reversible_solve_is_observed_too() -> None:
+    y0 = torch.ones(2, dtype=torch.float64, requires_grad=True)
+    found = solve(decay, y0, [0.0, 1.0], steps=20, event=lambda t, y: y[0] - 0.5, adjoint="reversible")
+    assert found.event_time is not None and found.event_time.item() == pytest.approx(0.693147, rel=1e-5)
+    assert torch.autograd.grad(found.event_time, y0)[0][0].item() == pytest.approx(1.0, rel=1e-4)
+    assert (
+        found.stats.recomputed == len(found.grid) - 2 and solve(decay, y0, [0.0, 1.0], steps=9, max_steps=3, throw=False).status.step == 3
+    )

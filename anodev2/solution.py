@@ -1,0 +1,74 @@
+"""What a solve found and what it cost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from .problem import Costs, Status, VectorField
+
+
+@dataclass
+class Stats:
+    """What a solve cost, measured; backward passes add to it when they run.
+
+    evaluations_forward, evaluations_backward: of func. accepted, rejected: steps and attempts that were too inaccurate.
+    recomputed: steps redone. peak_bytes: the most bytes of states (with ``memory=`` of step graphs too) that a
+    ``CheckpointAdjoint`` or ``ReversibleAdjoint`` held at once; 0 where nothing is held but autograd's own graph.
+    """
+
+    evaluations_forward: int
+    accepted: int
+    rejected: int
+    field: VectorField
+    costs: Costs
+
+    @property
+    def evaluations_backward(self) -> int:
+        return self.field.evaluations - self.evaluations_forward
+
+    @property
+    def recomputed(self) -> int:
+        return self.costs.redone
+
+    @property
+    def peak_bytes(self) -> int:
+        return self.costs.peak_bytes
+
+    def __str__(self) -> str:
+        return (
+            f"{self.accepted} steps accepted, {self.rejected} rejected; func evaluated {self.evaluations_forward} times forward, "
+            f"{self.evaluations_backward} backward; {self.recomputed} steps redone; {self.peak_bytes} bytes of states held at most"
+        )
+
+
+@dataclass
+class Solution:
+    """What ``solve`` found.
+
+    ts: the output times reached, shape (k,), the event's time last where there was one. ys: a tree like y0 with the
+    states at ts (or what ``save`` made of them) stacked in front. grid: the times of all steps done, to be passed back as
+    ``grid=`` (with ``per_sample`` tensors, which cannot be). event_time: zero-dimensional, with its gradient; None without
+    event. Called with times, gives the states there (``dense=True``).
+    """
+
+    ts: Tensor
+    ys: Any
+    stats: Stats
+    status: Status
+    grid: tuple[Any, ...]
+    event_time: Tensor | None = None
+    dense: Callable[[Any], Any] | None = None
+
+    def __call__(self, t: Any) -> Any:
+        """The state at time t, or at several times stacked in front.
+
+        By the method's own interpolant, else by the cubic through both ends of the step: the step that holds t is done
+        again, so the result has gradients with respect to all that the states have.
+        """
+        if self.dense is None:
+            raise ValueError("this solution has no dense output; solve with dense=True")
+        return self.dense(t)
