@@ -2,8 +2,8 @@
 
 An attempt that is rejected leaves no trace, nor does a stage that only estimates the error, nor a step that ended the
 solve: random generators and buffers are set back, so that what is accepted is what a solve on the recorded grid would
-have done. A last slope is handed on as the next step's first (first same as last)
-unless f drew random numbers or moved buffers, when two evaluations are not interchangeable.
+have done. A last slope is handed on as the next step's first (first same as last) unless f drew random numbers or moved
+buffers, when two evaluations are not interchangeable.
 """
 
 from __future__ import annotations

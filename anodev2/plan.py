@@ -84,13 +84,8 @@ def plan(
         raise ValueError("BacksolveAdjoint with its own tolerances does not know its steps backward; leave rtol and atol out for a plan")
     before, first = problem.field.evaluations, problem.stepping.steps()[0]
     with untouched(problem, leaves, args) as recording, torch.enable_grad():
-
-        def again() -> None:
-            recording.retreat()
-            problem.field.evaluations = before
-
         start = [leaf.detach().requires_grad_() for leaf in leaves]
-        _, graph = weighed(lambda: problem.advance(first, start, args), [*start, *belongings(problem, args)], again)
+        _, graph = weighed(problem, recording, lambda: problem.advance(first, start, args), [*start, *belongings(problem, args)])
     once, state = problem.field.evaluations - before, bytes_of(leaves)
     fixed = (chosen, problem.method.name, count, state, graph)
     if isinstance(chosen, CheckpointAdjoint):

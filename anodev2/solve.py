@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, Literal, SupportsFloat
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -18,10 +18,8 @@ from .problem import Costs, Problem, SolveError, Status, VectorField
 from .pytree import Structure, build, leaves_of, structure_of
 from .solution import Solution, Stats
 from .solvers import METHODS, Leapfrog, Leaves, Method, RungeKutta, as_method, halves
-from .stepping import Adaptive, Control, Grid, Step, as_count, as_times, given_grid, uniform_grid
+from .stepping import Adaptive, Control, Grid, Step, as_count, as_times, given_grid, tolerances, uniform_grid
 from .tableau import Tableau
-
-RTOL, ATOL = 1e-7, 1e-9  # torchdiffeq's, so that a solve without tolerances means the same here
 
 
 def odeint(
@@ -139,6 +137,8 @@ def solve(
     for name, function in (("event", event), ("callback", callback)):
         if function is not None and not callable(function):
             raise TypeError(f"{name} must be callable as {name}(t, y), got {type(function).__name__}")
+    if per_sample and (dense or progress or not (event is callback is max_steps is None)):
+        raise ValueError("per_sample=True gives samples times of their own: dense, event, callback, progress, max_steps need common ones")
     max_steps = None if max_steps is None else as_count("max_steps", max_steps)
     kind = "times" if callable(save) else save
     if kind not in ("times", "steps", "end"):
@@ -157,8 +157,6 @@ def solve(
         per_sample=per_sample,
         args=args,
     )
-    if per_sample and (dense or progress or not (event is callback is max_steps is None)):
-        raise ValueError("per_sample=True gives samples times of their own: dense, event, callback, progress, max_steps need common ones")
     watch = Observer(problem, event, callback, progress, max_steps)
     kept = "steps" if dense or kind == "steps" else "reached" if event is not None else kind
     problem = replace(problem, watch=None if per_sample else watch, save=kept)
@@ -274,36 +272,8 @@ def _stepping(
             raise ValueError(f"give either grid or {given[0]}, not both")
         return given_grid(t, grids["grid"])
     if controlled and not given:
-        return Adaptive(as_times(t), *_tolerances(control[0], control[1], structure, leaves), control[2] or Control())
+        return Adaptive(as_times(t), *tolerances(control[0], control[1], structure, leaves), control[2] or Control())
     return uniform_grid(t, grids["steps"], grids["step_size"])
-
-
-def _tolerances(rtol: Any, atol: Any, structure: Structure, leaves: list[Tensor]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-    """rtol and atol for every leaf."""
-    both = []
-    for name, value, default in (("rtol", rtol, RTOL), ("atol", atol, ATOL)):
-        value = default if value is None else value
-        if isinstance(value, SupportsFloat) and not isinstance(value, Tensor):
-            values = [float(value)] * len(leaves)
-        else:
-            try:
-                values = leaves_of(value, structure)
-            except ValueError as error:
-                raise ValueError(f"{name} must be a number or a tree like y0: {error}") from None
-        for one, leaf in zip(values, leaves, strict=True):
-            if not isinstance(one, (Tensor, SupportsFloat)) or not bool(torch.all(torch.as_tensor(one) >= 0)):
-                raise ValueError(f"{name}={value!r} must be made of numbers or tensors that are at least 0")
-            if isinstance(one, Tensor) and not _broadcasts(one, leaf):
-                raise ValueError(f"{name} of shape {tuple(one.shape)} does not broadcast to its leaf of y0 of shape {tuple(leaf.shape)}")
-        both.append(tuple(one.detach() if isinstance(one, Tensor) else float(one) for one in values))
-    if not all(bool(torch.all(torch.as_tensor(a) + torch.as_tensor(b) > 0)) for a, b in zip(*both, strict=True)):
-        raise ValueError("rtol and atol cannot both be 0")
-    return both[0], both[1]
-
-
-def _broadcasts(tensor: Tensor, to: Tensor) -> bool:
-    pairs = zip(reversed(tensor.shape), reversed(to.shape), strict=False)
-    return tensor.ndim <= to.ndim and all(a in (1, b) for a, b in pairs)
 
 
 def _check_state(leaves: list[Any]) -> None:

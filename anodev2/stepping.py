@@ -18,6 +18,10 @@ from typing import Any, SupportsFloat, TypeGuard
 import torch
 from torch import Tensor
 
+from .pytree import Structure, leaves_of
+
+RTOL, ATOL = 1e-7, 1e-9  # torchdiffeq's, so that a solve without tolerances means the same here
+
 Time = float | Tensor
 Times = tuple[Time, ...]  # tensors where they require grad (zero-dimensional) or differ from sample to sample (batch, 1, ...)
 
@@ -268,3 +272,31 @@ class Adaptive:
     rtol: tuple[Any, ...]
     atol: tuple[Any, ...]
     control: Control
+
+
+def tolerances(rtol: Any, atol: Any, structure: Structure, leaves: list[Tensor]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """rtol and atol for every leaf."""
+    both = []
+    for name, value, default in (("rtol", rtol, RTOL), ("atol", atol, ATOL)):
+        value = default if value is None else value
+        if isinstance(value, SupportsFloat) and not isinstance(value, Tensor):
+            values = [float(value)] * len(leaves)
+        else:
+            try:
+                values = leaves_of(value, structure)
+            except ValueError as error:
+                raise ValueError(f"{name} must be a number or a tree like y0: {error}") from None
+        for one, leaf in zip(values, leaves, strict=True):
+            if not isinstance(one, (Tensor, SupportsFloat)) or not bool(torch.all(torch.as_tensor(one) >= 0)):
+                raise ValueError(f"{name}={value!r} must be made of numbers or tensors that are at least 0")
+            if isinstance(one, Tensor) and not _broadcasts(one, leaf):
+                raise ValueError(f"{name} of shape {tuple(one.shape)} does not broadcast to its leaf of y0 of shape {tuple(leaf.shape)}")
+        both.append(tuple(one.detach() if isinstance(one, Tensor) else float(one) for one in values))
+    if not all(bool(torch.all(torch.as_tensor(a) + torch.as_tensor(b) > 0)) for a, b in zip(*both, strict=True)):
+        raise ValueError("rtol and atol cannot both be 0")
+    return both[0], both[1]
+
+
+def _broadcasts(tensor: Tensor, to: Tensor) -> bool:
+    pairs = zip(reversed(tensor.shape), reversed(to.shape), strict=False)
+    return tensor.ndim <= to.ndim and all(a in (1, b) for a, b in pairs)

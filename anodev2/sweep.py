@@ -140,7 +140,7 @@ class _Keeper:
         with torch.enable_grad():
             if step.index == 0:
                 own = [*start, *stand_ins.arguments, *stand_ins.inner, *belongings(self.sweep.problem, self.args)]
-                end, self.graph_bytes = weighed(run, own, self.sweep.recording.retreat)
+                end, self.graph_bytes = weighed(self.sweep.problem, self.sweep.recording, run, own)
                 self.slots, self.graphs = self.sweep.choose(self.steps, bytes_of(y), self.graph_bytes)
                 self.places = set(positions(self.steps, self.slots, self.graphs)) if self.slots is not None else None
             else:
@@ -214,12 +214,13 @@ class _Back:
         return y_next
 
 
-def weighed(run: Callable[[], Leaves], own: Leaves, again: Callable[[], None]) -> tuple[Leaves, int]:
+def weighed(problem: Problem, recording: Recording, run: Callable[[], Leaves], own: Leaves) -> tuple[Leaves, int]:
     """The result of ``run``, and how many bytes its graph holds apart from its result and tensors of its surroundings (``own``).
 
-    Where f uses torch.func, which does not bear hooks, it is run once more (``again`` undoes the first time) and its graph looked at.
+    Where f uses torch.func, which does not bear hooks, it is run once more, as if for the first time, and its graph looked at.
     """
     storages: dict[int, int] = {}
+    evaluations = problem.field.evaluations
 
     def pack(tensor: Tensor) -> tuple[Tensor, int]:
         storages[tensor.untyped_storage()._cdata] = tensor.untyped_storage().nbytes()
@@ -236,7 +237,8 @@ def weighed(run: Callable[[], Leaves], own: Leaves, again: Callable[[], None]) -
     except RuntimeError as error:
         if "saved tensor hooks" not in str(error):
             raise
-        again()
+        recording.retreat()
+        problem.field.evaluations = evaluations
         storages.clear()
         result = run()
         for tensor in saved_below([leaf.grad_fn for leaf in result if leaf.grad_fn is not None]):

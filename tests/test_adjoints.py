@@ -111,6 +111,7 @@ def test_a_reversible_solve_that_cannot_be_undone_says_by_how_much() -> None:
 def test_a_leaf_that_starts_at_zero_is_found_again_without_a_warning() -> None:
     y0 = (torch.ones(3, requires_grad=True), torch.zeros(1))
     odeint(lambda t, y: (-y[0], y[0].sum(0, keepdim=True)), y0, [0.0, 1.0], steps=8, adjoint="reversible")[1].sum().backward()
+    assert y0[0].grad is not None  # and warnings are errors
 
 
 def test_reversible_replays_dropout_and_moves_batchnorm_once() -> None:
