@@ -72,7 +72,7 @@ class Backsolve:
             rtol, atol = rtol if self.rtol is None else self.rtol, atol if self.atol is None else self.atol
             control = forward.control if isinstance(forward, Adaptive) else Control()
             stepping = Adaptive((nodes[0], nodes[-1]), (rtol,) * len(state), (atol,) * len(state), control)
-        problem = Problem(cast(VectorField, field), self.problem.method, stepping)
+        problem = Problem(cast(VectorField, field), self.problem.method, stepping, "end")
         march = March(problem, (), Recording([], set(), []))
         for _, after in march.steps(state):
             state = after

@@ -72,8 +72,9 @@ def test_the_peak_of_fixed_slots_does_not_grow_with_the_number_of_steps() -> Non
     assert long <= short and evaluations == 4636 + 1
 
 
-def test_the_peak_of_a_reversible_solve_does_not_grow_with_the_number_of_steps() -> None:
-    assert peak("reversible", 64) <= peak("reversible", 16)
+@pytest.mark.parametrize("adjoint", ["reversible", "backsolve"])
+def test_the_peak_of_a_solve_without_checkpoints_does_not_grow_with_the_number_of_steps(adjoint: str) -> None:
+    assert peak(adjoint, 64) <= peak(adjoint, 16)
 
 
 def test_memory_budgets_are_kept_and_predicted_and_the_more_the_fewer_steps_are_redone() -> None:
