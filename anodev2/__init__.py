@@ -2,12 +2,14 @@
 
 from .adjoint import Adjoint, BacksolveAdjoint, CheckpointAdjoint, DirectAdjoint, ReversibleAdjoint
 from .block import CoupledODEBlock, ODEBlock
-from .dynamics import Dynamics, NeuralDynamics, ReactionDiffusionAdvection, Static
+from .dynamics import Dynamics, FieldDynamics, NeuralDynamics, ReactionDiffusionAdvection, Static
+from .linear import FourierOperator, LinearOperator
 from .plan import Plan, plan
 from .problem import SolveError, Status
 from .solution import Solution
 from .solve import odeint, solve
-from .solvers import METHODS, Leapfrog, Method
+from .solvers import METHODS, BackwardEuler, ImplicitMidpoint, Leapfrog, Method
+from .stability import stability_function
 from .stepping import Control
 from .system import CoupledSystem
 from .tableau import Tableau
@@ -18,13 +20,18 @@ __all__ = [
     "METHODS",
     "Adjoint",
     "BacksolveAdjoint",
+    "BackwardEuler",
     "CheckpointAdjoint",
     "Control",
     "CoupledODEBlock",
     "CoupledSystem",
     "DirectAdjoint",
     "Dynamics",
+    "FieldDynamics",
+    "FourierOperator",
+    "ImplicitMidpoint",
     "Leapfrog",
+    "LinearOperator",
     "Method",
     "NeuralDynamics",
     "ODEBlock",
@@ -39,4 +46,5 @@ __all__ = [
     "odeint",
     "plan",
     "solve",
+    "stability_function",
 ]

@@ -30,7 +30,7 @@ from .problem import Problem, Run
 from .pullback import Grads
 from .reversible import Pairs, Undo
 from .schedule import fewest_redone, positions, reversal
-from .solvers import Leapfrog, Leaves, RungeKutta
+from .solvers import Implicit, Leapfrog, Leaves, RungeKutta
 from .stepping import Adaptive, Grid, as_count
 from .sweep import Sweep
 from .tableau import nearest
@@ -180,6 +180,7 @@ class ReversibleAdjoint(Adjoint):
     def solve(self, problem: Problem, y0: Leaves, args: tuple[Any, ...]) -> Run:
         if not isinstance(problem.stepping, Grid):
             raise ValueError("ReversibleAdjoint solves on grids: record one adaptively first and pass grid=solution.grid")
+        _refuse_one_way(problem, "ReversibleAdjoint takes steps backwards")
         if torch.is_grad_enabled() and not torch.compiler.is_compiling() and not transformed():
             _refuse_cached_parametrizations()
             inputs, handed, recording = Inputs.of(problem, y0, args)
@@ -231,6 +232,7 @@ class BacksolveAdjoint(Adjoint):
             raise ValueError(
                 f"BacksolveAdjoint with tolerances needs a method with an error estimate, not {problem.method.name}: take dopri5"
             )
+        _refuse_one_way(problem, "BacksolveAdjoint solves backwards")
         if isinstance(problem.method, Leapfrog):
             raise ValueError(
                 "leapfrog cannot solve the adjoint equations of BacksolveAdjoint, whose state is no (q, v); take another method"
@@ -243,6 +245,11 @@ class BacksolveAdjoint(Adjoint):
         back = Backsolve(problem, inputs, recording, self.rtol, self.atol)
         states, kept = back.forward(handed, args)
         return replace(back.run, states=_attached(back, inputs, states, kept, handed))
+
+
+def _refuse_one_way(problem: Problem, reason: str) -> None:
+    if problem.method.splits or isinstance(problem.method, Implicit):
+        raise ValueError(f"{reason}, for which {problem.method.name} is not made: use adjoint='checkpoint'")
 
 
 ADJOINTS: dict[str, type[Adjoint]] = {

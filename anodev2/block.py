@@ -173,8 +173,9 @@ class CoupledODEBlock(ODEBlock):
         at = {start: theta}
         if later:
             size = abs(end - start) / self.weight_steps
-            values = odeint(self.dynamics, theta, [start, *later], method=self.weight_method, step_size=size, adjoint=self.adjoint)
-            at |= dict(zip(later, _unstacked(values, len(later) + 1)[1:], strict=True))
+            state = self.dynamics.start(theta)
+            path = odeint(self.dynamics, state, [start, *later], method=self.weight_method, step_size=size, adjoint=self.adjoint)
+            at |= dict(zip(later, _unstacked(self.dynamics.weights(path), len(later) + 1)[1:], strict=True))
         return [at[time] for time in times]
 
     def extra_repr(self) -> str:

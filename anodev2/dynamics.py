@@ -13,6 +13,7 @@ from functools import lru_cache
 from typing import Any
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 Theta = dict[str, Tensor]
@@ -36,6 +37,14 @@ class Dynamics(nn.Module, ABC):
     def flow(self, theta: Theta, times: Sequence[float]) -> Theta | None:
         """theta at ``times`` (elapsed since theta), stacked in front, or None where there is no closed form."""
         return None
+
+    def start(self, theta: Theta) -> Any:
+        """The state at the start that ``forward`` moves: theta, and whatever else a dynamics carries along."""
+        return theta
+
+    def weights(self, state: Any) -> Theta:
+        """theta in such a state."""
+        return state
 
 
 class Static(Dynamics):
@@ -69,7 +78,8 @@ class ReactionDiffusionAdvection(Dynamics):
     """dw/dt = tau Lap w + upsilon . grad w + rho w over the spatial axes of convolution kernels.
 
     Spectral in space, periodic, unit spacing: the mode exp(i k . x) grows by exp((-tau |k|^2 + i k . upsilon + rho) t).
-    On a 3x3 kernel |k|^2 is 0, 4.386 or 8.773. A positive upsilon moves the pattern towards -x, w(x + upsilon t); the
+    On a 3x3 kernel |k|^2 is 0, 4.386 or 8.773; a 1x1 kernel has the reaction alone, and axes of length 1 or 2 no advection:
+    parameters without effect are not made. A positive upsilon moves the pattern towards -x, w(x + upsilon t); the
     mean grows by exp(rho t). On even kernel sizes the Nyquist mode has no first derivative (advection leaves it
     standing), so real kernels stay real.
 
@@ -112,13 +122,14 @@ class ReactionDiffusionAdvection(Dynamics):
         self.per = per
         self.learnable = learnable
         self.nonlinearity = nonlinearity
+        self.spaces: dict[str, torch.Size] = {}
         self.signed_tau = nn.ParameterDict()
         self.upsilon = nn.ParameterDict()
         self.rho = nn.ParameterDict()
 
     def accepts(self, name: str, weight: Tensor) -> bool:
-        """Convolution kernels (out, in, *space) with a spatial axis longer than 1."""
-        return weight.is_floating_point() and weight.ndim >= 3 and max(weight.shape[2:]) > 1
+        """Convolution kernels (out, in, *space)."""
+        return weight.is_floating_point() and weight.ndim >= 3
 
     def bind(self, theta: Theta) -> None:
         if len(self.rho):
@@ -127,20 +138,27 @@ class ReactionDiffusionAdvection(Dynamics):
             )
         tau, upsilon, rho = self.initial
         for name, weight in theta.items():
-            axes = weight.ndim - 2
+            axes, moving = weight.ndim - 2, _moving(weight.shape[2:])
+            self.spaces[name] = weight.shape[2:]
             velocity = torch.as_tensor(upsilon, dtype=weight.dtype, device=weight.device)
             if velocity.ndim > 1 or (velocity.ndim == 1 and len(velocity) != axes):
                 raise ValueError(f"upsilon={upsilon} must be one number or one per spatial axis; {name} has {axes} spatial axes")
-            velocity = velocity.expand(axes)
+            velocity = velocity.expand(axes)[moving]
             lead = () if self.per == "layer" else (weight.shape[0],)
-            self.signed_tau[_key(name)] = nn.Parameter(weight.new_full(lead, tau), self.learnable)
-            self.upsilon[_key(name)] = nn.Parameter(velocity.expand(*lead, axes).clone(), self.learnable)
+            if max(weight.shape[2:]) > 1:
+                self.signed_tau[_key(name)] = nn.Parameter(weight.new_full(lead, tau), self.learnable)
+            if moving:
+                self.upsilon[_key(name)] = nn.Parameter(velocity.expand(*lead, len(moving)).clone(), self.learnable)
             self.rho[_key(name)] = nn.Parameter(weight.new_full(lead, rho), self.learnable)
 
     def coefficients(self, name: str) -> tuple[Tensor, Tensor, Tensor]:
-        """(tau, upsilon, rho) of the weight ``name``: shapes (), (axes,), () or with the channels in front."""
-        signed = self.signed_tau[_key(name)]
-        return torch.where(signed >= 0, signed, -signed), self.upsilon[_key(name)], self.rho[_key(name)]
+        """(tau, upsilon, rho) of the weight ``name``: shapes (), (axes,), () or with the channels in front; 0 for what has no effect."""
+        key, rho = _key(name), self.rho[_key(name)]
+        signed = self.signed_tau[key] if key in self.signed_tau else torch.zeros_like(rho)
+        columns = [torch.zeros_like(rho)] * len(self.spaces[name])
+        for column, axis in enumerate(_moving(self.spaces[name])):
+            columns[axis] = self.upsilon[key][..., column]
+        return torch.where(signed >= 0, signed, -signed), torch.stack(columns, -1), rho
 
     def forward(self, t: Tensor | float, theta: Theta) -> Theta:
         slopes = {name: _convolve(self._symbol(name, weight), weight) for name, weight in theta.items()}
@@ -176,6 +194,109 @@ class ReactionDiffusionAdvection(Dynamics):
     def extra_repr(self) -> str:
         tau, upsilon, rho = self.initial
         return f"tau={tau}, upsilon={upsilon}, rho={rho}, per={self.per!r}, learnable={self.learnable}"
+
+
+class FieldDynamics(Dynamics):
+    """Weights that evolve as fields along one of their axes: dw/dt = equation(t, w), by shape alone any equation called as (t, u).
+
+    ``FieldDynamics(Diffusion(Grid1D(16), 0.1), "o i h w -> (o h w) i")`` lets every kernel of 16 input channels diffuse along
+    these. Where the equation has ``flow(u, times)`` and that is not None, the closed form is used instead of steps.
+
+    An equation of ``components`` 2, called as (t, (u, v)) such as a wave, moves the weights u and a velocity v, of which v(0) is
+    a parameter per weight, ``velocity``, zero at first. Its state is the pair (theta, velocities), as leapfrog needs it.
+
+    Args:
+        equation: module (or function) on fields (..., n); its parameters are trained with the block's.
+        pattern: einops pattern from the axes of the weight to fields, the evolving axis last and alone.
+
+    Weights with as many axes as the pattern and ``equation.grid.n`` points (if it has a grid) along the last are accepted.
+
+    Raises:
+        ValueError: a pattern without "->", or whose last axis is no single axis of the weight.
+
+    Source: ANODEV2, arXiv 1906.04596, whose kernels evolve along their spatial axes.
+    """
+
+    def __init__(self, equation: Callable[[Any, Any], Any], pattern: str) -> None:
+        super().__init__()
+        if not callable(equation):
+            raise TypeError(f"equation must be callable as equation(t, u), got {type(equation).__name__}")
+        left, arrow, right = (part.strip() for part in pattern.partition("->"))
+        self.axes = left.split()
+        if not arrow or right.split()[-1:] != [axis for axis in self.axes if axis == right.split()[-1]]:
+            raise ValueError(f"pattern={pattern!r} must read like 'o i h w -> (o h w) i', an axis of the weight last and alone")
+        self.equation = equation
+        self.pattern = f"{left} -> {right}"
+        self.backwards = f"... {right} -> ... {left}"
+        self.paired = getattr(equation, "components", 1) == 2
+        self.velocity = nn.ParameterDict()
+
+    def accepts(self, name: str, weight: Tensor) -> bool:
+        n = getattr(getattr(self.equation, "grid", None), "n", None)
+        if not weight.is_floating_point() or weight.ndim != len(self.axes):
+            return False
+        return n is None or weight.shape[self.axes.index(self.pattern.split()[-1])] == n
+
+    def bind(self, theta: Theta) -> None:
+        if len(self.velocity):
+            raise ValueError("this FieldDynamics already evolves another block's weights; give each block a copy.deepcopy of it")
+        if self.paired:
+            for name, weight in theta.items():
+                self.velocity[_key(name)] = nn.Parameter(torch.zeros_like(weight))
+
+    def start(self, theta: Theta) -> Any:
+        return (theta, self._velocities(theta)) if self.paired else theta
+
+    def weights(self, state: Any) -> Theta:
+        return state[0] if self.paired else state
+
+    def forward(self, t: Tensor | float, theta: Any) -> Any:
+        """dtheta/dt; for a pair (theta, velocities) the pair of their slopes."""
+        if not self.paired:
+            return {name: self._weight(self.equation(t, self._field(w)), w) for name, w in theta.items()}
+        slopes: tuple[Theta, Theta] = ({}, {})
+        for name, w in theta[0].items():
+            v = theta[1][name]
+            field = self._field(v)
+            du, dv = self.equation(t, (self._field(w), field))
+            slopes[0][name] = v if du is field else self._weight(du, w)
+            slopes[1][name] = self._weight(dv, w)
+        return slopes
+
+    def flow(self, theta: Theta, times: Sequence[float]) -> Theta | None:
+        flow = getattr(self.equation, "flow", None)
+        if flow is None:
+            return None
+        velocities, path = self._velocities(theta), {}
+        for name, w in theta.items():
+            field = self._field(w)
+            values = flow((field, self._field(velocities[name])) if self.paired else field, times)
+            if values is None:
+                return None
+            path[name] = self._weight(values[0] if self.paired else values, w)
+        return path
+
+    def max_stable_step(self, method: Any) -> float:
+        """That of the equation; infinite where it tells none."""
+        limit = getattr(self.equation, "max_stable_step", None)
+        return math.inf if limit is None else limit(method)
+
+    def _velocities(self, theta: Theta) -> Theta:
+        return {name: self.velocity[_key(name)] for name in theta} if self.paired else {}
+
+    def _field(self, weight: Tensor) -> Tensor:
+        return rearrange(weight, self.pattern)
+
+    def _weight(self, field: Tensor, like: Tensor) -> Tensor:
+        return rearrange(field, self.backwards, **dict(zip(self.axes, like.shape, strict=True)))
+
+    def extra_repr(self) -> str:
+        return repr(self.pattern)
+
+
+def _moving(space: Sequence[int]) -> list[int]:
+    """The axes along which a kernel can be carried: those with a mode between the mean and Nyquist."""
+    return [axis for axis, size in enumerate(space) if size > 2]
 
 
 def _key(name: str) -> str:

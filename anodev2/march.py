@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .problem import Problem, Status
+from .problem import Problem, SolveError, Status
 from .pytree import build, paths_of
 from .replay import Recording
 from .solvers import Leaves, RungeKutta
@@ -90,7 +90,13 @@ class March:
         for step in grid.steps():
             if self.recording is not None:
                 self.recording.mark()
-            y_next = self.advance(step, y)
+            try:
+                y_next = self.advance(step, y)
+            except SolveError as error:
+                self.status, self._stop = error.status, step.index
+                if self.recording is not None:
+                    self.recording.retreat()
+                return
             yield step, y_next
             y = y_next
 

@@ -11,8 +11,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from .linear import LinearOperator, as_operator
 from .pytree import LEAF, Structure, build, leaves_of
-from .solvers import Leaves, Method
+from .solvers import FlatField, Leaves, Method, StepFailed
 from .stepping import Adaptive, Grid, Step, Time
 
 Counters = dict[str, int]
@@ -94,12 +95,15 @@ class VectorField:
             return time.to(self.device, dtype)
         return torch.full((), time, dtype=dtype, device=self.device)
 
-    def __call__(self, args: tuple[Any, ...], step: Step, stage: int, node: float, y: Leaves) -> list[Tensor]:
+    def __call__(
+        self, args: tuple[Any, ...], step: Step, stage: int, node: float, y: Leaves, call: CountedCall | None = None
+    ) -> list[Tensor]:
+        """f, or ``call`` in its place, at the stage's time."""
         t = self.time(step.time(node), self.time_dtype)
         if not torch.compiler.is_compiling():  # a side effect that its recompute would not allow
             self.evaluations += 1
         before = None if torch.compiler.is_compiling() else versions(y)
-        slope = self.call(t, build(self.structure, y), *args, step=step.index, stage=stage)
+        slope = (call or self.call)(t, build(self.structure, y), *args, step=step.index, stage=stage)
         if before is not None and before != versions(y):
             raise ValueError("func modifies its state y in place; work on y.clone(), or use operations that are not in place")
         return self._checked(slope, y)
@@ -127,6 +131,25 @@ class VectorField:
 
 
 @dataclass(frozen=True)
+class Given:
+    """f with its arguments, as a method's step sees it."""
+
+    field: VectorField
+    args: tuple[Any, ...]
+
+    def __call__(self, step: Step, stage: int, node: float, y: Leaves) -> list[Tensor]:
+        return self.field(self.args, step, stage, node, y)
+
+    def split(self) -> tuple[LinearOperator, FlatField] | None:
+        """``func.split(*args)``, if func has it."""
+        split: Any = getattr(self.field.func, "split", None)
+        if not callable(split):
+            return None
+        linear, rest = split(*self.args)  # pyright: ignore[reportGeneralTypeIssues]
+        return as_operator(linear), partial(self.field, self.args, call=CountedCall(rest))
+
+
+@dataclass(frozen=True)
 class Problem:
     """What stays the same whatever the state and the arguments: f, method, steps, and which states are wanted.
 
@@ -142,8 +165,13 @@ class Problem:
     watch: Callable[[Step, Leaves, Leaves], Status | None] | None = None
 
     def advance(self, step: Step, y: Leaves, args: tuple[Any, ...]) -> list[Tensor]:
-        """The state after ``step``."""
-        return self.method.step(partial(self.field, args), step, y)
+        """The state after ``step``; SolveError where the method's equations could not be solved."""
+        try:
+            return self.method.step(Given(self.field, args), step, y)
+        except StepFailed as error:
+            t, good = float(step.time(0.0)), build(self.field.structure, [leaf.detach() for leaf in y])
+            message = f"at t={t:.9g}, step {step.index + 1}: {error}"
+            raise SolveError(Status("not solved", message, t, step.index, y=good)) from None
 
     def outputs(self, grid: Grid) -> tuple[int, ...]:
         """After how many steps of ``grid`` the state is wanted, rising."""
@@ -157,9 +185,9 @@ class Problem:
 class Status:
     """How a solve ended.
 
-    ``reason``: "done", "event", "not finite", "step size" (underflow) or "max_steps"; ``message`` is one sentence. Where it
-    failed: ``t`` and ``step`` of the last good state ``y`` (a tree), the place in y0 and the element where it went wrong,
-    and the largest error component in units of the tolerance.
+    ``reason``: "done", "event", "not finite", "step size" (underflow), "not solved" (an implicit step) or "max_steps"; ``message``
+    is one sentence. Where it failed: ``t`` and ``step`` of the last good state ``y`` (a tree), the place in y0 and the element
+    where it went wrong, and the largest error component in units of the tolerance.
     """
 
     reason: str = "done"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
@@ -15,10 +17,10 @@ from .inputs import untouched
 from .observe import Observer
 from .per_sample import find_grid
 from .problem import Costs, Problem, SolveError, Status, VectorField
-from .pytree import Structure, build, leaves_of, structure_of
+from .pytree import LEAF, Structure, build, leaves_of, structure_of
 from .solution import Solution, Stats
 from .solvers import METHODS, Leapfrog, Leaves, Method, RungeKutta, as_method, halves
-from .stepping import Adaptive, Control, Grid, Step, as_count, as_times, given_grid, tolerances, uniform_grid
+from .stepping import Adaptive, Control, Grid, Step, as_count, as_times, given_grid, numbers, tolerances, uniform_grid
 from .tableau import Tableau
 
 
@@ -250,9 +252,40 @@ def problem_of(
         if not isinstance(stepping, Adaptive):
             raise ValueError("per_sample=True is about error control; give rtol and atol instead of a grid")
         problem = replace(problem, stepping=find_grid(problem, leaves, args))
+    if chosen.splits:
+        _check_splits(func, chosen, structure)
     if isinstance(chosen, Leapfrog):
         check_separable(problem, leaves, args)
+    if grid is None and isinstance(stepping, Grid):
+        _warn_of_instability(func, chosen, stepping)
     return problem, leaves
+
+
+def _check_splits(func: Callable[..., Any], method: Method, structure: Structure) -> None:
+    if not callable(getattr(func, "split", None)):
+        raise ValueError(
+            f"{method.name} needs func.split() -> (linear, rest), linear a LinearOperator or a square matrix, rest(t, y); "
+            f"{type(func).__name__} has none: add it, or use an explicit or implicit method"
+        )
+    if structure is not LEAF:
+        raise ValueError(f"{method.name} needs a single tensor as y0, got {structure}")
+
+
+def _warn_of_instability(func: Callable[..., Any], method: Method, grid: Grid) -> None:
+    """Where func knows the largest stable step of a method: only here the steps are known too (those of ``grid=`` are trusted)."""
+    if not callable(getattr(func, "max_stable_step", None)) or torch.compiler.is_compiling() or transformed():
+        return
+    with torch.no_grad():
+        limit = float(func.max_stable_step(method))  # pyright: ignore[reportFunctionMemberAccess]
+    longest = max(abs(b - a) / count for (a, b), count in zip(pairwise(numbers(grid.times)), grid.counts, strict=True))
+    if longest > limit * (1 + 1e-9):
+        why = "no step is stable" if limit == 0 else f"beyond the largest stable one, {limit:.4g}"
+        warnings.warn(
+            f"a step of {longest:.4g} with {method.name} is {why}, for {type(func).__name__}: modes of it grow; "
+            "take more steps, or a method that is stable there",
+            UserWarning,
+            stacklevel=4,
+        )
 
 
 def _stepping(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from anodev2 import METHODS, Tableau
+from anodev2 import METHODS, FourierOperator, Method, Tableau
 
 
 @dataclass(frozen=True)
@@ -86,3 +87,35 @@ def pendulum_state(requires_grad: bool = True) -> dict[str, Any]:
     leaves = [q.clone(), p.clone(), torch.tensor(0.5, dtype=torch.float64)]
     q, p, work = (leaf.requires_grad_(requires_grad) for leaf in leaves)
     return {"q": q, "more": (p, work)}
+
+
+class Reacting(nn.Module):
+    """u' = nu u_xx + u - u^3 + cos(t) / 10 on a periodic axis of length 2 pi, spectral: stiff, with its linear part told apart."""
+
+    def __init__(self, n: int = 32, viscosity: float = 0.1, dense: bool = False) -> None:
+        super().__init__()
+        self.n, self.dense = n, dense
+        self.viscosity = nn.Parameter(torch.tensor(viscosity, dtype=torch.float64))
+        self.squares = torch.arange(n // 2 + 1, dtype=torch.float64) ** 2
+
+    def linear(self) -> FourierOperator:
+        return FourierOperator((-self.viscosity * self.squares).to(torch.complex128), self.n)
+
+    def rest(self, t: Tensor, u: Tensor) -> Tensor:
+        return u - u**3 + 0.1 * torch.cos(t)
+
+    def split(self) -> tuple[Any, Any]:
+        if self.dense:
+            return self.linear()(torch.eye(self.n, dtype=torch.float64)).mT, self.rest
+        return self.linear(), self.rest
+
+    def forward(self, t: Tensor, u: Tensor) -> Tensor:
+        return self.linear()(u) + self.rest(t, u)
+
+    def start(self) -> Tensor:
+        x = torch.arange(self.n, dtype=torch.float64) * (2 * math.pi / self.n)
+        return 0.8 * torch.sin(x) + 0.3 * torch.cos(2 * x)
+
+
+SPLITTING = [name for name, method in METHODS.items() if isinstance(method, Method) and method.splits]
+IMPLICIT = ["backward_euler", "implicit_midpoint"]

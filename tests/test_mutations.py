@@ -217,7 +217,31 @@ MUTATIONS = {
         "test_observe.py",
     ),
     # the rest
-    "states promoted": ("solvers.py", "        k = k.to(leaf.dtype)", "        pass", "test_solve.py"),
+    "phi_2 for phi_3": ("solvers/exponential.py", "phi_3(4 * (n_u", "phi_2(4 * (n_u", "test_stiff.py"),
+    "two weights of an IMEX row swapped": ("solvers/imex.py", "(11 / 18, 1 / 18)", "(1 / 18, 11 / 18)", "test_stiff.py"),
+    "the implicit gradient without its solve": (
+        "solvers/implicit.py",
+        "return gmres(transposed, g, self._bound(g.dtype))",
+        "return g",
+        "test_stiff.py",
+    ),
+    "phi functions by the recurrence near zero": ("linear.py", "near = z.abs() < 1", "near = z.abs() < 0", "test_stiff.py"),
+    "a stability limit after the first zone": (
+        "stability.py",
+        "first = found.int().argmax(0)",
+        "first = len(radii) - 1 + 0 * found[0].int()",
+        "test_stability.py",
+    ),
+    "never stable not noticed": ("stability.py", "                return total > 0", "                return False", "test_stability.py"),
+    "unstable steps without a warning": ("solve.py", "if longest > limit", "if False and longest > limit", "test_stability.py"),
+    "a field along another axis": ("dynamics.py", 'f"... {right} -> ... {left}"', 'f"... {left} -> ... {left}"', "test_dynamics.py"),
+    "velocities not trained": (
+        "dynamics.py",
+        "return {name: self.velocity[_key(name)] for",
+        "return {name: self.velocity[_key(name)].detach() for",
+        "test_dynamics.py",
+    ),
+    "states promoted": ("solvers/method.py", "        k = k.to(leaf.dtype)", "        pass", "test_solve.py"),
     "leapfrog of what is not separable": (
         "solve.py",
         "any(g is not None for g in torch.autograd.grad(",

@@ -1,0 +1,126 @@
+"""Linear parts L of a vector field that steppers treat by themselves: solved for (IMEX) or exponentiated (ETD)."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from .stepping import Time
+
+Action = Callable[[Tensor], Tensor]
+
+
+class LinearOperator(ABC):
+    """L of a split field du/dt = L u + rest(t, u), acting on the last axis of u."""
+
+    @abstractmethod
+    def __call__(self, u: Tensor) -> Tensor:
+        """L u."""
+
+    @abstractmethod
+    def solve(self, scale: Time, u: Tensor) -> Tensor:
+        """(1 - scale L)^-1 u."""
+
+    @abstractmethod
+    def phi(self, scale: Time, count: int) -> list[Action]:
+        """u -> phi_j(scale L) u for j = 0 ... count: phi_0 = exp, phi_{j+1}(z) = (phi_j(z) - 1/j!) / z."""
+
+
+class FourierOperator(LinearOperator):
+    """L u = F^-1 [symbol F u] for real fields u of shape (..., n) on a periodic axis, F the real Fourier transform.
+
+    Args:
+        symbol: complex, shape (n // 2 + 1,), the eigenvalue of each real Fourier mode, per unit of t.
+        n: number of points.
+
+    Raises:
+        ValueError: symbol of another length.
+    """
+
+    def __init__(self, symbol: Tensor, n: int) -> None:
+        if symbol.shape[-1:] != (n // 2 + 1,):
+            raise ValueError(f"symbol of shape {tuple(symbol.shape)} must have {n // 2 + 1} entries, one per real mode of n={n} points")
+        self.symbol = symbol
+        self.n = n
+        self._known: dict[tuple[Time, int], list[Action]] = {}
+
+    def __call__(self, u: Tensor) -> Tensor:
+        return self._times(self.symbol)(u)
+
+    def solve(self, scale: Time, u: Tensor) -> Tensor:
+        return self._times(1 / (1 - scale * self.symbol))(u)
+
+    def phi(self, scale: Time, count: int) -> list[Action]:
+        fixed = not (self.symbol.requires_grad or isinstance(scale, Tensor))
+        if fixed and (scale, count) in self._known:
+            return self._known[scale, count]
+        actions = [self._times(values) for values in phi_functions(scale * self.symbol, count)]
+        if fixed:
+            self._known = {(scale, count): actions, **dict(list(self._known.items())[:3])}
+        return actions
+
+    def _times(self, factor: Tensor) -> Action:
+        def act(u: Tensor) -> Tensor:
+            if u.is_complex():
+                raise TypeError("FourierOperator acts on real fields, got a complex one; solve for real and imaginary parts")
+            spectrum = torch.fft.rfft(u)
+            return torch.fft.irfft(factor.to(spectrum.dtype) * spectrum, n=self.n)
+
+        return act
+
+
+class DenseOperator(LinearOperator):
+    """L u = matrix u for fields of shape (..., n): exponentials through ``torch.linalg.matrix_exp``, solves through LU."""
+
+    def __init__(self, matrix: Tensor) -> None:
+        if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
+            raise ValueError(f"the linear part of split() must be a square matrix, got shape {tuple(matrix.shape)}")
+        self.matrix = matrix
+
+    def __call__(self, u: Tensor) -> Tensor:
+        return self._times(self.matrix)(u)
+
+    def solve(self, scale: Time, u: Tensor) -> Tensor:
+        matrix = torch.eye(len(self.matrix), dtype=self.matrix.dtype, device=self.matrix.device) - scale * self.matrix
+        if u.ndim == 1:
+            return torch.linalg.solve(matrix.to(u.dtype), u)
+        return torch.linalg.solve(matrix.to(u.dtype), u.reshape(-1, u.shape[-1]).mT).mT.reshape(u.shape)
+
+    def phi(self, scale: Time, count: int) -> list[Action]:
+        """The first block row of exp([[z, 1, 0], [0, 0, 1], [0, 0, 0]]) is phi_0(z), phi_1(z), phi_2(z) (Sidje 1998)."""
+        n = len(self.matrix)
+        blocks = self.matrix.new_zeros((count + 1) * n, (count + 1) * n)
+        blocks = blocks + torch.diag(self.matrix.new_ones(count * n), n) if count else blocks
+        top = torch.nn.functional.pad(scale * self.matrix, (0, count * n, 0, count * n))
+        row = torch.linalg.matrix_exp(blocks + top)[:n]
+        return [self._times(row[:, j * n : (j + 1) * n]) for j in range(count + 1)]
+
+    def _times(self, matrix: Tensor) -> Action:
+        return lambda u: u @ matrix.to(u.dtype).mT
+
+
+def as_operator(linear: object) -> LinearOperator:
+    """A ``LinearOperator``, or the one of a square matrix."""
+    if isinstance(linear, Tensor):
+        return DenseOperator(linear)
+    if isinstance(linear, LinearOperator):
+        return linear
+    raise TypeError(f"the linear part of split() must be a LinearOperator or a square matrix, got {type(linear).__name__}")
+
+
+def phi_functions(z: Tensor, count: int) -> list[Tensor]:
+    """phi_0 ... phi_count at complex z: by the recurrence, and near 0, where that cancels, by the Taylor series."""
+    near = z.abs() < 1
+    small, large = torch.where(near, z, 0), torch.where(near, 1, z)
+    values, recurred = [torch.exp(z)], torch.exp(large)
+    for j in range(1, count + 1):
+        recurred = (recurred - 1 / math.factorial(j - 1)) / large
+        series = torch.zeros_like(z)
+        for k in range(17, -1, -1):
+            series = series * small + 1 / math.factorial(k + j)
+        values.append(torch.where(near, series, recurred))
+    return values

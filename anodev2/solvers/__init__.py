@@ -1,0 +1,43 @@
+"""One step y0 -> y1 of each method, a file per family."""
+
+from __future__ import annotations
+
+from ..tableau import METHODS as TABLEAUS
+from ..tableau import Tableau, nearest
+from .exponential import ETDRK4, ExponentialEuler
+from .imex import IMEX, IMEX1, IMEX2, IMEX3
+from .implicit import BackwardEuler, Implicit, ImplicitMidpoint
+from .leapfrog import Leapfrog, halves
+from .method import FlatField, Leaves, Method, SplitField, StepFailed
+from .runge_kutta import RungeKutta
+
+__all__ = [
+    "IMEX",
+    "METHODS",
+    "BackwardEuler",
+    "FlatField",
+    "Implicit",
+    "ImplicitMidpoint",
+    "Leapfrog",
+    "Leaves",
+    "Method",
+    "RungeKutta",
+    "SplitField",
+    "StepFailed",
+    "as_method",
+    "halves",
+]
+
+_OTHERS = (Leapfrog(), ExponentialEuler(), ETDRK4(), IMEX1, IMEX2, IMEX3, BackwardEuler(), ImplicitMidpoint())
+METHODS: dict[str, Tableau | Method] = {**TABLEAUS, **{method.name: method for method in _OTHERS}}
+
+
+def as_method(method: str | Tableau | Method) -> Method:
+    """The method of that name, of that tableau, or the given one; ValueError names the nearest match and all there are."""
+    if isinstance(method, str) and method in METHODS:
+        method = METHODS[method]
+    if isinstance(method, Tableau):
+        return RungeKutta(method)
+    if isinstance(method, Method):
+        return method
+    raise ValueError(f"method={method!r} is unknown{nearest(method, METHODS)}; choose one of {', '.join(METHODS)} or pass a Tableau")

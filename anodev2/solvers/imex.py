@@ -1,0 +1,61 @@
+"""Implicit-explicit Runge-Kutta methods for du/dt = L u + N(t, u): L implicit, N explicit."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ..stepping import Step
+from .exponential import parts
+from .method import Leaves, Method, SplitField, combine
+
+Rows = tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True)
+class IMEX(Method):
+    """A pair of tableaus of which the last stage is the end of the step.
+
+        u_i = u + h sum_{j<i} e_ij N(t + c_j h, u_j) + h sum_{0<j<=i} m_ij L u_j,    u_0 = u,    u(t + h) = u_s
+
+    ``explicit`` and ``implicit`` hold the rows i = 1 ... s of e (over j = 0 ... i - 1) and m (over j = 1 ... i): one solve with
+    1 - h m_ii L per stage. L-stable in L.
+
+    Source: Ascher, Ruuth, Spiteri, Applied Numerical Mathematics 25 (1997).
+    """
+
+    name: str
+    order: int
+    explicit: Rows
+    implicit: Rows
+    splits: bool = True
+
+    @property
+    def nodes(self) -> tuple[float, ...]:  # type: ignore[override]
+        """c_0 ... c_{s-1}: where N is evaluated."""
+        return (0.0, *(sum(row) for row in self.explicit[:-1]))
+
+    def step(self, field: SplitField, step: Step, y: Leaves) -> list[Tensor]:
+        linear, rest = parts(field)
+        h, at, nodes = step.dt, list(y), self.nodes
+        slopes, linears = [], []
+        for stage, (explicit, (*lower, diagonal)) in enumerate(zip(self.explicit, self.implicit, strict=True)):
+            slopes.append(rest(step, stage, nodes[stage], at))
+            known = combine(combine(y, h, explicit, slopes), h, lower, linears)
+            at = [linear.solve(diagonal * h, known[0])]
+            linears.append([(at[0] - known[0]) / (diagonal * h)])
+        return at
+
+
+_GAMMA = 1 - 1 / math.sqrt(2)
+_DELTA = 1 - 1 / (2 * _GAMMA)
+IMEX1 = IMEX("imex1", 1, ((1.0,),), ((1.0,),))  # forward-backward Euler
+IMEX2 = IMEX("imex2", 2, ((_GAMMA,), (_DELTA, 1 - _DELTA)), ((_GAMMA,), (1 - _GAMMA, _GAMMA)))  # ARS(2,2,2)
+IMEX3 = IMEX(  # ARS(4,4,3)
+    "imex3",
+    3,
+    ((1 / 2,), (11 / 18, 1 / 18), (5 / 6, -5 / 6, 1 / 2), (1 / 4, 7 / 4, 3 / 4, -7 / 4)),
+    ((1 / 2,), (1 / 6, 1 / 2), (-1 / 2, 1 / 2, 1 / 2), (3 / 2, -3 / 2, 1 / 2, 1 / 2)),
+)

@@ -1,0 +1,69 @@
+"""What a one-step method is: y0 -> y1, pure, no loop over time, no storage."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ..linear import LinearOperator
+from ..stepping import Step, Time
+
+Leaves = Sequence[Tensor]
+
+
+class FlatField(Protocol):
+    """f on flat leaves, its arguments given."""
+
+    def __call__(self, step: Step, stage: int, node: float, y: Leaves) -> list[Tensor]:
+        """f at the stage's time."""
+        ...
+
+
+class SplitField(FlatField, Protocol):
+    """f that may know a linear part of itself."""
+
+    def split(self) -> tuple[LinearOperator, FlatField] | None:
+        """(L, rest) with f = L y + rest, or None."""
+        ...
+
+
+class StepFailed(RuntimeError):
+    """A step whose equations could not be solved; says why in one sentence."""
+
+
+class Method(ABC):
+    """A one-step method.
+
+    ``nodes`` are the stage times, in units of the step, at which a step evaluates f; ``order`` is that of its global error.
+    ``splits``: whether a step needs the linear part of f, of ``func.split()``.
+    """
+
+    name: str
+    order: int
+    nodes: tuple[float, ...]
+    splits: bool = False
+
+    @abstractmethod
+    def step(self, field: SplitField, step: Step, y: Leaves) -> list[Tensor]:
+        """y after the step; ``field(step, stage, node, y)`` evaluates f at the stage's time. Leaves keep their dtype."""
+
+
+def combine(y: Leaves, dt: Time, weights: Sequence[float], slopes: Sequence[Leaves]) -> list[Tensor]:
+    """Per leaf: y + dt sum_i w_i k_i, one fused multiply-add per nonzero weight; weights beyond the slopes are zero."""
+    total = list(y)
+    for weight, slope in zip(weights, slopes, strict=False):
+        if weight != 0:
+            total = [add(leaf, weight * dt, k) for leaf, k in zip(total, slope, strict=True)]
+    return total
+
+
+def add(leaf: Tensor, scale: Time, k: Tensor) -> Tensor:
+    if k.dtype != leaf.dtype:
+        k = k.to(leaf.dtype)
+    if isinstance(scale, Tensor):
+        return leaf + scale.to(k.real.dtype if k.is_complex() else k.dtype) * k
+    return torch.add(leaf, k, alpha=scale)

@@ -1,0 +1,61 @@
+"""Explicit Runge-Kutta methods, all of them from their tableau."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..stepping import Step
+from ..tableau import Tableau
+from .method import FlatField, Leaves, Method, combine
+
+
+@dataclass(frozen=True)
+class RungeKutta(Method):
+    """The explicit Runge-Kutta method of a tableau: y(t + dt) = y + dt sum_i b_i k_i, k_i = f(t + c_i dt, y + dt sum_j a_ij k_j).
+
+    A last stage that only estimates the error is left out of ``step``. Where it is the first stage of the next step
+    (first same as last), ``attempt`` gets it from the step before.
+    """
+
+    tableau: Tableau
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", self.tableau.name)
+        object.__setattr__(self, "order", self.tableau.order)
+        object.__setattr__(self, "nodes", self.tableau.nodes[: self.tableau.advancing])
+
+    def step(self, field: FlatField, step: Step, y: Leaves) -> list[Tensor]:
+        return combine(y, step.dt, self.tableau.weights, self.slopes(field, step, y, self.tableau.advancing))
+
+    def slopes(self, field: FlatField, step: Step, y: Leaves, stages: int, known: Sequence[Leaves] = ()) -> list[Leaves]:
+        """k_1 ... k_stages, of which the first may be ``known``."""
+        dt, slopes = step.dt, list(known)
+        for stage in range(len(slopes), stages):
+            at = combine(y, dt, self.tableau.stage_weights[stage], slopes)
+            slopes.append(field(step, stage, self.tableau.nodes[stage], at))
+        return slopes
+
+    def attempt(
+        self, field: FlatField, step: Step, y: Leaves, first: Leaves | None, between: Callable[[], None] = lambda: None
+    ) -> tuple[list[Tensor], list[Leaves]]:
+        """y after the step, and all slopes; ``first`` is k_1 where it is known, ``between`` is called once y has been found."""
+        slopes = self.slopes(field, step, y, self.tableau.advancing, () if first is None else (first,))
+        end = combine(y, step.dt, self.tableau.weights, slopes)
+        between()
+        for stage in range(len(slopes), self.tableau.stages):
+            at = end if self.tableau.fsal else combine(y, step.dt, self.tableau.stage_weights[stage], slopes)
+            slopes.append(field(step, stage, self.tableau.nodes[stage], at))
+        return end, slopes
+
+    def error(self, dt: float, slopes: Sequence[Leaves]) -> list[Tensor]:
+        """The estimated error of the step in each leaf: dt sum_i (b_i - b_hat_i) k_i."""
+        assert self.tableau.error_weights is not None
+        terms = [(dt * weight, slope) for weight, slope in zip(self.tableau.error_weights, slopes, strict=True) if weight]
+        total = [k.detach() * terms[0][0] for k in terms[0][1]]
+        for scale, slope in terms[1:]:
+            total = [torch.add(leaf, k.detach(), alpha=scale) for leaf, k in zip(total, slope, strict=True)]
+        return total
