@@ -68,7 +68,7 @@ class FourierOperator(LinearOperator):
             if u.is_complex():
                 raise TypeError("FourierOperator acts on real fields, got a complex one; solve for real and imaginary parts")
             spectrum = torch.fft.rfft(u)
-            return torch.fft.irfft(factor.to(spectrum.dtype) * spectrum, n=self.n)
+            return torch.fft.irfft(factor.to(spectrum) * spectrum, n=self.n)
 
         return act
 

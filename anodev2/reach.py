@@ -94,7 +94,7 @@ def _inside(item: Any) -> Iterator[Any]:
         yield from _inside_class(item)
     elif isinstance(item, _CachedFunction):
         yield item.__wrapped__
-    elif not _is_library(type(item)):
+    elif not _is_library(type(item)) or type(item).__module__.partition(".")[0] == "anodev2":  # whose instances hold what users gave
         yield from vars(item).values() if hasattr(item, "__dict__") else ()
         slots = (name for base in type(item).__mro__ for name in getattr(base, "__slots__", ()))
         yield from (getattr(item, name, None) for name in slots)
@@ -129,5 +129,22 @@ def _inside_class(cls: type) -> Iterator[Any]:
 
 
 def _is_library(thing: Any) -> bool:
+    """Whether its code is known to reach nothing by itself."""
     module = getattr(thing, "__module__", None) or ""
-    return module.partition(".")[0] in {"torch", "torchvision", "builtins", "numpy", "functools", "typing", "collections", "abc"}
+    return module.partition(".")[0] in _LIBRARIES
+
+
+_LIBRARIES = {"torch", "torchvision", "numpy", "einops", "anodev2"}
+_LIBRARIES |= {
+    "builtins",
+    "functools",
+    "typing",
+    "collections",
+    "abc",
+    "fractions",
+    "numbers",
+    "inspect",
+    "enum",
+    "dataclasses",
+    "warnings",
+}

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 import threading
+import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 
@@ -77,10 +78,11 @@ class _Randomness:
 
 
 class _Buffers:
-    """The buffers of one module, kept per step where they change."""
+    """The buffers of one module, kept per step where they change; those that require grad are inputs instead, never replaced."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
+        self.inputs = {name for name, b in module._buffers.items() if b is not None and b.requires_grad}
         self.seen: list[list[tuple[str, Tensor, int]]] = []
         self.values: list[Buffers] = []
 
@@ -94,7 +96,7 @@ class _Buffers:
             self.values.append(self.values[-1])
             self.seen.append(self.seen[-1])
         else:
-            present = self.module._buffers
+            present = {name: b for name, b in self.module._buffers.items() if name not in self.inputs}
             self.values.append({name: None if b is None else copies.setdefault(id(b), b.clone()) for name, b in present.items()})
             self.seen.append(self._now())
 
@@ -103,7 +105,7 @@ class _Buffers:
         self.seen.pop()
 
     def _now(self) -> list[tuple[str, Tensor, int]]:
-        present = [(name, buffer) for name, buffer in self.module._buffers.items() if buffer is not None]
+        present = [(name, buffer) for name, buffer in self.module._buffers.items() if buffer is not None and name not in self.inputs]
         return [(name, buffer, version) for (name, buffer), version in zip(present, versions([b for _, b in present]), strict=True)]
 
     def moved_since_mark(self) -> bool:
@@ -113,7 +115,7 @@ class _Buffers:
     @torch.no_grad()
     def retreat(self) -> None:
         """The real buffers get the values of the last mark back."""
-        self.module._buffers.update({name: None for name in self.module._buffers})
+        self.module._buffers.update({name: None for name in self.values[-1]})
         for name, buffer, _ in self.seen[-1]:
             with _unsafe_preserve_version_counter(buffer):  # like BatchNorm's kernel, whose backward does not read it
                 self.module._buffers[name] = buffer.copy_(self.values[-1][name])  # pyright: ignore[reportArgumentType]
@@ -136,6 +138,7 @@ class _Kept:
         self.modules = [module for module in modules if not any(map(_sets_weight, module._forward_pre_hooks.values()))]
         self.before = [self._plain(module) for module in self.modules]
         self.changed: list[tuple[nn.Module, str, object]] = []
+        self.inputs = [weakref.ref(b) for module in modules for b in module._buffers.values() if b is not None and b.requires_grad]
 
     def _plain(self, module: nn.Module) -> dict[str, object]:
         return {name: value for name, value in vars(module).items() if name not in MODULE_FIELDS}
@@ -159,7 +162,7 @@ class _Kept:
         attributes = [(module, name, vars(module).get(name)) for module, name, _ in self.changed]
         buffers = [(module, name, buffer) for module in self.modules for name, buffer in module._buffers.items()]
         for module, name, value in attributes + buffers:
-            if isinstance(value, Tensor) and value.requires_grad:
+            if isinstance(value, Tensor) and value.requires_grad and not any(value is given() for given in self.inputs):
                 raise ValueError(
                     f"func keeps a tensor that requires grad as {type(module).__name__}.{name}, where CheckpointAdjoint would lose its "
                     "gradient; keep value.detach(), make it part of the state y, or solve with adjoint='direct'"

@@ -289,3 +289,25 @@ def test_a_leaf_of_f_that_lies_in_a_reference_cycle_is_not_taken_for_a_lost_one(
     for adjoint in ("direct", "checkpoint"):
         ends.append(torch.autograd.grad(odeint(f, torch.ones(2, 3), [0.0, 1.0], steps=2, adjoint=adjoint)[-1].sum(), net.weight))
     torch.testing.assert_close(*ends)
+
+
+@pytest.mark.parametrize("leaf", [True, False], ids=["leaf", "with a graph"])
+@pytest.mark.parametrize("adjoint", ["checkpoint", "reversible"])
+def test_a_buffer_that_requires_grad_gets_its_gradient(adjoint: str, leaf: bool) -> None:
+    class Rate(nn.Module):
+        def __init__(self, rate: Tensor) -> None:
+            super().__init__()
+            self.register_buffer("rate", rate, persistent=False)
+            self.register_buffer("calls", torch.tensor(0))
+
+        def forward(self, t: Any, y: Tensor) -> Tensor:
+            self.calls += 1
+            return -self.rate * y
+
+    rate, gradients = torch.tensor(0.5, dtype=torch.float64, requires_grad=True), []
+    for mode in ("direct", adjoint):
+        f = Rate(rate if leaf else rate * 1.0)
+        end = odeint(f, torch.ones(3).double(), [0.0, 1.0], steps=3, adjoint=mode)[-1]
+        gradients.append(torch.autograd.grad(end.sum(), rate)[0])
+        assert f.calls == (12 if mode != "reversible" else 24)
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-3 if adjoint == "reversible" else 1e-13, atol=0)
