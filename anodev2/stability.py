@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -17,7 +18,8 @@ from .stepping import Step, Time
 from .tableau import Tableau
 
 GROWTH = 1e-6  # |R| up to 1 + this counts as stable: round-off must not make a limit
-FAR = 64.0  # no explicit method here is stable that far from the origin
+RAYS = 128  # looked at for methods that treat the linear part by themselves
+SCANS = (0.0, 8.0, 64.0)  # most methods are left before the first stop, none here goes beyond the last
 
 
 @dataclass(frozen=True)
@@ -46,26 +48,36 @@ class StabilityFunction:
         """
         rest, part = (x.detach().reshape(-1).to("cpu", torch.complex128) for x in (eigenvalues, torch.as_tensor(linear)))
         rest, part = torch.broadcast_tensors(rest, part)
-        part = part if self.acts_on == "rest" else torch.zeros_like(part)
-        size = rest.abs() if bool((rest != 0).any()) else part.abs()
+        if self.acts_on == "whole":
+            part = torch.zeros_like(part)
+        size = rest.abs()
         there = size > 1e-12 * size.max() if len(size) else size > 0
         if not there.any():
             return math.inf
+        there = there.nonzero().flatten()
+        if self.acts_on == "rest" and len(there) > RAYS:  # an estimate anyway, and each ray takes many steps
+            there = there[torch.linspace(0, len(there) - 1, RAYS).round().long()]
         size = size[there]
-        return (self._reach(_ray(rest[there] / size), _ray(part[there] / size)) / size).min().item()
+        rays = torch.view_as_real(torch.stack([_ray(rest[there] / size), _ray(part[there] / size)], -1)).flatten(1)
+        rays, place = torch.unique((rays * 1e14).round() / 1e14, dim=0, return_inverse=True)  # of equal rays the longest counts
+        size = torch.zeros(len(rays), dtype=size.dtype).scatter_reduce(0, place, size, "amax")
+        return (self._reach(*torch.complex(rays[:, ::2], rays[:, 1::2]).unbind(1)) / size).min().item()
 
     def _reach(self, rest: Tensor, part: Tensor) -> Tensor:
         """How far from 0 R stays in the unit disc along each ray, scanned and then bisected; 0 where it leaves at once."""
         outside = lambda r: self(r * rest, r * part).abs() > 1 + GROWTH  # noqa: E731
-        radii = torch.linspace(0, FAR, 20 * int(FAR) + 1, dtype=torch.float64)
-        found = torch.stack([outside(r) for r in radii]) if len(rest) > 1024 else outside(radii[:, None])
-        first = found.int().argmax(0)
-        low, high = radii[(first - 1).clamp_min(0)], radii[first]
+        low, high = torch.full((len(rest),), math.inf, dtype=torch.float64), torch.full((len(rest),), math.inf, dtype=torch.float64)
+        for start, stop in pairwise(SCANS):
+            radii = torch.linspace(start, stop, int(20 * (stop - start)) + 1, dtype=torch.float64)
+            found = outside(radii[:, None])
+            first, new = found.int().argmax(0), found.any(0) & high.isinf()
+            low, high = torch.where(new, radii[(first - 1).clamp_min(0)], low), torch.where(new, radii[first], high)
+            if not high.isinf().any():
+                break
         for _ in range(40):
             middle = (low + high) / 2
-            out = outside(middle)
+            out = outside(torch.where(middle.isinf(), 1.0, middle)) & ~middle.isinf()
             low, high = torch.where(out, low, middle), torch.where(out, middle, high)
-        low = torch.where(found.any(0), low, math.inf)
         for i in (low < 1).nonzero().flatten().tolist():
             if self._leaves_at_once(complex(rest[i].item()), complex(part[i].item()), low[i].item() / 2):
                 low[i] = 0.0
@@ -99,7 +111,10 @@ def stability_function(method: str | Tableau | Method) -> StabilityFunction:
     """
     chosen = as_method(method)
     if isinstance(chosen, RungeKutta):
-        return StabilityFunction(chosen.name, _stepped(chosen), coefficients=_polynomial(chosen.tableau))
+        if id(chosen.tableau) not in _POLYNOMIALS:
+            _POLYNOMIALS[id(chosen.tableau)] = (chosen.tableau, _polynomial(chosen.tableau))
+        coefficients = _POLYNOMIALS[id(chosen.tableau)][1]
+        return StabilityFunction(chosen.name, lambda z, _: _horner(coefficients, z), coefficients=coefficients)
     if chosen.splits:
         return StabilityFunction(chosen.name, _stepped(chosen), "rest")
     if isinstance(chosen, BackwardEuler):
@@ -118,7 +133,7 @@ def _ray(direction: Tensor) -> Tensor:
 
 
 def _stepped(method: Method) -> Callable[[Tensor, Tensor], Tensor]:
-    """R by taking the step itself."""
+    """R by taking the step itself, with a linear part beside the rest."""
     return lambda z, w: method.step(_Modes(z, w), Step(0, (0.0, 1.0), 0, 0, 1), [torch.ones_like(z)])[0]
 
 
@@ -159,6 +174,16 @@ def _polynomial(tableau: Tableau) -> tuple[Fraction, ...]:
     while coefficients[-1] == 0:
         coefficients.pop()
     return tuple(coefficients)
+
+
+_POLYNOMIALS: dict[int, tuple[Tableau, tuple[Fraction, ...]]] = {}  # hashing a tableau's fractions would take longer than the sums
+
+
+def _horner(coefficients: tuple[Fraction, ...], z: Tensor) -> Tensor:
+    total = torch.full_like(z, float(coefficients[-1]))
+    for coefficient in reversed(coefficients[:-1]):
+        total = total * z + float(coefficient)
+    return total
 
 
 def _leapfrog(z: Tensor, _: Tensor) -> Tensor:

@@ -1,6 +1,29 @@
 """Equations for one-dimensional fields, called as (t, u): right-hand sides for ``anodev2.odeint``."""
 
 from .advection import Advection
+from .boundary import Dirichlet, Neumann, Periodic
+from .burgers import Burgers
+from .diffusion import Diffusion
+from .equation import Equation, Sum
 from .grid import Grid1D
+from .reaction_diffusion_advection import Reaction, ReactionDiffusionAdvection, Source
+from .stencils import Derivative, derivative
+from .wave import Wave
 
-__all__ = ["Advection", "Grid1D"]
+__all__ = [
+    "Advection",
+    "Burgers",
+    "Derivative",
+    "Diffusion",
+    "Dirichlet",
+    "Equation",
+    "Grid1D",
+    "Neumann",
+    "Periodic",
+    "Reaction",
+    "ReactionDiffusionAdvection",
+    "Source",
+    "Sum",
+    "Wave",
+    "derivative",
+]

@@ -3,36 +3,162 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from .boundary import Reach
+from .coefficient import Coefficient, attach, evaluate, extremes, is_constant
+from .equation import Term
 from .grid import Grid1D
+from .numbers import readable
+from .stencils import Derivative, Spectral, derivative, upwinded
 
-Speed = float | Tensor | Callable[[Tensor, Tensor], Tensor]
 
-
-class Advection(nn.Module):
+class Advection(Term):
     """du/dt = -c du/dx, so that a constant c > 0 moves the field towards +x: u(t, x) = u(0, x - c t).
 
-    The derivative is spectral (exact for every mode below Nyquist); fields are (..., n). Called as ``(t, u)``: a right-hand
-    side for ``odeint``. The mode k has the symbol -i c k; an explicit method must keep dt |c| pi n / length within its
-    stability interval on the imaginary axis (rk4: 2.83; Euler and midpoint: none, keep dt small).
+    With ``conservative``: du/dt = -d(c u)/dx, which keeps the sum of u on periodic grids, to round-off. Fields are (..., n). Upwind
+    schemes take their side by the sign of the speed at each point: c+ D- u + c- D+ u, or D-(c+ u) + D+(c- u), with c+- = (c +- |c|) / 2.
+    The mode k has the symbol -c D(k), D(k) = i k for "spectral" below Nyquist: rk4 is stable there for dt |c| pi n / length < 2.83,
+    Euler for no step; ``max_stable_step`` tells for any scheme and method.
+
+    Between walls, data belong to the ends where the field flows in, and to these alone (c > 0: ``Dirichlet(left=..., right=None)``):
+    none there is refused when the equation is made, data where it flows out at the first call, for a diffusive term added to this one
+    needs them. Neither is checked where tensors cannot be read (while compiling, under torch.func).
 
     Args:
         grid: the points.
         speed: c, length per time: a number, a tensor (a Parameter is trained), or a function (t, x) -> c.
+        scheme: "spectral" (periodic grids, and the default there), "upwind3" (the default between walls), "upwind1", "upwind5", "weno5",
+            "central2", "central4", "central6".
+        conservative: whether the speed stands inside the derivative.
+
+    Raises:
+        ValueError: an unknown scheme, "spectral" between walls, or data that do not suit the direction.
+        TypeError: a speed of another kind.
+
+    Source: LeVeque, Finite Volume Methods for Hyperbolic Problems (2002), 4 and 9.
     """
 
-    def __init__(self, grid: Grid1D, speed: Speed) -> None:
-        super().__init__()
-        self.grid = grid
-        self.speed = speed
+    name, coefficient = "Advection", "speed"
 
-    def forward(self, t: Tensor, u: Tensor) -> Tensor:
-        if u.shape[-1] != self.grid.n:
-            raise ValueError(f"the field has {u.shape[-1]} points in its last axis, the grid {self.grid.n}")
-        ik = torch.complex(torch.zeros_like(k := self.grid.wavenumbers(u)), k)
-        slope = torch.fft.irfft(ik * torch.fft.rfft(u), n=self.grid.n)
-        speed = self.speed(t, self.grid.points(u)) if callable(self.speed) else self.speed
-        return -speed * slope
+    def __init__(self, grid: Grid1D, speed: Coefficient, scheme: str | None = None, conservative: bool = False) -> None:
+        super().__init__(grid)
+        attach(self, "speed", speed, grid.n)
+        self.scheme = scheme or ("spectral" if grid.periodic else "upwind3")
+        self.conservative = conservative
+        self.forward_side: Derivative = derivative(grid, 1, self.scheme, 1)  # for c > 0
+        self.backward_side: Derivative = derivative(grid, 1, self.scheme, -1)
+        if not grid.periodic and is_constant(speed) and readable():
+            self._check_ends(*self._end_speeds(0.0, grid.points()), missing_only=True)
+
+    @property
+    def linear(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.forward_side.linear
+
+    @property
+    def constant(self) -> bool:
+        return self.linear and is_constant(self.speed)
+
+    def tendency(self, t: Any, u: Tensor) -> Tensor:
+        c = evaluate(self.speed, t, lambda: self.grid.points(u), u)
+        if not upwinded(self.scheme) or isinstance(c, int | float):
+            return self._one_sided(c, t, u)
+        positive, negative = (c + c.abs()) / 2, (c - c.abs()) / 2
+        if not self.conservative or is_constant(self.speed):
+            return -(positive * self.forward_side(u, self.grid, t) + negative * self.backward_side(u, self.grid, t))
+        left = transported(self.forward_side, lambda v, c: v * (c + c.abs()) / 2, self.grid, t, u, c)
+        return -(left + transported(self.backward_side, lambda v, c: v * (c - c.abs()) / 2, self.grid, t, u, c))
+
+    def symbol(self, k: Tensor) -> Tensor:
+        self.need_constant("the symbol")
+        k = torch.as_tensor(k)
+        return self._symbol(evaluate(self.speed, 0.0, lambda: k, k), k)
+
+    def exact_symbol(self, k: Tensor) -> Tensor:
+        self.need_exact_symbol()
+        k = torch.as_tensor(k)
+        return -evaluate(self.speed, 0.0, lambda: k, k) * torch.complex(torch.zeros_like(k), k)
+
+    def extremes(self, u: Tensor | None) -> list[float]:
+        return extremes(self.speed, self.grid.points(self.like()))
+
+    def frozen(self, value: float, k: Tensor) -> Tensor:
+        return self._symbol(value, k)
+
+    def exact(self, t: float | Tensor, u0: Any, **given: Any) -> Tensor:
+        """As for every equation; u0 may also be a function of x, then the result is u0(x - c t) for a constant speed.
+
+        On periodic grids its argument is brought back to [0, length); between walls it is not, and the inflow data must be its own.
+        """
+        if isinstance(u0, Tensor) or not callable(u0) or given:
+            return super().exact(t, u0, **given)
+        return self._carried(t, u0)
+
+    def need_exact_symbol(self) -> None:
+        """Whatever the scheme."""
+        if not is_constant(self.speed):
+            self.need_constant("the exact solution")
+
+    def check_inflow(self, t: Any, u: Tensor) -> None:
+        if readable():
+            self._check_ends(*self._end_speeds(t, self.grid.points(u)), missing_only=False)
+
+    def _carried(self, t: float | Tensor, profile: Callable[..., Any]) -> Tensor:
+        """profile(x - c t)."""
+        self.need_exact_symbol()
+        like = self.like()
+        x, t = self.grid.points(like), torch.as_tensor(t, dtype=like.dtype, device=like.device)
+        origin = x - evaluate(self.speed, 0.0, lambda: x, x) * t[..., None]
+        return profile(origin.remainder(self.grid.length) if self.grid.periodic else origin)
+
+    def _one_sided(self, c: Any, t: Any, u: Tensor) -> Tensor:
+        side = self.backward_side if isinstance(c, int | float) and c < 0 else self.forward_side
+        if not self.conservative or is_constant(self.speed):
+            return -c * side(u, self.grid, t)
+        return -transported(side, lambda v, c: v * c, self.grid, t, u, c)
+
+    def _symbol(self, c: Any, k: Tensor) -> Tensor:
+        h = self.grid.spacing
+        if not upwinded(self.scheme) or isinstance(c, int | float):
+            side = self.backward_side if isinstance(c, int | float) and c < 0 else self.forward_side
+            return -c * side.symbol(k, h)
+        return -((c + c.abs()) / 2 * self.forward_side.symbol(k, h) + (c - c.abs()) / 2 * self.backward_side.symbol(k, h))
+
+    def _end_speeds(self, t: Any, x: Tensor) -> tuple[float, float, float, float]:
+        """Smallest and largest speed at the left wall, and at the right (at the points next to them where it is a tensor)."""
+        ends = torch.stack([torch.zeros_like(x[0]), torch.full_like(x[0], self.grid.length)])
+        with torch.no_grad():
+            c = torch.as_tensor(evaluate(self.speed, t, lambda: ends, x), dtype=x.dtype)
+            left, right = (c, c) if c.ndim == 0 else (c[..., 0], c[..., -1])
+            return left.min().item(), left.max().item(), right.min().item(), right.max().item()
+
+    def _check_ends(self, left_low: float, left_high: float, right_low: float, right_high: float, missing_only: bool) -> None:
+        left, right = self.boundary.data()
+        inwards = (("left", left, left_high, left_high), ("right", right, -right_low, right_low))
+        kind = type(self.boundary).__name__
+        for end, datum, inflow, speed in inwards:
+            if inflow > 0 and datum is None:
+                raise ValueError(f"at speed {speed:g} the field flows in at the {end} end, which has no data; give {kind}({end}=...)")
+        for end, datum, inflow, speed in inwards:
+            if inflow < 0 and datum is not None and not missing_only:
+                raise ValueError(
+                    f"at speed {speed:g} the field flows out at the {end} end, which has data; give {kind}({end}=None), or add a Diffusion"
+                )
+
+
+def transported(side: Derivative, flux: Callable[..., Tensor], grid: Grid1D, t: Any, u: Tensor, c: Any = None) -> Tensor:
+    """D flux(u, c) with the boundary data those of u; c is continued beyond walls as at ends without data."""
+    padded = grid.boundary.pad(u, side.reach, grid.spacing, t)
+    if c is None:
+        return side.apply(flux(padded), grid)
+    if not isinstance(c, Tensor) or c.ndim == 0 or c.shape[-1] == 1 or isinstance(side, Spectral):
+        return side.apply(flux(padded, c), grid)
+    return side.apply(flux(padded, continued(c, side.reach, grid)), grid)
+
+
+def continued(c: Tensor, reach: Reach, grid: Grid1D) -> Tensor:
+    """A coefficient at the points and ghosts."""
+    return grid.boundary.without_data().pad(c, reach, grid.spacing)

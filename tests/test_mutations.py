@@ -228,8 +228,8 @@ MUTATIONS = {
     "phi functions by the recurrence near zero": ("linear.py", "near = z.abs() < 1", "near = z.abs() < 0", "test_stiff.py"),
     "a stability limit after the first zone": (
         "stability.py",
-        "first = found.int().argmax(0)",
-        "first = len(radii) - 1 + 0 * found[0].int()",
+        "first, new = found.int().argmax(0), found",
+        "first, new = len(radii) - 1 + 0 * found[0].int(), found",
         "test_stability.py",
     ),
     "never stable not noticed": ("stability.py", "                return total > 0", "                return False", "test_stability.py"),

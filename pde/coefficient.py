@@ -1,0 +1,63 @@
+"""Coefficients of equations: a number, a tensor, or a function of (t, x)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .numbers import keep
+
+Coefficient = float | Tensor | Callable[[Any, Tensor], Any]
+
+
+def attach(module: nn.Module, name: str, value: Coefficient, n: int) -> None:
+    """Make a coefficient of fields (..., n) an attribute.
+
+    Raises:
+        TypeError: neither a number, a tensor, nor callable.
+        ValueError: a number that is not finite, or a tensor of another number of points.
+    """
+    if not (isinstance(value, int | float | Tensor) or callable(value)):
+        raise TypeError(f"{name}={value!r} must be a number, a tensor (broadcast against (..., n)) or a function of (t, x)")
+    if isinstance(value, int | float) and not math.isfinite(value):
+        raise ValueError(f"{name}={value} must be finite")
+    if isinstance(value, Tensor) and value.ndim and value.shape[-1] not in (1, n):
+        raise ValueError(f"{name} of shape {tuple(value.shape)} must have {n} values in its last axis, one per point, or 1")
+    keep(module, name, value)
+
+
+def is_number(value: Coefficient) -> bool:
+    """A Python number."""
+    return isinstance(value, int | float)
+
+
+def is_zero(value: Coefficient) -> bool:
+    """The number 0; a tensor that happens to be 0 is not, it may be learned."""
+    return isinstance(value, int | float) and value == 0
+
+
+def is_constant(value: Coefficient) -> bool:
+    """The same at all times and points (it may differ between fields: a tensor of shape (..., 1))."""
+    return is_number(value) or (isinstance(value, Tensor) and (value.ndim == 0 or value.shape[-1] == 1))
+
+
+def evaluate(value: Coefficient, t: Any, x: Callable[[], Tensor], u: Tensor) -> Any:
+    """The coefficient at time t and the points x(), in the precision of u: a number or a tensor."""
+    if callable(value) and not isinstance(value, Tensor):
+        value = value(t, x())
+    if isinstance(value, Tensor) and value.dtype != u.dtype:
+        return value.to(u.dtype)
+    return value
+
+
+def extremes(value: Coefficient, x: Tensor) -> list[float]:
+    """Smallest and largest value over points (and fields) at t = 0."""
+    if isinstance(value, int | float):
+        return [float(value)]
+    with torch.no_grad():
+        found = torch.as_tensor(evaluate(value, torch.zeros_like(x[0]), lambda: x, x), dtype=x.dtype)
+        return sorted({found.min().item(), found.max().item()})

@@ -1,0 +1,353 @@
+"""What every equation offers beside its right-hand side, and sums of equations.
+
+An ``Equation`` is a module called as ``(t, u)``. A ``FieldEquation`` is one of a single field and a sum of terms; a ``Term`` is linear with
+constant coefficients (then it has a symbol), or it is not. All that the sum knows in closed form follows from its terms.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from functools import reduce
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from anodev2 import FourierOperator, stability_function
+
+from .closed_form import dense_flow, elapsed, fourier_flow, line_between, wall_series
+from .grid import Grid1D
+
+Rest = Callable[[Any, Tensor], Tensor]
+MODES = 1024  # looked at by max_stable_step at most
+
+
+class Equation(nn.Module, ABC):
+    """Abstract right-hand side du/dt = equation(t, u) of fields (..., n) on ``grid``; ``components`` fields make a state."""
+
+    components = 1
+
+    def __init__(self, grid: Grid1D) -> None:
+        super().__init__()
+        self.grid = grid
+        self.boundary = grid.boundary  # a module: its parameters are found
+
+    @abstractmethod
+    def symbol(self, k: Tensor) -> Tensor:
+        """The eigenvalue(s) of the semi-discrete equation on exp(i k x), complex, in the shape of k; differentiable in coefficients.
+
+        Raises:
+            ValueError: coefficients that vary, or a term that is not linear.
+        """
+
+    @abstractmethod
+    def exact_symbol(self, k: Tensor) -> Tensor:
+        """The eigenvalue(s) of the differential equation itself on exp(i k x); otherwise as ``symbol``."""
+
+    @abstractmethod
+    def matrix(self, u: Tensor | None = None) -> Tensor:
+        """The right-hand side as a dense matrix, with boundary data zero and coefficients of t = 0."""
+
+    @abstractmethod
+    def flow(self, u: Any, times: Sequence[float]) -> Any:
+        """The state of the semi-discrete equation at ``times`` (elapsed since u), stacked in front; None without a closed form."""
+
+    @abstractmethod
+    def max_stable_step(self, method: Any) -> float:
+        """The largest time step with which ``method`` lets no mode grow that the equation does not let grow."""
+
+    def like(self) -> Tensor:
+        """An empty float64 tensor where the coefficients live."""
+        first = next(itertools.chain(self.parameters(), self.buffers()), None)
+        return torch.empty(0, dtype=torch.float64, device=None if first is None else first.device)
+
+    def __add__(self, other: Any) -> Equation:
+        return NotImplemented
+
+    def __radd__(self, other: Any) -> Equation:
+        """0 + equation, so that ``sum`` works."""
+        return self if isinstance(other, int) and other == 0 else NotImplemented
+
+    def extra_repr(self) -> str:
+        return f"n={self.grid.n}, length={self.grid.length:g}"
+
+
+class FieldEquation(Equation):
+    """Abstract equation of one field, du/dt = the sum of ``terms``; a + b is a ``Sum`` (equal grids, else ValueError)."""
+
+    _split: tuple[Any, Any] | None = None
+
+    def __init__(self, grid: Grid1D) -> None:
+        super().__init__(grid)
+        self._limits: dict[Any, float] = {}
+
+    @abstractmethod
+    def terms(self) -> tuple[Term, ...]:
+        """The terms, none of them a sum."""
+
+    def forward(self, t: Any, u: Tensor) -> Tensor:
+        """du/dt, shape (..., n) like u."""
+        self.grid.check(u)
+        self._check_data(t, u)
+        terms = self.terms()
+        return reduce(torch.add, [term.tendency(t, u) for term in terms]) if terms else torch.zeros_like(u)
+
+    def __add__(self, other: Any) -> Equation:
+        return Sum(self, other) if isinstance(other, FieldEquation) else NotImplemented
+
+    def symbol(self, k: Tensor) -> Tensor:
+        k = torch.as_tensor(k)
+        return sum((term.symbol(k) for term in self.terms()), torch.complex(torch.zeros_like(k), torch.zeros_like(k)))
+
+    def exact_symbol(self, k: Tensor) -> Tensor:
+        k = torch.as_tensor(k)
+        return sum((term.exact_symbol(k) for term in self.terms()), torch.complex(torch.zeros_like(k), torch.zeros_like(k)))
+
+    def matrix(self, u: Tensor | None = None) -> Tensor:
+        """The right-hand side as a dense (n, n) matrix, with boundary data zero and coefficients of t = 0; float64, or like u.
+
+        Args:
+            u: shape (n,), where to linearise. Needed by equations that are not linear: the result is the Jacobian there.
+
+        Coefficients of shape (..., 1) give (..., n, n).
+
+        Raises:
+            ValueError: an equation that is not linear, without u.
+        """
+        nonlinear = [term for term in self.terms() if not term.linear]
+        like = self.like() if u is None else u
+        if not nonlinear:
+            return _dense(self.terms(), self.grid, like)
+        if u is None:
+            raise ValueError(f"{nonlinear[0].name} is not linear; give the field at which its Jacobian is wanted, matrix(u=...)")
+        self.grid.check(u)
+        t = torch.zeros((), dtype=u.dtype, device=u.device)
+        return torch.func.jacrev(lambda v: self(t, v))(u)  # pyright: ignore[reportReturnType]
+
+    def exact(self, t: float | Tensor, u0: Any, **given: Any) -> Tensor:
+        """The solution of the differential equation at time t, from the field u0 (..., n); times (T,) give (T, ..., n).
+
+        Periodic: F^-1 [exp(exact_symbol t) F u0], exact where u0 has no mode at Nyquist. Between walls: the same with a sine
+        (Dirichlet) or cosine series (Neumann) of the cell centres, for diffusion and reaction with steady data: wall values, which
+        need be 0 with a reaction, or one slope at both ends, likewise.
+
+        Raises:
+            ValueError: no such solution is known.
+        """
+        if given or not isinstance(u0, Tensor):
+            raise ValueError("exact needs u0, the field at t = 0; functions of x are for Advection alone, amplitudes for Burgers")
+        return self._exact_series(t, u0)
+
+    def flow(self, u: Tensor, times: Sequence[float]) -> Tensor | None:
+        """The semi-discrete solution at ``times`` (elapsed since u), shape (len(times), ..., n), in closed form, else None.
+
+        For linear equations with constant coefficients: u + F^-1 [(exp(symbol t) - 1) F u] on periodic grids, which is u to the bit at
+        t = 0; between walls, with steady data, the exponential of the matrix with the data as one more column. Differentiable
+        in u, coefficients and data.
+        """
+        self.grid.check(u)
+        if not all(term.constant for term in self.terms()) or not self.boundary.steady():
+            return None
+        self._check_data(0.0, u)
+        if self.grid.periodic:
+            return fourier_flow(self._symbol_on(self.grid.modes(u)), u, times)
+        pushed = self._from_data(0.0, u)
+        return dense_flow(_dense(self.terms(), self.grid, u), pushed, u, times)
+
+    def split(self) -> tuple[FourierOperator | Tensor, Rest]:
+        """(linear, rest) with du/dt = linear u + rest(t, u): all linear terms of constant coefficients, and everything else.
+
+        ``linear`` is a FourierOperator on periodic grids, a dense (n, n) tensor between walls; what boundary data add is in ``rest``.
+        Kept while no coefficient requires grad.
+        """
+        sources = [*self.parameters(), *self.buffers()]
+        if any(source.requires_grad for source in sources):
+            return self._make_split()
+        key = [(source, source._version, source.dtype, source.device) for source in sources]
+        if self._split is None or not _same_key(self._split[0], key) or torch.is_inference_mode_enabled():
+            self._split = (key, self._make_split())
+        return self._split[1]
+
+    def max_stable_step(self, method: Any, u: Tensor | None = None) -> float:
+        """The largest step with which ``method`` amplifies no mode: |R(h lambda)| <= 1 for the symbol lambda of every mode.
+
+        Methods that treat the linear part of ``split()`` by themselves are judged on both parts. Coefficients that vary are frozen
+        at their smallest and largest values at t = 0; between walls the symbols of the scheme away from them are taken, both of
+        which are estimates. Growing reaction and sources are left out; so is transport by u itself unless u is given
+        (Burgers), which is frozen at max |u|. For n > 1024 1024 modes stand for all. Infinite where nothing limits h.
+
+        Source: Hairer, Wanner, Solving Ordinary Differential Equations II, IV.2; LeVeque, Finite Difference Methods, 9.
+        """
+        with torch.no_grad():
+            values = [term.extremes(u) for term in self.terms()]
+        scale = max((abs(value) for found in values for value in found), default=0.0)
+        if scale == 0:
+            return math.inf
+        key = (method, *(tuple(value / scale for value in found) for found in values))  # symbols are linear in the coefficients
+        return remembered(self._limits, key, lambda: self._limit(method, key[1:])) / scale
+
+    def _limit(self, method: Any, values: Sequence[Sequence[float]]) -> float:
+        """The largest step for terms with coefficients of these values, the smallest one over all their combinations."""
+        stability, k, limit = stability_function(method), some_modes(self.grid), math.inf
+        whole = [stability.acts_on == "whole" or not term.constant for term in self.terms()]
+        for chosen in itertools.product(*values):
+            parts = {True: torch.zeros_like(k, dtype=torch.complex128), False: torch.zeros_like(k, dtype=torch.complex128)}
+            for term, value, where in zip(self.terms(), chosen, whole, strict=True):
+                parts[where] = parts[where] + term.frozen(value, k)
+            limit = min(limit, stability.limit(parts[True], parts[False]))
+        return limit
+
+    def _check_data(self, t: Any, u: Tensor) -> None:
+        """Whether the boundary data suit the terms: with diffusion they stand at both ends, else each term says."""
+        if not self.grid.periodic and not any(term.diffusive for term in self.terms()):
+            for term in self.terms():
+                term.check_inflow(t, u)
+
+    def _symbol_on(self, k: Tensor) -> Tensor:
+        return self.symbol(k)
+
+    def _from_data(self, t: Any, u: Tensor, terms: Sequence[Term] | None = None) -> Tensor:
+        """What boundary data add to du/dt by the constant terms."""
+        zero = torch.zeros(self.grid.n, dtype=u.dtype, device=u.device)
+        return sum((term.tendency(t, zero) for term in (terms if terms is not None else self.terms())), zero)
+
+    def _make_split(self) -> tuple[FourierOperator | Tensor, Rest]:
+        constant = [term for term in self.terms() if term.constant]
+        others = [term for term in self.terms() if not term.constant]
+
+        def rest(t: Any, u: Tensor) -> Tensor:
+            self._check_data(t, u)
+            total = reduce(torch.add, [term.tendency(t, u) for term in others]) if others else torch.zeros_like(u)
+            return total if self.grid.periodic else total + self._from_data(t, u, constant)
+
+        if not self.grid.periodic:
+            return _dense(constant, self.grid, self.like()), rest
+        k = self.grid.modes(self.like())
+        symbol = sum((term.symbol(k) for term in constant), torch.zeros_like(k, dtype=torch.complex128))
+        return FourierOperator(symbol, self.grid.n), rest
+
+    def _exact_series(self, t: float | Tensor, u0: Tensor) -> Tensor:
+        self.grid.check(u0)
+        for term in self.terms():
+            term.need_exact_symbol()
+        if self.grid.periodic:
+            factor = torch.exp(elapsed(t, self.exact_symbol(self.grid.modes(u0)), u0))
+            return torch.fft.irfft(factor * torch.fft.rfft(u0), n=self.grid.n)
+        odd = [term.name for term in self.terms() if not term.even]
+        if odd:
+            raise ValueError(f"no exact solution with {odd[0]} is known between walls; take a periodic grid, or small steps")
+        line = line_between(self.grid, u0)
+        if line is not None and any(not term.diffusive for term in self.terms()):
+            raise ValueError("the exact solution with a reaction between walls is known for zero data only; give Dirichlet() or Neumann()")
+        series, k = wall_series(self.grid, u0)
+        factor = torch.exp(elapsed(t, self.exact_symbol(k).real, u0))
+        decayed = (factor * ((u0 if line is None else u0 - line) @ series.mT)) @ series
+        return decayed if line is None else decayed + line
+
+
+class Term(FieldEquation):
+    """Abstract equation that is no sum. ``diffusive``: needs data at both ends. ``even``: unchanged by mirroring x."""
+
+    linear = True
+    even = False
+    name: str
+    coefficient: str
+
+    def terms(self) -> tuple[Term, ...]:
+        return (self,)
+
+    @property
+    @abstractmethod
+    def constant(self) -> bool:
+        """Whether it is linear with constant coefficients."""
+
+    @property
+    def diffusive(self) -> bool:
+        return False
+
+    @abstractmethod
+    def tendency(self, t: Any, u: Tensor) -> Tensor:
+        """Its part of du/dt."""
+
+    @abstractmethod
+    def extremes(self, u: Tensor | None) -> list[float]:
+        """The smallest and the largest value of its coefficient at t = 0 (around u, where it is not linear)."""
+
+    @abstractmethod
+    def frozen(self, value: float, k: Tensor) -> Tensor:
+        """Its symbol if the coefficient had this value everywhere; linear in it but for its sign."""
+
+    def check_inflow(self, t: Any, u: Tensor) -> None:
+        """ValueError where boundary data do not suit the term alone."""
+        return
+
+    def need_exact_symbol(self) -> None:
+        """ValueError where the differential equation is not linear with constant coefficients."""
+        self.need_constant("the exact solution")
+
+    def need_constant(self, what: str) -> None:
+        if not self.constant:
+            raise ValueError(
+                f"{what} of {self.name} is known for a linear scheme and a constant {self.coefficient} only; "
+                f"give it a number as {self.coefficient}, one of interest if it varies"
+            )
+
+
+class Sum(FieldEquation):
+    """The sum of equations on one grid; ``a + b`` makes it.
+
+    Args:
+        parts: equations of one field.
+
+    Raises:
+        ValueError: different grids, or none.
+        TypeError: something else.
+    """
+
+    def __init__(self, *parts: FieldEquation) -> None:
+        if not parts:
+            raise ValueError("Sum() needs at least one equation")
+        for part in parts:
+            if not isinstance(part, FieldEquation):
+                raise TypeError(f"only equations of one field add, got {type(part).__name__}")
+            if part.grid != parts[0].grid:
+                raise ValueError(f"equations of different grids do not add: {parts[0].grid} and {part.grid}; make both with the same grid")
+        super().__init__(parts[0].grid)
+        self.parts = nn.ModuleList(piece for part in parts for piece in (part.parts if isinstance(part, Sum) else (part,)))
+
+    def terms(self) -> tuple[Term, ...]:
+        return tuple(term for part in self.parts for term in part.terms())  # pyright: ignore[reportCallIssue]
+
+
+def remembered(known: dict[Any, float], key: Any, find: Callable[[], float]) -> float:
+    """A number found once per key; the last few are kept."""
+    if key not in known:
+        while len(known) >= 8:
+            known.pop(next(iter(known)))
+        known[key] = find()
+    return known[key]
+
+
+def some_modes(grid: Grid1D) -> Tensor:
+    """Wavenumbers of the real modes of a grid, of n > 1024 points evenly chosen ones, the largest among them."""
+    k = grid.modes(torch.empty(0, dtype=torch.float64))
+    return k if grid.n <= MODES else k[torch.linspace(0, len(k) - 1, MODES).round().long().clamp(max=len(k) - 1)]
+
+
+def _dense(terms: Sequence[Term], grid: Grid1D, like: Tensor) -> Tensor:
+    """The matrix of linear terms: their values on the unit fields, less what boundary data add. Coefficients (..., 1) lead."""
+    lead = torch.broadcast_shapes(*(value.shape[:-1] for term in terms for value in term.buffers(recurse=False)))
+    lead = torch.broadcast_shapes(lead, *(value.shape[:-1] for term in terms for value in term.parameters(recurse=False)))
+    fields = torch.eye(grid.n, dtype=like.dtype, device=like.device).reshape(grid.n, *(1,) * len(lead), grid.n)
+    fields = fields.expand(grid.n, *lead, grid.n)
+    t = torch.zeros((), dtype=like.dtype, device=like.device)
+    zero = torch.zeros_like(fields)
+    columns = sum((term.tendency(t, fields) - term.tendency(t, zero[:1]) for term in terms), zero)
+    return columns.movedim(0, -1)
+
+
+def _same_key(a: Sequence[tuple[Any, ...]], b: Sequence[tuple[Any, ...]]) -> bool:
+    return len(a) == len(b) and all(x[0] is y[0] and x[1:] == y[1:] for x, y in zip(a, b, strict=True))

@@ -1,0 +1,38 @@
+"""Numbers as tensors, and tensors as numbers where that is possible."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._C._functorch import peek_interpreter_stack
+from torch.autograd import forward_ad
+
+Rows = tuple[tuple[float, ...], ...]
+
+
+def readable() -> bool:
+    """Whether numbers can be read out of tensors here: not while compiling nor under a torch.func transform."""
+    return not torch.compiler.is_compiling() and peek_interpreter_stack() is None and forward_ad._current_level < 0
+
+
+def constant(rows: Rows, like: Tensor) -> Tensor:
+    """A matrix of known numbers with the dtype and device of ``like``; kept, so that a GPU gets it once."""
+    make = _constant if readable() else _constant.__wrapped__  # what is made under a transform must not outlive it
+    return make(rows, like.dtype, like.device)
+
+
+def keep(module: nn.Module, name: str, value: Any) -> None:
+    """Make a value an attribute: parameters and modules are registered, tensors without a graph move with the module."""
+    if isinstance(value, Tensor) and not value.requires_grad:
+        module.register_buffer(name, value, persistent=False)
+    else:
+        setattr(module, name, value)
+
+
+@lru_cache(maxsize=256)
+@torch.inference_mode(False)  # what is kept must serve training too, whoever comes first
+def _constant(rows: Rows, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.tensor(rows, dtype=dtype, device=device)

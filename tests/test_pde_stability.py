@@ -1,0 +1,334 @@
+"""max_stable_step from both sides, for every explicit Runge-Kutta method, and leapfrog's energy over many steps."""
+
+from __future__ import annotations
+
+import math
+import re
+import warnings
+from collections.abc import Callable
+from fractions import Fraction
+from typing import Any
+
+import pytest
+import torch
+from problems import RUNGE_KUTTA
+from torch import Tensor
+
+from anodev2 import METHODS, Tableau, odeint
+from pde import Advection, Burgers, Diffusion, Dirichlet, Grid1D, Neumann, ReactionDiffusionAdvection, Wave
+
+ZERO = torch.zeros((), dtype=torch.float64)
+GRID = Grid1D(16, length=2.0)
+STEPS = 2000
+NEVER = ["euler", "midpoint", "heun2", "ralston", "ssprk2"]  # |R| > 1 all along the imaginary axis
+CENTRAL_ADVECTION = ["central2", "central4", "central6", "spectral"]
+UPWIND_ADVECTION = ["upwind1", "upwind3", "upwind5"]
+EQUATIONS: dict[str, Callable[[], Any]] = {
+    **{f"advection {s}": lambda s=s: Advection(GRID, 0.9, s) for s in (*UPWIND_ADVECTION, *CENTRAL_ADVECTION)},
+    **{f"diffusion {s}": lambda s=s: Diffusion(GRID, 0.3, s) for s in ("central2", "central4", "central6", "spectral")},
+    "advection and diffusion": lambda: Advection(GRID, -0.9, "upwind3") + Diffusion(GRID, 0.02, "central4"),
+    "decay": lambda: ReactionDiffusionAdvection(GRID, reaction=-1.7),
+}
+
+
+def points(grid: Grid1D) -> Tensor:
+    return grid.points(torch.empty(0, dtype=torch.float64))
+
+
+def polynomial(method: str) -> list[Fraction]:
+    """Coefficients of R(z) = 1 + z b (1 - z A)^-1 1, the growth per step of y' = lambda y, z = lambda dt."""
+    tableau = METHODS[method]
+    assert isinstance(tableau, Tableau)
+    stages = [[Fraction(1)]]  # k_i / lambda as polynomials
+    add = lambda p, q: [(p[j] if j < len(p) else 0) + (q[j] if j < len(q) else 0) for j in range(max(len(p), len(q)))]
+    for row in tableau.a[1:] if len(tableau.a) == tableau.stages else tableau.a:
+        total = [Fraction(0)]
+        for a, k in zip(row, stages, strict=False):
+            total = add(total, [a * c for c in k])
+        stages.append(add([Fraction(1)], [Fraction(0), *total]))
+    total = [Fraction(0)]
+    for b, k in zip(tableau.b, stages, strict=True):
+        total = add(total, [b * c for c in k])
+    return add([Fraction(1)], [Fraction(0), *total])
+
+
+def R(method: str, z: Tensor) -> Tensor:
+    value = torch.zeros_like(z)
+    for c in reversed(polynomial(method)):
+        value = value * z + float(c)
+    return value
+
+
+def step_matrix(equation: Any, method: str, h: float) -> Tensor:
+    """S with u -> S u one step of odeint."""
+    with torch.no_grad():
+        return odeint(equation, torch.eye(GRID.n, dtype=torch.float64), [0.0, h], method=method, steps=1)[-1].mT
+
+
+def unwarned(call: Callable[[], Any]) -> Any:
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        return call()
+
+
+@pytest.mark.parametrize("name", EQUATIONS)
+@pytest.mark.parametrize("method", RUNGE_KUTTA)
+def test_the_limit_is_sharp_from_both_sides(method: str, name: str) -> None:
+    """2000 steps from any field stay bounded below it; above it the worst mode grows by |R| per step."""
+    equation = EQUATIONS[name]()
+    h = equation.max_stable_step(method)
+    eigenvalues = torch.linalg.eigvals(equation.matrix())
+    if name.split()[-1] in CENTRAL_ADVECTION and name.startswith("advection ") and method in NEVER:
+        assert h == 0
+        h = 1e-2
+        S = unwarned(lambda: step_matrix(equation, method, h))
+    else:
+        assert 0 < h < math.inf
+        below = step_matrix(equation, method, 0.98 * h)
+        assert torch.linalg.matrix_norm(torch.linalg.matrix_power(below, STEPS), 2) < 1 + 2 * STEPS * 1e-6
+        assert R(method, 1.01 * h * eigenvalues).abs().max() > 1 + 1e-6
+        h = 1.05 * h
+        with pytest.warns(UserWarning, match=re.escape(f"{h:.4g}")):
+            S = step_matrix(equation, method, h)
+    growth = R(method, h * eigenvalues).abs().max().item()
+    assert growth > 1
+    assert torch.linalg.matrix_norm(S, 2).item() == pytest.approx(growth, abs=1e-6)
+    blown_up_after = math.log(1e6) / math.log(growth)
+    if blown_up_after < STEPS:
+        assert torch.linalg.matrix_norm(torch.linalg.matrix_power(S, math.ceil(blown_up_after)), 2) > 0.99e6
+
+
+@pytest.mark.parametrize("name", EQUATIONS)
+@pytest.mark.parametrize("method", ["euler", "rk4", "dopri5"])
+def test_an_eigenmode_is_multiplied_by_R(method: str, name: str) -> None:
+    """The real and imaginary part of exp(i k x), one step each, by R(h symbol(k))."""
+    equation, h = EQUATIONS[name](), 0.03
+    k = 2 * math.pi / GRID.length * torch.arange(GRID.n // 2 + 1, dtype=torch.float64)
+    modes = torch.exp(1j * k[:, None] * points(GRID))
+    pairs = torch.stack([modes.real, modes.imag])
+    real, imaginary = unwarned(lambda: odeint(equation, pairs, [0.0, h], method=method, steps=1))[-1]
+    expected = R(method, h * equation.symbol(k).to(torch.complex128))[:, None] * modes
+    torch.testing.assert_close(torch.complex(real, imaginary), expected, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("method", NEVER)
+@pytest.mark.parametrize("scheme", CENTRAL_ADVECTION)
+def test_methods_without_a_part_of_the_imaginary_axis_are_never_stable(scheme: str, method: str) -> None:
+    assert Advection(GRID, 0.9, scheme).max_stable_step(method) == 0.0
+    with pytest.warns(UserWarning, match="stable"):
+        odeint(Advection(GRID, 0.9, scheme), points(GRID), [0.0, 1e-3], method=method, steps=1)
+
+
+@pytest.mark.parametrize(("method", "limit"), [("rk4", math.sqrt(8)), ("ssprk3", math.sqrt(3)), ("bosh3", math.sqrt(3))])
+def test_limits_known_by_hand_for_advection(method: str, limit: float) -> None:
+    """The imaginary stability interval over c max |symbol|: central2 h / c, spectral below Nyquist."""
+    assert Advection(GRID, 0.9, "central2").max_stable_step(method) == pytest.approx(limit * GRID.spacing / 0.9, rel=1e-4)
+    largest = 2 * math.pi * (GRID.n // 2 - 1) / GRID.length
+    assert Advection(GRID, -0.9, "spectral").max_stable_step(method) == pytest.approx(limit / (0.9 * largest), rel=1e-4)
+
+
+@pytest.mark.parametrize(("method", "limit"), [("euler", 2.0), ("midpoint", 2.0), ("ssprk3", 2.51274532662), ("rk4", 2.78529356341)])
+def test_limits_known_by_hand_for_diffusion(method: str, limit: float) -> None:
+    assert Diffusion(GRID, 0.3).max_stable_step(method) == pytest.approx(limit * GRID.spacing**2 / (4 * 0.3), rel=1e-4)
+    nyquist = math.pi / GRID.spacing
+    assert Diffusion(GRID, 0.3, "spectral").max_stable_step(method) == pytest.approx(limit / (0.3 * nyquist**2), rel=1e-4)
+
+
+def test_euler_with_first_order_upwind_is_stable_up_to_courant_number_one() -> None:
+    for c in (0.9, -0.9):
+        assert Advection(GRID, c, "upwind1").max_stable_step("euler") == pytest.approx(GRID.spacing / 0.9, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "method"), [("advection upwind3", "rk4"), ("diffusion central2", "euler"), ("advection spectral", "ssprk3")]
+)
+def test_two_thousand_steps_of_odeint_on_both_sides(name: str, method: str) -> None:
+    equation = EQUATIONS[name]()
+    h = equation.max_stable_step(method)
+    u0 = torch.randn(GRID.n, dtype=torch.float64)
+    with torch.no_grad():
+        below = odeint(equation, u0, [0.0, 0.98 * h * STEPS], method=method, steps=STEPS)[-1]
+        with pytest.warns(UserWarning, match="stable"):
+            above = odeint(equation, u0, [0.0, 1.05 * h * STEPS], method=method, steps=STEPS)[-1]
+    assert below.norm() <= u0.norm() * 1.003
+    assert above.norm() > 1e6 * u0.norm()
+
+
+@pytest.mark.parametrize("boundary", [Dirichlet(), Neumann()])
+@pytest.mark.parametrize("scheme", ["central2", "central4", "central6"])
+def test_between_walls_the_limit_is_a_usable_estimate(scheme: str, boundary: Any) -> None:
+    """Within a factor 1.6 of what the closed operator allows; 0.6 of it is stable."""
+    equation = Diffusion(Grid1D(32, boundary=boundary), 0.3, scheme)
+    h = equation.max_stable_step("rk4")
+    eigenvalues = torch.linalg.eigvals(equation.matrix())
+    assert R("rk4", 0.6 * h * eigenvalues).abs().max() < 1 + 1e-9
+    assert R("rk4", 1.2 * h * eigenvalues).abs().max() > 1
+
+
+def test_odeint_warns_with_both_numbers_and_only_beyond_the_limit() -> None:
+    equation = Diffusion(GRID, 0.3)
+    h = equation.max_stable_step("rk4")
+    u0 = torch.ones(16, dtype=torch.float64)
+    odeint(equation, u0, [0.0, 9.9 * h], steps=10)
+    with pytest.warns(UserWarning) as caught:
+        odeint(equation, u0, [0.0, 10.1 * h], steps=10)
+    assert len(caught) == 1
+    assert f"{1.01 * h:.4g}" in str(caught[0].message) and f"{h:.4g}" in str(caught[0].message)
+
+
+def test_fine_grids_are_judged_by_their_largest_mode() -> None:
+    for n in (1024, 1025, 5000):
+        h = Diffusion(Grid1D(n), 1.0).max_stable_step("euler")
+        assert h == pytest.approx(1 / (2 * n**2), rel=1e-5)
+
+
+def test_nothing_limits_a_field_that_stands_still() -> None:
+    for equation in (Advection(GRID, 0.0), Diffusion(GRID, 0.0), ReactionDiffusionAdvection(GRID), Wave(GRID, 0.0)):
+        assert equation.max_stable_step("leapfrog" if isinstance(equation, Wave) else "rk4") == math.inf
+
+
+def test_growing_reaction_is_left_out() -> None:
+    without = ReactionDiffusionAdvection(GRID, 0.1, 0.4).max_stable_step("rk4")
+    assert ReactionDiffusionAdvection(GRID, 0.1, 0.4, 2.0).max_stable_step("rk4") == pytest.approx(without, rel=1e-12)
+    assert 0.5 * without < ReactionDiffusionAdvection(GRID, 0.1, 0.4, -2.0).max_stable_step("rk4") < without
+
+
+@pytest.mark.parametrize("method", ["backward_euler", "implicit_midpoint"])
+def test_implicit_methods_have_no_limit_on_diffusion(method: str) -> None:
+    assert Diffusion(GRID, 0.3).max_stable_step(method) == math.inf
+
+
+@pytest.mark.parametrize("method", ["exponential_euler", "etdrk4"])
+def test_exponential_methods_have_no_limit_where_all_is_linear_and_constant(method: str) -> None:
+    for name in EQUATIONS:
+        assert EQUATIONS[name]().max_stable_step(method) == math.inf, name
+
+
+def test_exponential_methods_are_limited_by_the_rest() -> None:
+    u = 0.7 * torch.sin(math.pi * points(GRID))
+    stiff = Burgers(GRID, 0.5)
+    assert stiff.max_stable_step("etdrk4", u) > 2 * stiff.max_stable_step("rk4", u)
+    varying = Diffusion(GRID, lambda t, x: 0.3 + 0 * x)
+    assert varying.max_stable_step("etdrk4") < math.inf
+
+
+def test_a_varying_coefficient_is_frozen_at_its_extremes() -> None:
+    c = lambda t, x: 0.2 + 0.7 * torch.cos(math.pi * x)  # from -0.5 to 0.9 on the points
+    for scheme in ("upwind1", "central4", "weno5"):
+        h = Advection(GRID, c, scheme).max_stable_step("rk4")
+        assert h == pytest.approx(Advection(GRID, 0.9, scheme).max_stable_step("rk4"), rel=1e-6), scheme
+    field = 0.2 + 0.1 * torch.cos(math.pi * points(GRID))
+    assert Diffusion(GRID, field).max_stable_step("rk4") == pytest.approx(Diffusion(GRID, 0.3).max_stable_step("rk4"), rel=1e-6)
+
+
+def test_weno5_is_estimated_by_upwind5() -> None:
+    limits = [Advection(GRID, 0.9, scheme).max_stable_step("ssprk3") for scheme in ("weno5", "upwind5")]
+    assert limits[0] == pytest.approx(limits[1], rel=1e-6)
+
+
+def test_burgers_is_limited_by_the_largest_speed_of_a_field() -> None:
+    u = torch.tensor([0.3, -1.2, 0.5]).double().repeat(6)[:16]
+    inviscid = Burgers(GRID)
+    assert inviscid.max_stable_step("ssprk3", u) == pytest.approx(Advection(GRID, 1.2, "upwind5").max_stable_step("ssprk3"), rel=1e-6)
+    assert inviscid.max_stable_step("ssprk3") == math.inf
+    viscous = Burgers(GRID, 0.3)
+    assert viscous.max_stable_step("ssprk3") == pytest.approx(Diffusion(GRID, 0.3).max_stable_step("ssprk3"), rel=1e-6)
+    assert viscous.max_stable_step("ssprk3", u) < viscous.max_stable_step("ssprk3")
+
+
+@pytest.mark.parametrize(("scheme", "largest"), [("central2", 4), ("central4", 16 / 3), ("central6", 272 / 45), ("spectral", math.pi**2)])
+def test_leapfrog_on_the_wave_is_stable_up_to_two_over_its_frequency(scheme: str, largest: float) -> None:
+    wave = Wave(GRID, 0.8, scheme)
+    h = wave.max_stable_step("leapfrog")
+    assert h == pytest.approx(2 * GRID.spacing / (0.8 * math.sqrt(largest)), rel=1e-3)
+    u0 = (torch.randn(16).double(), torch.zeros(16).double())
+    u = odeint(wave, u0, [0.0, 0.98 * h * STEPS], method="leapfrog", steps=STEPS)[0][-1]
+    assert u.norm() < 10 * u0[0].norm()
+    with pytest.warns(UserWarning, match="stable"):
+        u = odeint(wave, u0, [0.0, 1.05 * h * 200], method="leapfrog", steps=200)[0][-1]
+    assert u.norm() > 1e6 * u0[0].norm()
+
+
+@pytest.mark.parametrize("method", ["rk4", "dopri5"])
+def test_the_wave_has_a_limit_with_runge_kutta_methods_too(method: str) -> None:
+    wave = Wave(GRID, 0.8)
+    h = wave.max_stable_step(method)
+    eigenvalues = torch.linalg.eigvals(wave.matrix())
+    eigenvalues = 1j * eigenvalues.imag
+    assert R(method, 0.98 * h * eigenvalues).abs().max() < 1 + 2e-6
+    assert R(method, 1.02 * h * eigenvalues).abs().max() > 1 + 1e-6
+    assert wave.max_stable_step("euler") == 0
+
+
+def energy_slope(values: Tensor, steps_between: int) -> float:
+    """Of a straight line through the energies, per step, relative to the first."""
+    at = torch.arange(len(values), dtype=torch.float64)
+    at = at - at.mean()
+    return ((at * values).sum() / at.square().sum() / steps_between / values[0]).item()
+
+
+@pytest.mark.parametrize("speed", [0.8, lambda t, x: 0.8 + 0.3 * torch.sin(math.pi * x)], ids=["constant", "varying"])
+def test_leapfrog_conserves_a_neighbouring_energy_to_round_off(speed: Any) -> None:
+    """h/2 sum(v^2/c^2 + dt^2/4 v D2 v - u D2 u), position Verlet's own invariant, over 2000 steps; rk4 loses energy."""
+    wave = Wave(GRID, speed)
+    x = points(GRID)
+    dt = 0.3 * wave.max_stable_step("leapfrog")
+    times = torch.linspace(0, STEPS * dt, 201, dtype=torch.float64)
+    start = (torch.exp(-8 * (x - 1) ** 2), 0.2 * torch.sin(math.pi * x))
+    u, v = odeint(wave, start, times, method="leapfrog", steps=10)
+    second = Diffusion(GRID, 1.0)
+    shadow = wave.energy((u, v)) + GRID.spacing * dt**2 / 8 * (v * second(ZERO, v)).sum(-1)
+    torch.testing.assert_close(shadow, shadow[0].expand_as(shadow), rtol=1e-12, atol=0)
+    energy = wave.energy((u, v))
+    assert 1e-4 < (energy / energy[0] - 1).abs().max() < 0.1
+    assert abs(energy_slope(shadow, 10)) < 1e-15
+    decaying = wave.energy(odeint(wave, start, times, method="rk4", steps=10))
+    assert abs(energy_slope(decaying, 10)) > 1e-8
+
+
+def test_leapfrog_has_no_drift_of_energy_over_two_thousand_steps() -> None:
+    """One mode with 40 steps per period: means over whole periods lie on a level line."""
+    wave = Wave(GRID, 0.8, "spectral")
+    k = 2 * math.pi / GRID.length
+    dt = 2 * math.sin(math.pi / 40) / (0.8 * k)  # cos(2 pi / 40) = 1 - (0.8 k dt)^2 / 2
+    start = (torch.sin(k * points(GRID)), 0.5 * torch.cos(k * points(GRID)))
+    u, v = odeint(wave, start, dt * torch.arange(STEPS + 1, dtype=torch.float64), method="leapfrog", steps=1)
+    means = wave.energy((u, v))[:-1].reshape(-1, 40).mean(-1)
+    assert len(means) == 50 and abs(energy_slope(means, 40)) < 1e-14
+    torch.testing.assert_close(u[40 * 50], start[0], rtol=0, atol=1e-10)
+
+
+@pytest.mark.slow
+def test_leapfrog_has_no_drift_of_energy_over_a_hundred_thousand_steps() -> None:
+    wave = Wave(GRID, 0.8)
+    dt = 0.4 * wave.max_stable_step("leapfrog")
+    times = torch.linspace(0, 1e5 * dt, 10001, dtype=torch.float64)
+    start = (torch.exp(-8 * (points(GRID) - 1) ** 2), torch.zeros(16, dtype=torch.float64))
+    with torch.no_grad():
+        energy = wave.energy(odeint(wave, start, times, method="leapfrog", steps=10))
+    assert abs(energy_slope(energy, 10)) < 1e-10
+
+
+@pytest.mark.parametrize("boundary", [None, Dirichlet(), Neumann()], ids=["periodic", "dirichlet", "neumann"])
+def test_leapfrog_takes_a_wave_back_to_where_it_started(boundary: Any) -> None:
+    grid = Grid1D(24, 2.0) if boundary is None else Grid1D(24, 2.0, boundary)
+    wave = Wave(grid, lambda t, x: 1 + 0.3 * torch.sin(math.pi * x), "central4")
+    start = (torch.randn(3, 24).double(), torch.randn(3, 24).double())
+    end = tuple(leaf[-1] for leaf in odeint(wave, start, [0.0, 5.0], method="leapfrog", steps=400))
+    assert (end[0] - start[0]).abs().max() > 0.5
+    back = odeint(wave, end, [5.0, 0.0], method="leapfrog", steps=400)
+    for found, expected in zip(back, start, strict=True):
+        torch.testing.assert_close(found[-1], expected, rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize("boundary", [None, Dirichlet(), Neumann()], ids=["periodic", "dirichlet", "neumann"])
+def test_the_wave_itself_conserves_its_energy(boundary: Any) -> None:
+    """dE/dt = grad E . (u', v') is zero for any pair: closed walls reflect."""
+    grid = Grid1D(24, 2.0) if boundary is None else Grid1D(24, 2.0, boundary)
+    wave = Wave(grid, lambda t, x: 1 + 0.3 * torch.sin(math.pi * x))
+    pair = tuple(torch.randn(24).double().requires_grad_() for _ in range(2))
+    energy = wave.energy(pair)
+    gradient = torch.autograd.grad(energy, pair)
+    rates = [a * b for a, b in zip(gradient, wave(ZERO, pair), strict=True)]
+    assert abs((rates[0] + rates[1]).sum().item()) < 1e-13 * (rates[0].abs() + rates[1].abs()).sum().item()
+    assert energy.item() > 0
