@@ -113,7 +113,11 @@ class Walls(Boundary):
                 ghosts.append(_extrapolated(u, reach.tables[False, mirrored], mirrored, None))
             else:
                 ghosts.append(self.beyond(u, reach, mirrored, _at(datum, t), spacing))
-        return torch.cat([ghosts[0], u, ghosts[1]], -1)
+        parts = [ghosts[0], u, ghosts[1]]
+        if any(part.ndim != u.ndim or part.shape[:-1] != u.shape[:-1] for part in ghosts):  # data that differ between fields
+            lead = torch.broadcast_shapes(*(part.shape[:-1] for part in parts))
+            parts = [part.expand(*lead, part.shape[-1]) for part in parts]
+        return torch.cat(parts, -1)
 
     def without_data(self) -> Walls:
         """The same walls for a field of which nothing is known there."""

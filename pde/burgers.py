@@ -25,7 +25,7 @@ class SelfAdvection(Term):
     """
 
     linear = False
-    name, coefficient = "Burgers transport", "speed"
+    name, coefficient = "Burgers transport", "scheme"
 
     def __init__(self, grid: Grid1D, scheme: str = "weno5") -> None:
         super().__init__(grid)

@@ -20,6 +20,7 @@ from anodev2 import FourierOperator, stability_function
 
 from .closed_form import dense_flow, elapsed, fourier_flow, line_between, wall_series
 from .grid import Grid1D
+from .numbers import readable
 
 Rest = Callable[[Any, Tensor], Tensor]
 MODES = 1024  # looked at by max_stable_step at most
@@ -61,8 +62,13 @@ class Equation(nn.Module, ABC):
 
     def like(self) -> Tensor:
         """An empty float64 tensor where the coefficients live."""
-        first = next(itertools.chain(self.parameters(), self.buffers()), None)
-        return torch.empty(0, dtype=torch.float64, device=None if first is None else first.device)
+        found = self.tensors()
+        return torch.empty(0, dtype=torch.float64, device=found[0].device if found else None)
+
+    def tensors(self) -> list[Tensor]:
+        """Parameters, buffers, and the tensors with a graph that modules keep as plain attributes."""
+        plain = [value for module in self.modules() for value in vars(module).values() if isinstance(value, Tensor)]
+        return [*self.parameters(), *self.buffers(), *plain]
 
     def __add__(self, other: Any) -> Equation:
         return NotImplemented
@@ -153,7 +159,7 @@ class FieldEquation(Equation):
             return None
         self._check_data(0.0, u)
         if self.grid.periodic:
-            return fourier_flow(self._symbol_on(self.grid.modes(u)), u, times)
+            return fourier_flow(self.symbol(self.grid.modes(u)), u, times)
         pushed = self._from_data(0.0, u)
         return dense_flow(_dense(self.terms(), self.grid, u), pushed, u, times)
 
@@ -163,13 +169,19 @@ class FieldEquation(Equation):
         ``linear`` is a FourierOperator on periodic grids, a dense (n, n) tensor between walls; what boundary data add is in ``rest``.
         Kept while no coefficient requires grad.
         """
-        sources = [*self.parameters(), *self.buffers()]
-        if any(source.requires_grad for source in sources):
+        sources = self.tensors()
+        live = any(source.requires_grad or source.is_inference() for source in sources)
+        if live or torch.is_inference_mode_enabled() or not readable():
             return self._make_split()
-        key = [(source, source._version, source.dtype, source.device) for source in sources]
-        if self._split is None or not _same_key(self._split[0], key) or torch.is_inference_mode_enabled():
+        coefficients = [getattr(term, term.coefficient) for term in self.terms()]
+        key = [*((source, source._version, source.dtype, source.device) for source in sources), *((value,) for value in coefficients)]
+        if self._split is None or not _same_key(self._split[0], key):
             self._split = (key, self._make_split())
         return self._split[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles split anew: what is kept refers to this very equation."""
+        return {**self.__dict__, "_split": None}
 
     def max_stable_step(self, method: Any, u: Tensor | None = None) -> float:
         """The largest step with which ``method`` amplifies no mode: |R(h lambda)| <= 1 for the symbol lambda of every mode.
@@ -205,9 +217,6 @@ class FieldEquation(Equation):
         if not self.grid.periodic and not any(term.diffusive for term in self.terms()):
             for term in self.terms():
                 term.check_inflow(t, u)
-
-    def _symbol_on(self, k: Tensor) -> Tensor:
-        return self.symbol(k)
 
     def _from_data(self, t: Any, u: Tensor, terms: Sequence[Term] | None = None) -> Tensor:
         """What boundary data add to du/dt by the constant terms."""
@@ -339,8 +348,8 @@ def some_modes(grid: Grid1D) -> Tensor:
 
 def _dense(terms: Sequence[Term], grid: Grid1D, like: Tensor) -> Tensor:
     """The matrix of linear terms: their values on the unit fields, less what boundary data add. Coefficients (..., 1) lead."""
-    lead = torch.broadcast_shapes(*(value.shape[:-1] for term in terms for value in term.buffers(recurse=False)))
-    lead = torch.broadcast_shapes(lead, *(value.shape[:-1] for term in terms for value in term.parameters(recurse=False)))
+    values = [*(getattr(term, term.coefficient) for term in terms), *grid.boundary.data()]
+    lead = torch.broadcast_shapes(*(value.shape[:-1] for value in values if isinstance(value, Tensor)))
     fields = torch.eye(grid.n, dtype=like.dtype, device=like.device).reshape(grid.n, *(1,) * len(lead), grid.n)
     fields = fields.expand(grid.n, *lead, grid.n)
     t = torch.zeros((), dtype=like.dtype, device=like.device)
@@ -350,4 +359,8 @@ def _dense(terms: Sequence[Term], grid: Grid1D, like: Tensor) -> Tensor:
 
 
 def _same_key(a: Sequence[tuple[Any, ...]], b: Sequence[tuple[Any, ...]]) -> bool:
-    return len(a) == len(b) and all(x[0] is y[0] and x[1:] == y[1:] for x, y in zip(a, b, strict=True))
+    return len(a) == len(b) and all((x[0] is y[0] or _same_number(x[0], y[0])) and x[1:] == y[1:] for x, y in zip(a, b, strict=True))
+
+
+def _same_number(a: Any, b: Any) -> bool:
+    return isinstance(a, int | float) and isinstance(b, int | float) and a == b

@@ -6,6 +6,7 @@ walls, by grid refinement:
 
     between walls           upwind1  upwind3  upwind5, weno5  central2  central4  central6
     first derivative           1        3           5            2         4         5       Dirichlet at the inflow, None at the outflow
+    the same                   1        2           2            2         2         2       Neumann
     second derivative                                            2         4         6       Dirichlet
     second derivative                                            2         2         2       Neumann; full order if u is even about the wall
 

@@ -69,8 +69,9 @@ def test_diffusion_between_walls_has_the_claimed_order(scheme: str, kind: str) -
     assert slope(error, (24, 32, 48, 64, 96, 128)) == pytest.approx(claimed, abs=near(claimed))
 
 
+@pytest.mark.parametrize("given", ["function", "field"])
 @pytest.mark.parametrize("kind", ["dirichlet", "neumann"])
-def test_diffusion_with_a_varying_coefficient_is_of_order_two(kind: str) -> None:
+def test_diffusion_with_a_varying_coefficient_is_of_order_two(kind: str, given: str) -> None:
     """d/dx((1 + x/2) du/dx), u = sin(4 x + 0.7)."""
     boundary = walls(kind, lambda x: math.sin(4 * x + 0.7), lambda x: 4 * math.cos(4 * x + 0.7))
 
@@ -79,7 +80,7 @@ def test_diffusion_with_a_varying_coefficient_is_of_order_two(kind: str) -> None
         x = points(grid)
         u, du = torch.sin(4 * x + 0.7), 4 * torch.cos(4 * x + 0.7)
         source = u - (0.5 * du - (1 + x / 2) * 16 * u)
-        return steady_error(Diffusion(grid, lambda t, x: 1 + x / 2), source, u)
+        return steady_error(Diffusion(grid, (lambda t, x: 1 + x / 2) if given == "function" else 1 + x / 2), source, u)
 
     assert slope(error, (24, 32, 48, 64)) == pytest.approx(2, abs=0.15)
 

@@ -233,6 +233,12 @@ def test_periodic_is_the_default_boundary_and_points_start_at_zero() -> None:
     torch.testing.assert_close(points(grid), torch.arange(10).double() / 2)
 
 
+@pytest.mark.parametrize("n", [8, 9])
+def test_wavenumbers_of_real_modes_leave_nyquist_out(n: int) -> None:
+    k = Grid1D(n, length=math.pi).wavenumbers(torch.empty(0, dtype=torch.float64))
+    torch.testing.assert_close(k, torch.tensor([0.0, 2, 4, 6, 0 if n == 8 else 8], dtype=torch.float64))
+
+
 def test_the_second_derivative_spreads_evenly() -> None:
     grid = Grid1D(24)
     u = torch.zeros(24, dtype=torch.float64)

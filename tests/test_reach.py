@@ -300,6 +300,9 @@ def test_a_buffer_that_requires_grad_gets_its_gradient(adjoint: str, leaf: bool)
             self.register_buffer("rate", rate, persistent=False)
             self.register_buffer("calls", torch.tensor(0))
 
+        rate: Tensor
+        calls: Tensor
+
         def forward(self, t: Any, y: Tensor) -> Tensor:
             self.calls += 1
             return -self.rate * y
