@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .boundary import Reach
+from .boundary import Boundary, Reach
 from .coefficient import Coefficient, attach, evaluate, extremes, is_constant
 from .equation import Term
 from .grid import Grid1D
@@ -52,7 +52,7 @@ class Advection(Term):
         self.forward_side: Derivative = derivative(grid, 1, self.scheme, 1)  # for c > 0
         self.backward_side: Derivative = derivative(grid, 1, self.scheme, -1)
         if not grid.periodic and is_constant(speed) and readable():
-            self._check_ends(*self._end_speeds(0.0, grid.points()), missing_only=True)
+            check_ends(self.boundary, *self._end_speeds(0.0, grid.points()), missing_only=True)
 
     @property
     def linear(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -104,7 +104,7 @@ class Advection(Term):
 
     def check_inflow(self, t: Any, u: Tensor) -> None:
         if readable():
-            self._check_ends(*self._end_speeds(t, self.grid.points(u)), missing_only=False)
+            check_ends(self.boundary, *self._end_speeds(t, self.grid.points(u)), missing_only=False)
 
     def _carried(self, t: float | Tensor, profile: Callable[..., Any]) -> Tensor:
         """profile(x - c t)."""
@@ -135,18 +135,22 @@ class Advection(Term):
             left, right = (c, c) if c.ndim == 0 else (c[..., 0], c[..., -1])
             return left.min().item(), left.max().item(), right.min().item(), right.max().item()
 
-    def _check_ends(self, left_low: float, left_high: float, right_low: float, right_high: float, missing_only: bool) -> None:
-        left, right = self.boundary.data()
-        inwards = (("left", left, left_high, left_high), ("right", right, -right_low, right_low))
-        kind = type(self.boundary).__name__
-        for end, datum, inflow, speed in inwards:
-            if inflow > 0 and datum is None:
-                raise ValueError(f"at speed {speed:g} the field flows in at the {end} end, which has no data; give {kind}({end}=...)")
-        for end, datum, inflow, speed in inwards:
-            if inflow < 0 and datum is not None and not missing_only:
-                raise ValueError(
-                    f"at speed {speed:g} the field flows out at the {end} end, which has data; give {kind}({end}=None), or add a Diffusion"
-                )
+
+def check_ends(
+    boundary: Boundary, left_low: float, left_high: float, right_low: float, right_high: float, missing_only: bool = False
+) -> None:
+    """ValueError unless data stand exactly at the ends where a field of these speeds (smallest and largest at each end) flows in."""
+    left, right = boundary.data()
+    inwards = (("left", left, left_high, left_high), ("right", right, -right_low, right_low))
+    kind = type(boundary).__name__
+    for end, datum, inflow, speed in inwards:
+        if inflow > 0 and datum is None:
+            raise ValueError(f"at speed {speed:g} the field flows in at the {end} end, which has no data; give {kind}({end}=...)")
+    for end, datum, inflow, speed in inwards:
+        if inflow < 0 and datum is not None and not missing_only:
+            raise ValueError(
+                f"at speed {speed:g} the field flows out at the {end} end, which has data; give {kind}({end}=None), or add a Diffusion"
+            )
 
 
 def transported(side: Derivative, flux: Callable[..., Tensor], grid: Grid1D, t: Any, u: Tensor, c: Any = None) -> Tensor:

@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .advection import transported
+from .advection import check_ends, transported
 from .coefficient import Coefficient, is_constant, is_zero
 from .diffusion import Diffusion
 from .equation import FieldEquation, Term
 from .grid import Grid1D
+from .numbers import readable
 from .stencils import Derivative, derivative, upwinded
 
 
@@ -42,6 +43,11 @@ class SelfAdvection(Term):
             return -transported(self.forward_side, lambda v: v**2 / 2, self.grid, t, u)
         right = transported(self.forward_side, lambda v: v.clamp(min=0) ** 2 / 2, self.grid, t, u)
         return -(right + transported(self.backward_side, lambda v: v.clamp(max=0) ** 2 / 2, self.grid, t, u))
+
+    def check_inflow(self, t: Any, u: Tensor) -> None:
+        if readable() and u.numel():
+            left, right = u.detach()[..., 0], u.detach()[..., -1]
+            check_ends(self.boundary, left.min().item(), left.max().item(), right.min().item(), right.max().item())
 
     def symbol(self, k: Tensor) -> Tensor:
         raise ValueError("Burgers transport is not linear and has no symbol; take matrix(u), or Advection at a speed of interest")

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PARTS = ["anodev2", "models", "tests", "pyproject.toml"]
+PARTS = ["anodev2", "models", "pde", "tests", "pyproject.toml"]
 
 # what is taken out: (file, text, instead, the tests that must notice)
 MUTATIONS = {
@@ -240,6 +240,21 @@ MUTATIONS = {
         "return {name: self.velocity[_key(name)] for",
         "return {name: self.velocity[_key(name)].detach() for",
         "test_dynamics.py",
+    ),
+    # pde
+    "a derivative of Nyquist": ("../pde/stencils.py", "k = grid.wavenumbers(padded)", "k = grid.modes(padded)", "test_pde_operators.py"),
+    "a wall slope of the other sign": ("../pde/boundary.py", "return image + datum", "return image - datum", "test_pde_boundaries.py"),
+    "upwind on the wrong side": (
+        "../pde/advection.py",
+        "return -(positive * self.forward_side(u, self.grid, t) + negative * self.backward_side",
+        "return -(positive * self.backward_side(u, self.grid, t) + negative * self.forward_side",
+        "test_pde_operators.py",
+    ),
+    "weno5 without its weights": (
+        "../pde/stencils.py",
+        "(smoothness + 1e-6) ** 2",
+        "(0 * smoothness + 1e-6) ** 2",
+        "test_pde_operators.py",
     ),
     "states promoted": ("solvers/method.py", "        k = k.to(leaf.dtype)", "        pass", "test_solve.py"),
     "leapfrog of what is not separable": (

@@ -324,3 +324,20 @@ def test_equal_grids_add_and_a_sum_flattens() -> None:
     nested = (first + second) + (first + second)
     assert sum(isinstance(m, Diffusion) for m in nested.modules()) in (2, 4)  # each term once, shared modules are the same
     assert not any(type(m) is type(nested) for m in nested.modules() if m is not nested)
+
+
+@pytest.mark.parametrize(
+    ("data", "level", "message"),
+    [
+        ((None, None), 1.0, "flows in at the left end"),
+        ((1.0, 0.5), 1.0, "flows out at the right end"),
+        ((None, None), -1.0, "flows in at the right"),
+    ],
+)
+def test_burgers_needs_data_exactly_where_u_flows_in(data: tuple[Any, Any], level: float, message: str) -> None:
+    u = torch.full((16,), level, dtype=torch.float64)
+    grid = Grid1D(16, 1.0, Dirichlet(*data))
+    with pytest.raises(ValueError, match=message):
+        Burgers(grid)(torch.tensor(0.0), u)
+    right = Dirichlet(level, None) if level > 0 else Dirichlet(None, level)
+    assert Burgers(Grid1D(16, 1.0, right))(torch.tensor(0.0), u).abs().max() < 1e-12

@@ -65,7 +65,7 @@ def test_the_flow_of_the_wave(scheme: str, n: int) -> None:
     """A pair in, a pair out, and a mean that moves at constant speed."""
     wave = Wave(Grid1D(n, L), 0.9, scheme)
     pair = (torch.randn(2, n, dtype=torch.float64), torch.randn(2, n, dtype=torch.float64))
-    flow = wave.flow(pair, TIMES)
+    flow: Any = wave.flow(pair, TIMES)
     assert all(torch.equal(found[0], start) for found, start in zip(flow, pair, strict=True))
     for found, expected in zip(flow, fine(wave, pair, steps=100), strict=True):
         close(found, expected, 1e-10)
@@ -94,7 +94,8 @@ def test_the_flow_between_walls(name: str) -> None:
 def test_the_flow_of_the_wave_between_walls(boundary: Any) -> None:
     wave = Wave(Grid1D(16, L, boundary), 0.9)
     pair = (torch.randn(2, 16, dtype=torch.float64), torch.randn(2, 16, dtype=torch.float64))
-    for found, expected in zip(wave.flow(pair, TIMES), fine(wave, pair, steps=100), strict=True):
+    flow: Any = wave.flow(pair, TIMES)
+    for found, expected in zip(flow, fine(wave, pair, steps=100), strict=True):
         close(found, expected, 1e-10)
 
 
@@ -193,7 +194,8 @@ def test_exact_between_walls_is_what_fine_grids_tend_to(kind: str) -> None:
         x = points(grid) / L
         u0 = 0.4 - 0.7 * x + x**2 * (1 - x) ** 2 * 16 if kind == "dirichlet" else x**2 * (3 - 2 * x)
         equation = Diffusion(grid, 0.1)
-        return (equation.exact(0.6, u0) - equation.flow(u0, [0.6])[0]).abs().max().item()
+        flow: Any = equation.flow(u0, [0.6])
+        return (equation.exact(0.6, u0) - flow[0]).abs().max().item()
 
     assert error(64) < 1e-3
     assert math.log2(error(32) / error(64)) == pytest.approx(2, abs=0.15)
@@ -354,7 +356,7 @@ def test_etdrk4_agrees_with_fine_stepping(name: str) -> None:
 def test_a_split_follows_a_learned_coefficient() -> None:
     """What is cached must not outlive an optimizer's step."""
     D = nn.Parameter(torch.tensor(0.1, dtype=torch.float64))
-    equation = Diffusion(Grid1D(16, L), D)
+    equation: Any = Diffusion(Grid1D(16, L), D)
     u = torch.randn(16, dtype=torch.float64)
     for value in (0.1, 0.3):
         with torch.no_grad():

@@ -88,7 +88,7 @@ def test_taylor_remainders_of_a_solve_fall_with_slope_two(name: str) -> None:
     start = [x.clone().requires_grad_() for x in start]
     gradient = torch.autograd.grad(objective(make(*start), u0), start)
     direction = [0.5 * torch.ones_like(x) if x.ndim == 0 else torch.sin(torch.arange(N).double()) / 2 for x in start]
-    expected = sum((g * d).sum() for g, d in zip(gradient, direction, strict=True))
+    expected = torch.stack([(g * d).sum() for g, d in zip(gradient, direction, strict=True)]).sum()
     with torch.no_grad():
         base = objective(make(*start), u0)
         moved = [objective(make(*(x + e * d for x, d in zip(start, direction, strict=True))), u0) for e in (2e-3, 1e-3)]
@@ -127,6 +127,20 @@ def test_a_parameter_gets_the_gradient_of_the_solve(name: str, adjoint: Any) -> 
     assert p.grad.abs() > 1e-4
 
 
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_a_parameter_of_another_precision_gets_its_gradient(name: str) -> None:
+    u0 = torch.sin(math.pi * points())
+    gradients = []
+    for parameter, field in ((torch.float64, torch.float64), (torch.float64, torch.float32), (torch.float32, torch.float64)):
+        p = nn.Parameter(torch.tensor(0.4, dtype=parameter))
+        du = PARAMETERS[name](p)(T.to(field), u0.to(field))
+        assert du.dtype == field
+        (du.square() * points().to(field)).sum().backward()
+        assert p.grad is not None and p.grad.dtype == parameter
+        gradients.append(p.grad.item())
+    assert gradients[1:] == pytest.approx([gradients[0]] * 2, rel=1e-4)
+
+
 def test_a_learned_boundary_that_moves() -> None:
     class Inflow(nn.Module):
         def __init__(self) -> None:
@@ -136,7 +150,7 @@ def test_a_learned_boundary_that_moves() -> None:
         def forward(self, t: Tensor) -> Tensor:
             return torch.sin(self.rate * t)
 
-    inflow = Inflow()
+    inflow: Any = Inflow()
     equation = Advection(walled(Dirichlet, inflow, None), 0.9)
     loss = lambda: odeint(equation, torch.zeros(N).double(), [0.0, 1.0], steps=30)[-1].sum()
     loss().backward()
@@ -153,7 +167,7 @@ def test_a_learned_boundary_that_moves() -> None:
 def test_gradcheck_of_flows(kind: str) -> None:
     u = torch.sin(3 * points()) + 0.15
     if kind == "periodic":
-        flow = lambda u, D, c, r: ReactionDiffusionAdvection(GRID, D, c, r).flow(u, [0.0, 0.4])
+        flow: Any = lambda u, D, c, r: ReactionDiffusionAdvection(GRID, D, c, r).flow(u, [0.0, 0.4])
         coefficients = numbers(0.1, -0.5, 0.3)
     else:
         wall = Dirichlet if kind == "dirichlet" else Neumann
@@ -167,7 +181,8 @@ def test_gradcheck_of_the_waves_flow(boundary: Any) -> None:
     """Through the standing mode too, where sin(w t) / w is t."""
     grid = GRID if boundary is None else Grid1D(N, 2.0, boundary)
     inputs = [x.clone().requires_grad_() for x in (torch.sin(3 * points()) + 0.2, torch.cos(points()), *numbers(0.9))]
-    assert torch.autograd.gradcheck(lambda u, v, c: Wave(grid, c).flow((u, v), [0.4]), inputs)
+    flow: Any = lambda u, v, c: Wave(grid, c).flow((u, v), [0.4])
+    assert torch.autograd.gradcheck(flow, inputs)
 
 
 def test_gradcheck_of_symbols() -> None:

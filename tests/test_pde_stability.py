@@ -40,7 +40,7 @@ def polynomial(method: str) -> list[Fraction]:
     tableau = METHODS[method]
     assert isinstance(tableau, Tableau)
     stages = [[Fraction(1)]]  # k_i / lambda as polynomials
-    add = lambda p, q: [(p[j] if j < len(p) else 0) + (q[j] if j < len(q) else 0) for j in range(max(len(p), len(q)))]
+    add: Any = lambda p, q: [(p[j] if j < len(p) else 0) + (q[j] if j < len(q) else 0) for j in range(max(len(p), len(q)))]
     for row in tableau.a[1:] if len(tableau.a) == tableau.stages else tableau.a:
         total = [Fraction(0)]
         for a, k in zip(row, stages, strict=False):
@@ -193,6 +193,22 @@ def test_growing_reaction_is_left_out() -> None:
     assert 0.5 * without < ReactionDiffusionAdvection(GRID, 0.1, 0.4, -2.0).max_stable_step("rk4") < without
 
 
+def test_the_limit_follows_learned_coefficients() -> None:
+    """What is remembered for one value must not answer for another."""
+    c, D = (torch.nn.Parameter(torch.tensor(value, dtype=torch.float64)) for value in (0.7, 0.01))
+    equation = Advection(GRID, c, "upwind3") + Diffusion(GRID, D)
+    for speed, diffusivity in ((0.7, 0.01), (-0.7, 0.01), (1.4, 0.02), (1.4, 0.3), (0.7, 0.01)):
+        with torch.no_grad():
+            c.fill_(speed)
+            D.fill_(diffusivity)
+        fresh = Advection(Grid1D(16, 2.0), speed, "upwind3") + Diffusion(Grid1D(16, 2.0), diffusivity)
+        assert equation.max_stable_step("rk4") == pytest.approx(fresh.max_stable_step("rk4"), rel=1e-9)
+        eigenvalues = torch.linalg.eigvals(fresh.matrix())
+        assert R("rk4", 0.98 * equation.max_stable_step("rk4") * eigenvalues).abs().max() < 1 + 2e-6
+        assert R("rk4", 1.02 * equation.max_stable_step("rk4") * eigenvalues).abs().max() > 1 + 1e-6
+    assert equation.max_stable_step("euler") < equation.max_stable_step("rk4")
+
+
 @pytest.mark.parametrize("method", ["backward_euler", "implicit_midpoint"])
 def test_implicit_methods_have_no_limit_on_diffusion(method: str) -> None:
     assert Diffusion(GRID, 0.3).max_stable_step(method) == math.inf
@@ -321,12 +337,20 @@ def test_leapfrog_takes_a_wave_back_to_where_it_started(boundary: Any) -> None:
         torch.testing.assert_close(found[-1], expected, rtol=0, atol=1e-11)
 
 
+def test_the_energy_is_that_of_the_wave() -> None:
+    """1/2 int v^2/c^2 + (du/dx)^2 of u = sin(k x), v = cos(k x) / 2: length / 4 (1 / (4 c^2) + k^2)."""
+    k = 2 * math.pi / GRID.length
+    pair = (torch.sin(k * points(GRID)), torch.cos(k * points(GRID)) / 2)
+    expected = GRID.length / 4 * (1 / (4 * 0.8**2) + k**2)
+    assert Wave(GRID, -0.8, "spectral").energy(pair).item() == pytest.approx(expected, rel=1e-12)
+
+
 @pytest.mark.parametrize("boundary", [None, Dirichlet(), Neumann()], ids=["periodic", "dirichlet", "neumann"])
 def test_the_wave_itself_conserves_its_energy(boundary: Any) -> None:
     """dE/dt = grad E . (u', v') is zero for any pair: closed walls reflect."""
     grid = Grid1D(24, 2.0) if boundary is None else Grid1D(24, 2.0, boundary)
     wave = Wave(grid, lambda t, x: 1 + 0.3 * torch.sin(math.pi * x))
-    pair = tuple(torch.randn(24).double().requires_grad_() for _ in range(2))
+    pair = (torch.randn(24).double().requires_grad_(), torch.randn(24).double().requires_grad_())
     energy = wave.energy(pair)
     gradient = torch.autograd.grad(energy, pair)
     rates = [a * b for a, b in zip(gradient, wave(ZERO, pair), strict=True)]
