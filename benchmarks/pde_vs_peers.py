@@ -133,6 +133,7 @@ def ours(case: Case, u0: Tensor, scheme: str, method: str, steps: int, compiled:
     equation, t = case.equation(scheme), [0.0, case.end()]
     func: Any = equation
     if compiled:
+        torch._dynamo.reset()  # or its limit of recompilations stops it
         func = torch.compile(equation, fullgraph=True)
     return lambda: odeint(func, u0, t, method=method, steps=steps)[-1]
 
@@ -186,6 +187,7 @@ def measure(case: Case, batch: int, python: str | None, rows: list[str], peers: 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--py-pde", help="a Python interpreter that has py-pde")
+    parser.add_argument("--problems", nargs="+", default=["advection", "diffusion", "burgers"])
     parser.add_argument("--sizes", type=int, nargs="+", default=[128, 1024, 8192])
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 64])
     options = parser.parse_args()
@@ -200,7 +202,7 @@ def main() -> None:
     )
     peers: dict[tuple[str, int], dict[str, Any] | None] = {}
     rows: list[str] = []
-    for name in ("advection", "diffusion", "burgers"):
+    for name in options.problems:
         for n in options.sizes:
             for batch in options.batches:
                 measure(Case(name, n), batch, options.py_pde, rows, peers)

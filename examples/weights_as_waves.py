@@ -5,7 +5,7 @@
 Any equation of ``pde`` can drive the weights of a ``CoupledODEBlock``: ``FieldDynamics`` lays it along an axis of theirs. What one
 channel is looked for now, its neighbour is looked for later; a second-order equation also has an initial velocity for every weight,
 so this block has twice the kernel parameters of the standing one. Both networks start from the same weights and see the same images
-in the same order. On 2,000 images they come out equal (45, 42 and 45 % with waves, 45, 44 and 45 % without, for three seeds): the
+in the same order. On 2,000 images they come out alike (45, 42 and 45 % with waves, 45, 44 and 45 % without, for three seeds): the
 example shows that such a layer trains, not that it is better.
 
     python examples/weights_as_waves.py [PICTURE.png]
