@@ -55,7 +55,7 @@ class FourierOperator(LinearOperator):
         return self._times(1 / (1 - scale * self.symbol))(u)
 
     def phi(self, scale: Time, count: int) -> list[Action]:
-        fixed = not (self.symbol.requires_grad or isinstance(scale, Tensor))
+        fixed = not (self.symbol.requires_grad or isinstance(scale, Tensor) or torch.compiler.is_compiling())
         if fixed and (scale, count) in self._known:
             return self._known[scale, count]
         actions = [self._times(values) for values in phi_functions(scale * self.symbol, count)]

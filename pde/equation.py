@@ -171,7 +171,7 @@ class FieldEquation(Equation):
         """
         sources = self.tensors()
         live = any(source.requires_grad or source.is_inference() for source in sources)
-        if live or torch.is_inference_mode_enabled() or not readable():
+        if not readable() or live or torch.is_inference_mode_enabled():
             return self._make_split()
         coefficients = [getattr(term, term.coefficient) for term in self.terms()]
         key = [*((source, source._version, source.dtype, source.device) for source in sources), *((value,) for value in coefficients)]

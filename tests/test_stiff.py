@@ -12,6 +12,7 @@ from torch import Tensor
 
 from anodev2 import METHODS, Adjoint, BackwardEuler, CheckpointAdjoint, DirectAdjoint, FourierOperator, SolveError, odeint, solve
 from anodev2.linear import DenseOperator, phi_functions
+from pde import Burgers, Grid1D
 
 EXACT_ADJOINTS = [CheckpointAdjoint(), CheckpointAdjoint(slots=2), CheckpointAdjoint(memory="64MiB")]
 
@@ -163,3 +164,15 @@ def test_what_they_refuse() -> None:
         FourierOperator(torch.zeros(8), 16)
     with pytest.raises(ValueError, match="square matrix"):
         DenseOperator(torch.zeros(3, 4))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:FutureWarning")  # torch's own forward mode uses it
+@pytest.mark.parametrize("method", ["etdrk4", "imex2"])
+def test_whole_solves_compile_and_vectorise(method: str) -> None:
+    equation = Burgers(Grid1D(16), 0.1)
+    u = torch.randn(3, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    run = lambda u: odeint(equation, u, [0.0, 0.1], method=method, steps=2, adjoint="direct")[-1]
+    torch.testing.assert_close(torch.compile(run, fullgraph=True, backend="aot_eager")(u), run(u))
+    torch.testing.assert_close(torch.vmap(run)(u), run(u))
+    moved = torch.func.jvp(run, (u,), (torch.ones_like(u),))[1]
+    torch.testing.assert_close(moved, (run(u + 1e-6) - run(u - 1e-6)) / 2e-6, rtol=1e-6, atol=1e-8)
