@@ -46,7 +46,7 @@ class FourierOperator(LinearOperator):
             raise ValueError(f"symbol of shape {tuple(symbol.shape)} must have {n // 2 + 1} entries, one per real mode of n={n} points")
         self.symbol = symbol
         self.n = n
-        self._known: dict[tuple[Time, int], list[Action]] = {}
+        self._known: dict[tuple[Time, int, int], list[Action]] = {}
 
     def __call__(self, u: Tensor) -> Tensor:
         return self._times(self.symbol)(u)
@@ -55,12 +55,14 @@ class FourierOperator(LinearOperator):
         return self._times(1 / (1 - scale * self.symbol))(u)
 
     def phi(self, scale: Time, count: int) -> list[Action]:
-        fixed = not (self.symbol.requires_grad or isinstance(scale, Tensor) or torch.compiler.is_compiling())
-        if fixed and (scale, count) in self._known:
-            return self._known[scale, count]
+        fixed = not (isinstance(scale, Tensor) or self.symbol.requires_grad or torch.compiler.is_compiling())
+        if not fixed or self.symbol.is_inference() or torch.is_inference_mode_enabled():  # what is kept must serve training too
+            return [self._times(values) for values in phi_functions(scale * self.symbol, count)]
+        key = (scale, count, self.symbol._version)
+        if key in self._known:
+            return self._known[key]
         actions = [self._times(values) for values in phi_functions(scale * self.symbol, count)]
-        if fixed:
-            self._known = {(scale, count): actions, **dict(list(self._known.items())[:3])}
+        self._known = {key: actions, **dict(list(self._known.items())[:3])}
         return actions
 
     def _times(self, factor: Tensor) -> Action:

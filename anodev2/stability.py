@@ -127,7 +127,7 @@ def stability_function(method: str | Tableau | Method) -> StabilityFunction:
 
 
 def _ray(direction: Tensor) -> Tensor:
-    """In the upper half plane, R being real on reals, and on the imaginary axis where it is so but for round-off."""
+    """On the imaginary axis where it is so but for round-off."""
     real = torch.where(direction.real.abs() < 1e-13, 0.0, direction.real)
     return torch.complex(real, direction.imag)
 

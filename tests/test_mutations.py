@@ -221,8 +221,8 @@ MUTATIONS = {
     "two weights of an IMEX row swapped": ("solvers/imex.py", "(11 / 18, 1 / 18)", "(1 / 18, 11 / 18)", "test_stiff.py"),
     "the implicit gradient without its solve": (
         "solvers/implicit.py",
-        "return gmres(transposed, g, self._bound(g.dtype))",
-        "return g",
+        "            return v\n",
+        "            return g\n",
         "test_stiff.py",
     ),
     "phi functions by the recurrence near zero": ("linear.py", "near = z.abs() < 1", "near = z.abs() < 0", "test_stiff.py"),

@@ -176,3 +176,25 @@ def test_whole_solves_compile_and_vectorise(method: str) -> None:
     torch.testing.assert_close(torch.vmap(run)(u), run(u))
     moved = torch.func.jvp(run, (u,), (torch.ones_like(u),))[1]
     torch.testing.assert_close(moved, (run(u + 1e-6) - run(u - 1e-6)) / 2e-6, rtol=1e-6, atol=1e-8)
+
+
+def test_a_gradient_that_cannot_be_solved_for_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    y0 = torch.linspace(0.1, 1, 40, dtype=torch.float64).requires_grad_()
+    rates = -torch.logspace(0, 6, 40, dtype=torch.float64)
+    end = odeint(lambda t, y: rates * y, y0, [0.0, 1.0], method="backward_euler", steps=1, adjoint="direct")[-1]
+    monkeypatch.setattr("anodev2.solvers.implicit.RESTART", 3)
+    monkeypatch.setattr("anodev2.solvers.implicit.CYCLES", 2)
+    with pytest.raises(RuntimeError, match="could not be solved for"):
+        end.sum().backward()
+
+
+def test_what_an_operator_keeps_follows_its_symbol_and_serves_training() -> None:
+    symbol = -torch.arange(9, dtype=torch.float64).to(torch.complex128)
+    operator, u = FourierOperator(symbol, 16), torch.randn(16, dtype=torch.float64, requires_grad=True)
+    with torch.inference_mode():
+        operator.phi(0.1, 1)
+    operator.phi(0.1, 1)[0](u).sum().backward()
+    before = operator.phi(0.1, 1)[0](u)
+    symbol.mul_(2)
+    torch.testing.assert_close(operator.phi(0.1, 1)[0](u), FourierOperator(symbol.clone(), 16).phi(0.1, 1)[0](u))
+    assert not torch.equal(operator.phi(0.1, 1)[0](u), before)

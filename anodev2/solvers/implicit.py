@@ -27,8 +27,9 @@ RESTART, CYCLES = 60, 20  # of GMRES: vectors kept, and how often it starts agai
 class Implicit(Method):
     """y(t + dt) from the equation w = y + s dt f(t + c dt, w) for the stage w.
 
-    ``tolerance``: relative residual of w, at least 10 units of round-off, and of the solves for gradients. A step that does not
-    get there within ``iterations`` of Newton's ends the solve. First derivatives only; no torch.func transforms, no compilation.
+    ``tolerance``: relative residual of w, at least 100 units of round-off, and of the solves for gradients. A step that does not
+    get there within ``iterations`` of Newton's ends the solve; a gradient that cannot be solved for is a RuntimeError. First
+    derivatives only; no torch.func transforms, no compilation.
     """
 
     tolerance: float = 1e-10
@@ -65,7 +66,13 @@ class Implicit(Method):
             if not around.requires_grad:
                 return g
             transposed = lambda v: torch.autograd.grad(around, variable, v, retain_graph=True)[0]  # noqa: E731
-            return gmres(transposed, g, self._bound(g.dtype))
+            v, left = gmres(transposed, g, self._bound(g.dtype))
+            if not left <= 10 * self._bound(g.dtype):
+                raise RuntimeError(
+                    f"the gradient of a step of {self.name} could not be solved for: GMRES stopped at a residual of {left:.3g} (relative); "
+                    "take smaller steps, or a method for func.split() such as imex2"
+                )
+            return v
 
         defect.register_hook(solved_for)
         return state.split(solution - (defect - defect.detach()))
@@ -88,7 +95,7 @@ class Implicit(Method):
                 step = root * (1 + float(torch.linalg.vector_norm(w))) / float(torch.linalg.vector_norm(v))
                 return (residual(w + step * v) - r) / step
 
-            w = w - gmres(slope, r, 1e-3, preconditioner)
+            w = w - gmres(slope, r, 1e-3, preconditioner)[0]
             r = residual(w)
         raise StepFailed(
             f"Newton's iteration of {self.name} stopped at a residual of {float(torch.linalg.vector_norm(r)):.3g}; take smaller steps"
@@ -125,22 +132,21 @@ class ImplicitMidpoint(Implicit):
         return [2 * w - leaf for w, leaf in zip(self.solved(field, step, 0.5, y), y, strict=True)]
 
 
-def gmres(
-    operator: Linear, b: Tensor, tolerance: float, preconditioner: Linear | None = None, restart: int = 60, cycles: int = 20
-) -> Tensor:
-    """x with |operator(x) - b| <= tolerance |b|, or the best found: restarted GMRES, preconditioned from the right.
+def gmres(operator: Linear, b: Tensor, tolerance: float, preconditioner: Linear | None = None) -> tuple[Tensor, float]:
+    """x with |b - operator(x)| <= tolerance |b|, or the best found, and |b - operator(x)| / |b|: restarted, preconditioned from the right.
 
     Source: Saad, Schultz, SIAM J. Sci. Stat. Comput. 7 (1986).
     """
     x, r = torch.zeros_like(b), b
-    target = tolerance * float(torch.linalg.vector_norm(b))
+    size = beta = float(torch.linalg.vector_norm(b))
+    target = tolerance * size
     for _ in range(CYCLES):
-        beta = float(torch.linalg.vector_norm(r))
         if not target < beta < float("inf"):
             break
         x = x + _cycle(operator, r, beta, target, preconditioner or (lambda v: v), min(RESTART, len(b)))
         r = b - operator(x)
-    return x
+        beta = float(torch.linalg.vector_norm(r))
+    return x, beta / size if size else 0.0
 
 
 def _cycle(operator: Linear, r: Tensor, beta: float, target: float, preconditioner: Linear, restart: int) -> Tensor:
