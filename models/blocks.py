@@ -1,4 +1,5 @@
-"""What the networks are built of: norms that know the step, branches f, and the three ways to put a branch in a block."""
+"""What the networks are built of: convolutions that may know the time, norms that know the step, branches f, and the three
+ways to put a branch in a block."""
 
 from __future__ import annotations
 
@@ -10,10 +11,26 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from anodev2 import Adjoint, CoupledODEBlock, Dynamics, ODEBlock, ReactionDiffusionAdvection, Tableau
+from anodev2 import Adjoint, CoupledODEBlock, Dynamics, Method, ODEBlock, ReactionDiffusionAdvection, Tableau
 
 BlockKind = Literal["residual", "ode", "coupled"]
 NormKind = Literal["per_step", "shared"]
+
+
+class BranchConv2d(nn.Conv2d):
+    """conv(z), padded by half the kernel; where ``time``, conv([z, t]): t is one more input channel, constant and behind those of z."""
+
+    def __init__(
+        self, inner: int, outer: int, kernel: int | tuple[int, int], stride: int = 1, *, bias: bool = True, time: bool = False
+    ) -> None:
+        height, width = (kernel, kernel) if isinstance(kernel, int) else kernel
+        super().__init__(inner + time, outer, kernel, stride, padding=(height // 2, width // 2), bias=bias)
+        self.time = time
+
+    def forward(self, input: Tensor, t: Any = 0.0) -> Tensor:
+        if self.time:
+            input = torch.cat([input, torch.ones_like(input[:, :1]) * t], 1)
+        return super().forward(input)
 
 
 class SharedNorm2d(nn.BatchNorm2d):
@@ -26,7 +43,8 @@ class SharedNorm2d(nn.BatchNorm2d):
 class PerStepNorm2d(nn.ModuleList):
     """One BatchNorm2d for each step of a fixed grid, chosen by the integer step; the stages of a step share it.
 
-    One set of statistics for all times would be wrong at each of them (TA-BN, NeurIPS 2024).
+    One set of statistics for all times would be wrong at each of them (TA-BN, NeurIPS 2024). The state of a single BatchNorm2d loads
+    too, and is copied to every step: so the weights of a residual network load into its ODE.
     """
 
     def __init__(self, channels: int, steps: int) -> None:
@@ -37,6 +55,14 @@ class PerStepNorm2d(nn.ModuleList):
             raise ValueError(f"this norm was made for {len(self)} steps, the solver took step number {step + 1}; use norm='shared'")
         return self[step](input)
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        plain = [name for name in self[0].state_dict() if prefix + name in state_dict]
+        if plain and not any(key.startswith(f"{prefix}{step}.") for key in state_dict for step in range(len(self))):
+            for name in plain:  # state_dict is load_state_dict's own dict of this module's entries
+                value = state_dict.pop(prefix + name)
+                state_dict.update({f"{prefix}{step}.{name}": value for step in range(len(self))})
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
 
 def norm2d(channels: int, kind: NormKind, steps: int) -> SharedNorm2d | PerStepNorm2d:
     """The norm of a branch; a single step has the plain BatchNorm's parameter names either way."""
@@ -44,30 +70,30 @@ def norm2d(channels: int, kind: NormKind, steps: int) -> SharedNorm2d | PerStepN
 
 
 class BasicBranch(nn.Module):
-    """f(z) = BN(conv3x3(relu(BN(conv3x3 z)))), shape-preserving: the branch of a ResNet's basic block."""
+    """f(t, z) = BN(conv3x3(relu(BN(conv3x3 z)))), shape-preserving: the branch of a ResNet's basic block."""
 
-    def __init__(self, channels: int, norm: NormKind, steps: int) -> None:
+    def __init__(self, channels: int, norm: NormKind = "shared", steps: int = 1, time: bool = False) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.conv1 = BranchConv2d(channels, channels, 3, bias=False, time=time)
         self.norm1 = norm2d(channels, norm, steps)
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.conv2 = BranchConv2d(channels, channels, 3, bias=False, time=time)
         self.norm2 = norm2d(channels, norm, steps)
 
     def forward(self, t: Any, z: Tensor, *, step: int) -> Tensor:
-        z = torch.relu(self.norm1(self.conv1(z), step))
-        return self.norm2(self.conv2(z), step)
+        z = torch.relu(self.norm1(self.conv1(z, t), step))
+        return self.norm2(self.conv2(z, t), step)
 
 
 class WideBranch(nn.Module):
-    """f(z) = BN(conv5x5 z) with bias, shape-preserving: the branch of AlexNet's second layer."""
+    """f(t, z) = BN(conv5x5 z) with bias, shape-preserving: the branch of AlexNet's second layer."""
 
-    def __init__(self, channels: int, norm: NormKind, steps: int) -> None:
+    def __init__(self, channels: int, norm: NormKind = "shared", steps: int = 1, time: bool = False) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 5, padding=2)
+        self.conv = BranchConv2d(channels, channels, 5, time=time)
         self.norm = norm2d(channels, norm, steps)
 
     def forward(self, t: Any, z: Tensor, *, step: int) -> Tensor:
-        return self.norm(self.conv(z), step)
+        return self.norm(self.conv(z, t), step)
 
 
 class ResidualBlock(nn.Module):
@@ -85,17 +111,28 @@ class ResidualBlock(nn.Module):
 class BlockMaker:
     """Turns branches into blocks of one kind; the arguments are those of the networks.
 
+    Args:
+        block: "residual": z + f(0, z); "ode": dz/dt = f(t, z); "coupled": the weights of f move by ``dynamics``.
+        steps, method, adjoint: as for ``ODEBlock``; of no effect on residual blocks.
+        dynamics: a ``Dynamics``, copied into each block, which evolves all that it accepts; None: reaction-diffusion-advection.
+        weight_steps, weight_method, weights: as for ``CoupledODEBlock``; of no effect on other blocks.
+        norm: a BatchNorm for each step, or one shared by all.
+        time: t is one more input channel of every convolution of f.
+
     Raises:
-        ValueError: an unknown ``block`` or ``norm``, or dynamics for a block without any.
+        ValueError: an unknown ``block`` or ``norm``, dynamics for a block without any, or time for a residual block.
     """
 
     block: BlockKind = "coupled"
     steps: int = 5
-    method: str | Tableau = "euler"
+    method: str | Tableau | Method = "euler"
     dynamics: Dynamics | None = None
     weight_steps: int | None = None
     norm: NormKind = "per_step"
     adjoint: str | Adjoint = "checkpoint"
+    time: bool = False
+    weight_method: str | Tableau | Method | None = None
+    weights: Literal["along", "final"] = "along"
 
     def __post_init__(self) -> None:
         if self.block not in ("residual", "ode", "coupled"):
@@ -104,12 +141,14 @@ class BlockMaker:
             raise ValueError(f"norm={self.norm!r} must be 'per_step' or 'shared'")
         if self.dynamics is not None and self.block != "coupled":
             raise ValueError(f"dynamics only act with block='coupled', got block={self.block!r}")
+        if self.time and self.block == "residual":
+            raise ValueError("time=True needs block='ode' or 'coupled', got block='residual', which reads t = 0 alone")
 
-    def __call__(self, branch: Callable[[int, NormKind, int], nn.Module], channels: int) -> nn.Module:
-        """A block around ``branch(channels, norm, steps)``; each block has its own copy of the dynamics."""
+    def __call__(self, branch: Callable[[int, NormKind, int, bool], nn.Module], channels: int) -> nn.Module:
+        """A block around ``branch(channels, norm, steps, time)``; each block has its own copy of the dynamics."""
         if self.block == "residual":
-            return ResidualBlock(branch(channels, self.norm, 1))
-        f = branch(channels, self.norm, self.steps)
+            return ResidualBlock(branch(channels, self.norm, 1, False))
+        f = branch(channels, self.norm, self.steps, self.time)
         if self.block == "ode":
             return ODEBlock(f, steps=self.steps, method=self.method, adjoint=self.adjoint)
         dynamics = copy.deepcopy(self.dynamics) if self.dynamics is not None else ReactionDiffusionAdvection()
@@ -119,5 +158,7 @@ class BlockMaker:
             steps=self.steps,
             weight_steps=self.weight_steps,
             method=self.method,
+            weight_method=self.weight_method,
+            weights=self.weights,
             adjoint=self.adjoint,
         )
