@@ -1,10 +1,9 @@
-"""Small labelled images as tensors: loading, caching, and augmentation of whole batches."""
+"""Small labelled images as tensors: loading, caching, and augmentation of whole batches on their device."""
 
 from __future__ import annotations
 
 import contextlib
 import io
-import os
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +12,14 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from filelock import FileLock
 from torch import Tensor
+
+from examples.runs import replacing
 
 MINI = Path(__file__).parent / "data" / "cifar10_mini.npz"
 NAMES = ("x_train", "y_train", "x_test", "y_test")
+PADDING = 4  # pixels an image is shifted at most
 Arrays = dict[str, Any]
 
 
@@ -26,20 +29,29 @@ class DataError(Exception):
 
 @dataclass
 class Images:
-    """Training and test images on a device, normalised per channel: x (n, 3, 32, 32) float32, y (n,) int64."""
+    """Labelled images on one device: x (n, height, width, 3) uint8, y (n,) int64; mean and std (3,) of the training images."""
 
     x_train: Tensor
     y_train: Tensor
     x_test: Tensor
     y_test: Tensor
+    mean: Tensor
+    std: Tensor
 
     @property
     def classes(self) -> int:
         return int(max(self.y_train.max(), self.y_test.max())) + 1
 
+    def normalised(self, x: Tensor) -> Tensor:
+        """(n, 3, height, width) float32, the training images of mean 0 and deviation 1 per channel; channels last in memory."""
+        return ((x.float() - self.mean) / self.std).permute(0, 3, 1, 2)
 
-def load_images(data: str, data_dir: Path, device: torch.device) -> Images:
-    """``data``: "mini" (in this repository), "cifar10", "cifar100", or a folder with one folder of images per class."""
+
+def load_images(data: str, data_dir: Path, device: torch.device, subset: int | None = None) -> Images:
+    """``data``: "mini" (in this repository), "cifar10", "cifar100", or a folder with one folder of images per class.
+
+    ``subset``: only so many training images, and at most so many test images, spread over the whole set.
+    """
     if data == "mini":
         arrays = _read(MINI)
     elif data in ("cifar10", "cifar100"):
@@ -48,10 +60,23 @@ def load_images(data: str, data_dir: Path, device: torch.device) -> Images:
         arrays = _folder(Path(data))
     else:
         raise DataError(f"--data {data!r} is neither mini, cifar10, cifar100 nor a folder with one folder of images per class")
-    x_train, x_test = (torch.from_numpy(arrays[name]).to(device).permute(0, 3, 1, 2).float() for name in ("x_train", "x_test"))
+    if subset is not None:
+        arrays = {name: array[np.linspace(0, len(array) - 1, min(subset, len(array))).astype(int)] for name, array in arrays.items()}
+    mean, std = _statistics(arrays["x_train"])
+    x_train, x_test = (torch.from_numpy(arrays[name]).to(device) for name in ("x_train", "x_test"))
     y_train, y_test = (torch.from_numpy(arrays[name]).to(device).long() for name in ("y_train", "y_test"))
-    mean, std = x_train.mean((0, 2, 3), keepdim=True), x_train.std((0, 2, 3), keepdim=True)
-    return Images((x_train - mean) / std, y_train, (x_test - mean) / std, y_test)
+    return Images(x_train, y_train, x_test, y_test, mean.to(device), std.to(device))
+
+
+def _statistics(x: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation per channel, from how often each of the 256 values occurs."""
+    counts = torch.zeros(3, 256, dtype=torch.float64)
+    for part in np.array_split(x, max(1, len(x) // 1000)):  # bincount makes 8 bytes of every one
+        counts += torch.from_numpy(np.stack([np.bincount(part[..., channel].ravel(), minlength=256) for channel in range(3)]))
+    share, values = counts / counts.sum(1, keepdim=True), torch.arange(256.0, dtype=torch.float64)
+    mean = share @ values
+    std = (share @ values**2 - mean**2).sqrt().clamp(min=1.0)
+    return mean.float(), std.float()
 
 
 def _read(path: Path) -> Arrays:
@@ -67,8 +92,16 @@ def _read(path: Path) -> Arrays:
 def _cifar(name: str, data_dir: Path) -> Arrays:
     """The decoded arrays from ``data_dir/NAME.npz``, else downloaded by torchvision and kept there."""
     cache = data_dir / f"{name}.npz"
-    if cache.exists():
-        return _read(cache)
+    data_dir.mkdir(parents=True, exist_ok=True)
+    with FileLock(data_dir / f".{name}.lock"):  # one process downloads, the others wait for it
+        if not cache.exists():
+            arrays = _download(name, data_dir)
+            with replacing(cache) as file:
+                np.savez(file, **arrays)
+    return _read(cache)
+
+
+def _download(name: str, data_dir: Path) -> Arrays:
     from torchvision.datasets import CIFAR10, CIFAR100
 
     kind = {"cifar10": CIFAR10, "cifar100": CIFAR100}[name]
@@ -81,11 +114,8 @@ def _cifar(name: str, data_dir: Path) -> Arrays:
                 arrays |= {f"x_{part}": dataset.data, f"y_{part}": np.asarray(dataset.targets, dtype=np.int64)}
     except (OSError, RuntimeError) as error:
         raise DataError(
-            f"{name} is not in {cache} and could not be downloaded ({error}); try --data mini, or copy the file there"
+            f"{name} is not in {data_dir / name}.npz and could not be downloaded ({error}); try --data mini, or copy the file there"
         ) from None
-    partial = cache.with_suffix(f".{os.getpid()}.npz")
-    np.savez(partial, **arrays)
-    os.replace(partial, cache)
     return arrays
 
 
@@ -115,14 +145,40 @@ def _decode(folder: Path) -> tuple[np.ndarray, np.ndarray, list[str]]:
     return np.stack([x for x, _ in pairs]), np.array([y for _, y in pairs], dtype=np.int64), dataset.classes
 
 
-def crop_and_flip(x: Tensor, generator: torch.Generator, padding: int = 4) -> Tensor:
-    """Each image of the batch shifted by up to ``padding`` pixels (zeros come in) and mirrored with probability 1/2."""
+@dataclass
+class Draws:
+    """What chance decides about n images: shift (2, n) in pixels, mirror (n,) bool, the centre (2, n) of a hole in [0, 1)."""
+
+    shift: Tensor
+    mirror: Tensor
+    hole: Tensor | None
+
+    def __getitem__(self, part: slice) -> Draws:
+        return Draws(self.shift[:, part], self.mirror[part], None if self.hole is None else self.hole[:, part])
+
+
+def drawn(count: int, generator: torch.Generator, device: torch.device, *, cutout: bool = False) -> Draws:
+    """Drawn on the CPU, so that every device sees the same images, and moved as a whole, so that none waits for the next batch."""
+    shift = torch.randint(-PADDING, PADDING + 1, (2, count), generator=generator)
+    mirror = torch.rand(count, generator=generator) < 0.5
+    hole = torch.rand(2, count, generator=generator).to(device) if cutout else None
+    return Draws(shift.to(device), mirror.to(device), hole)
+
+
+def augment(x: Tensor, draws: Draws, cutout: int = 0) -> Tensor:
+    """Each image (n, 3, height, width) shifted by up to ``PADDING`` pixels, mirrored or not, a square of side ``cutout`` blank.
+
+    Blank is 0, the mean colour, as is what comes in from outside.
+    """
     count, _, height, width = x.shape
-    shift = torch.randint(0, 2 * padding + 1, (2, count, 1), generator=generator).to(x.device)
-    mirror = (torch.rand(count, 1, generator=generator) < 0.5).to(x.device)
-    rows = shift[0] + torch.arange(height, device=x.device)
-    columns = torch.arange(width, device=x.device)
-    columns = shift[1] + torch.where(mirror, columns.flip(0), columns)
-    padded = F.pad(x, (padding,) * 4).permute(0, 2, 3, 1)
-    batch = torch.arange(count, device=x.device)[:, None, None]
-    return padded[batch, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
+    rows, columns = torch.arange(height, device=x.device), torch.arange(width, device=x.device)
+    mirrored = torch.where(draws.mirror[:, None], columns.flip(0), columns)
+    y, z = PADDING + draws.shift[0, :, None] + rows, PADDING + draws.shift[1, :, None] + mirrored
+    padded = F.pad(x, (PADDING,) * 4).permute(0, 2, 3, 1)
+    out = padded[torch.arange(count, device=x.device)[:, None, None], y[:, :, None], z[:, None, :]].permute(0, 3, 1, 2)
+    if draws.hole is None:
+        return out
+    low, high = cutout // 2, cutout - cutout // 2
+    top, left = ((draws.hole[axis, :, None] * size).floor() for axis, size in enumerate((height, width)))
+    down, across = (rows >= top - low) & (rows < top + high), (columns >= left - low) & (columns < left + high)
+    return out.masked_fill((down[:, :, None] & across[:, None, :])[:, None], 0.0)

@@ -2,25 +2,25 @@
 
     python examples/train_cifar.py                                        # a minute or two on two cores, data included
     python examples/train_cifar.py --data cifar10 --epochs 30             # the full set, downloaded on first use
-    python examples/train_cifar.py --model resnet10 --block ode --steps 3
+    python examples/train_cifar.py --model resnet10 --block ode --steps 3 --seeds 0 1 2
     python examples/train_cifar.py --resume runs/resnet4-coupled-mini-0   # go on after an interruption
+    torchrun --nproc-per-node 2 examples/train_cifar.py --data cifar10 --batch-size 512
 
-Every run has a folder: config.json, metrics.csv, curves.png, last.pt (to resume from), best.pt (the best epoch's
-weights) and result.json. A run that was killed and resumed ends, on the CPU, with the same weights to the bit.
+Every run has a folder: config.json, metrics.csv, curves.png, last.pt (to resume from), best.safetensors and
+last.safetensors (weights) and result.json. A run that was killed and resumed ends, on the CPU, with the same weights to
+the bit; one that several processes began may go on in one, and the other way round.
 """
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
-import json
 import math
-import os
-import pickle
+import statistics
 import sys
 import time
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -28,10 +28,13 @@ import torch
 import torch.nn.functional as F
 import tyro
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from anodev2 import CoupledODEBlock, ReactionDiffusionAdvection
-from examples.images import DataError, Images, crop_and_flip, load_images
+from anodev2 import Adjoint, CheckpointAdjoint, CoupledODEBlock, Dynamics, Galerkin, ReactionDiffusionAdvection, Static
+from examples.images import DataError, Images, augment, drawn, load_images
+from examples.ranks import Ranks, joined
+from examples.runs import RunError, load_checkpoint, read_json, save_checkpoint, save_weights, write_history, write_json
 from models import MODELS
 
 
@@ -43,26 +46,44 @@ class Config:
     """mini (2,000 real CIFAR-10 images, in the repository), cifar10, cifar100, or a folder of class folders"""
     data_dir: Path = Path("data")
     """where cifar10.npz / cifar100.npz lie or are put after the download"""
-    model: Literal["resnet4", "resnet10", "alexnet"] = "resnet4"
-    """network; 7,706, 44,186 and 1,756,682 parameters as residual networks"""
+    subset: int | None = None
+    """use only so many training images, and at most so many test images"""
+    model: Literal["resnet4", "resnet10", "resnet18", "alexnet", "squeezenext"] = "resnet4"
+    """network; docs/models.md has the parameters and multiply-adds of each"""
     block: Literal["residual", "ode", "coupled"] = "coupled"
-    """residual: one Euler step; ode: dz/dt = f(z, theta); coupled: theta moves too, by reaction-diffusion-advection"""
+    """residual: one Euler step; ode: dz/dt = f(z, theta); coupled: theta moves too"""
     steps: int = 5
     """steps of every block (of no effect on residual ones)"""
-    method: Literal["euler", "midpoint", "rk4"] = "euler"
+    method: Literal["euler", "midpoint", "heun2", "rk4"] = "euler"
     """time-stepping method of every block"""
     norm: Literal["per_step", "shared"] = "per_step"
     """BatchNorm inside blocks: one per step, or one for all"""
-    adjoint: Literal["checkpoint", "direct"] = "checkpoint"
-    """gradients with one stored state per step, or with everything stored; the same numbers"""
+    weight_steps: int | None = None
+    """steps of the weights, where their dynamics has no closed form; default: as many as --steps"""
+    weights: Literal["along", "final"] = "along"
+    """activations at time t read the weights of time t, or those of the end (coupled blocks)"""
+    time: bool = False
+    """t as one more input channel of the convolutions inside blocks"""
+    dynamics: Literal["rda", "static", "constant", "linear", "fourier", "chebyshev"] = "rda"
+    """of the weights of coupled blocks: reaction-diffusion-advection, none, or an expansion in a basis over depth"""
+    basis_size: int = 3
+    """functions in that basis (odd for fourier)"""
     tau: float = 0.02
-    """initial diffusivity of the weights, in kernel cells squared (coupled blocks)"""
+    """initial diffusivity of the weights, in kernel cells squared (rda)"""
     per: Literal["layer", "channel"] = "layer"
-    """one set of weight dynamics per kernel, or one per output channel (coupled blocks)"""
+    """one set of coefficients per kernel, or one per output channel (rda)"""
+    adjoint: Literal["checkpoint", "direct", "reversible", "backsolve"] = "checkpoint"
+    """one stored state per step; everything stored (same gradients); of a reversible scheme; solved backwards (inexact)"""
+    slots: int | None = None
+    """states a block may store, for --adjoint checkpoint; default: one per step"""
+    memory: str | None = None
+    """bytes a block may use, such as 512MiB, for --adjoint checkpoint"""
     epochs: int = 15
     """passes over the training images"""
     batch_size: int = 64
-    """images per gradient step"""
+    """images per gradient step, over all processes; what is left of a pass over is dropped, others each time"""
+    accumulate: int = 1
+    """parts in which a process takes its share of a batch"""
     schedule: Literal["one-cycle", "paper"] = "one-cycle"
     """one-cycle: up for a third of training, then down to 0; paper: lr / 10 after 3/7 and 5/7 of the epochs (150, 250 of 350)"""
     lr: float = 0.1
@@ -71,25 +92,40 @@ class Config:
     """of SGD"""
     weight_decay: float = 5e-4
     """of everything but the weight dynamics, which decay would pull towards standing still"""
-    seed: int = 0
-    """of initial weights, order of images and augmentation"""
+    label_smoothing: float = 0.0
+    """probability given to all classes alike"""
+    cutout: int = 0
+    """side of a square of pixels set to 0 in every training image"""
+    ema: float = 0.0
+    """decay per step of an average of the weights, which is then what is tested and saved; 0: none"""
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    """autocast; float16 with a gradient scaler"""
+    channels_last: bool = True
+    """layout of images and kernels in memory; a quarter faster on CPUs too"""
+    compile: bool = False
+    """torch.compile the network (a minute or so first)"""
+    tensorboard: bool = False
+    """write RUN/tensorboard"""
+    seeds: tuple[int, ...] = (0,)
+    """of initial weights, order of images and augmentation; several: one run each, then their mean (min/max)"""
     device: str = "auto"
     """auto (a GPU where there is one), cpu, cuda, ..."""
     out: Path | None = None
-    """run folder; default runs/MODEL-BLOCK-DATA-SEED, with a number behind it if that is taken"""
+    """run folder; default runs/MODEL-BLOCK-DATA-SEEDS, with a number behind it if that is taken"""
     resume: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
     """continue the run in this folder with its own settings; give no other option beside it"""
 
-
-class RunError(Exception):
-    """Something the user can mend, in one sentence."""
+    @property
+    def seed(self) -> int:
+        return self.seeds[0]
 
 
 def main(argv: list[str] | None = None) -> None:
     try:
         config = tyro.cli(Config, args=argv)
-        config, run = open_run(config)
-        train(config, run)
+        with joined(config.device, timedelta(minutes=10) if config.compile else timedelta(seconds=50)) as ranks:
+            config, run = ranks.agree(open_run(config) if ranks.first else None)
+            train_seeds(config, run, ranks)
     except (RunError, DataError, ValueError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
@@ -100,23 +136,40 @@ def main(argv: list[str] | None = None) -> None:
 def open_run(config: Config) -> tuple[Config, Path]:
     """The configuration and folder of a new run, or of the one to resume."""
     if config.resume is not None:
-        if dataclasses.replace(config, resume=None) != Config():
-            raise RunError("--resume continues a run with its own settings; drop the other options, or start a new run")
-        try:
-            saved = json.loads((config.resume / "config.json").read_text())
-        except (OSError, ValueError) as error:
-            raise RunError(f"--resume {config.resume} is no run folder with a readable config.json ({error})") from None
-        paths = {name: Path(saved[name]) for name in ("data_dir",)}
-        return Config(**{**saved, **paths, "out": None}), config.resume
-    for name in ("epochs", "batch_size", "steps"):
-        if getattr(config, name) < 1:
-            raise RunError(f"--{name.replace('_', '-')} {getattr(config, name)} must be at least 1")
-    if not config.lr > 0:
-        raise RunError(f"--lr {config.lr} must be positive")
-    run = config.out or free_folder(Path("runs") / f"{config.model}-{config.block}-{Path(config.data).name}-{config.seed}")
+        if dataclasses.replace(config, resume=None, device="auto") != Config():
+            raise RunError("--resume continues a run with its own settings; drop the other options but --device, or start a new run")
+        saved = read_json(config.resume / "config.json", f"--resume {config.resume} is no run folder")
+        saved |= {"data_dir": Path(saved["data_dir"]), "seeds": tuple(saved["seeds"]), "out": None}
+        if config.device != "auto":
+            saved["device"] = config.device
+        return Config(**saved), config.resume
+    check(config)
+    seeds = "-".join(map(str, config.seeds))
+    run = config.out or free_folder(Path("runs") / f"{config.model}-{config.block}-{Path(config.data).name}-{seeds}")
     if (run / "config.json").exists():
         raise RunError(f"--out {run} already holds a run; continue it with --resume {run}, or choose another folder")
     return config, run
+
+
+def check(config: Config) -> None:
+    for name in ("epochs", "batch_size", "steps", "accumulate", "subset"):
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise RunError(f"--{name.replace('_', '-')} {value} must be at least 1")
+    if not config.lr > 0:
+        raise RunError(f"--lr {config.lr} must be positive")
+    if not 0 <= config.ema < 1:
+        raise RunError(f"--ema {config.ema} must be at least 0 and below 1; 0.999 averages over some 1,000 steps")
+    if not config.seeds or len(set(config.seeds)) != len(config.seeds):
+        raise RunError(f"--seeds {config.seeds} must be different numbers")
+    if config.adjoint != "checkpoint" and (config.slots, config.memory) != (None, None):
+        raise RunError(f"--slots and --memory are for --adjoint checkpoint, got --adjoint {config.adjoint}")
+
+
+def check_shares(config: Config, processes: int, images: int) -> None:
+    if config.batch_size % (processes * config.accumulate) or config.batch_size > images:
+        parts = f"{processes} processes times --accumulate {config.accumulate}" if processes > 1 else f"--accumulate {config.accumulate}"
+        raise RunError(f"--batch-size {config.batch_size} must be a multiple of {parts}, and at most the {images} training images")
 
 
 def free_folder(path: Path) -> Path:
@@ -124,67 +177,195 @@ def free_folder(path: Path) -> Path:
     return next(candidate for candidate in candidates if not candidate.exists())
 
 
-def train(config: Config, run: Path) -> None:
-    device = choose_device(config.device)
-    images = load_images(config.data, config.data_dir, device)
-    torch.manual_seed(config.seed)
-    model = make_model(config, images.classes).to(device)
-    batches = math.ceil(len(images.y_train) / config.batch_size)
-    optimizer = make_optimizer(config, model)
-    scheduler = make_scheduler(config, optimizer, batches)
-    run.mkdir(parents=True, exist_ok=True)
-    write(run / "config.json", json.dumps({**dataclasses.asdict(config), "resume": None}, indent=2, default=str).encode())
-    state = {"epoch": 0, "history": [], "best": 0.0, "start": coefficients(model)}
-    if (run / "last.pt").exists():
-        state = restore(run / "last.pt", model, optimizer, scheduler)
-        write_history(run, state["history"])
-    parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    print(f"{config.model}, block {config.block}, {parameters:,} parameters, {len(images.y_train)} images, on {device}; run folder {run}")
+def train_seeds(config: Config, run: Path, ranks: Ranks) -> None:
+    """One run per seed; those of several have folders seed-N inside ``run``, and their summary in its result.json."""
+    new = not (run / "config.json").exists()
+    if ranks.first:
+        run.mkdir(parents=True, exist_ok=True)
+        write_json(run / "config.json", {**dataclasses.asdict(config), "resume": None})
     try:
-        for epoch in range(state["epoch"], config.epochs):
-            began = time.perf_counter()
-            loss, train_accuracy = train_epoch(config, model, optimizer, scheduler, images, epoch)
-            accuracy = evaluate(model, images.x_test, images.y_test)
-            seconds = time.perf_counter() - began
-            state["history"].append(
-                {"epoch": epoch + 1, "loss": loss, "train_accuracy": train_accuracy, "test_accuracy": accuracy, "seconds": seconds}
+        images = load_images(config.data, config.data_dir, ranks.device, config.subset)
+        check_shares(config, ranks.size, len(images.y_train))
+        make_model(config, images.classes)
+    except (RunError, DataError, ValueError):
+        if ranks.first and new:
+            (run / "config.json").unlink()
+        raise
+    if len(config.seeds) == 1:
+        Training(config, run, ranks, images).run()
+        return
+    accuracies = []
+    for seed in config.seeds:
+        own, folder = dataclasses.replace(config, seeds=(seed,)), run / f"seed-{seed}"
+        if ranks.first and not (folder / "result.json").exists():
+            folder.mkdir(exist_ok=True)
+            write_json(folder / "config.json", {**dataclasses.asdict(own), "resume": None})
+        if not ranks.agree((folder / "result.json").exists()):
+            Training(own, folder, ranks, images).run()
+        accuracies.append(ranks.agree(read_json(folder / "result.json", str(folder)) if ranks.first else None)["test_accuracy"])
+    if ranks.first:
+        mean, low, high = statistics.mean(accuracies), min(accuracies), max(accuracies)
+        summary = {"test_accuracy": {"mean": mean, "min": low, "max": high}, "seeds": dict(zip(config.seeds, accuracies, strict=True))}
+        write_json(run / "result.json", summary)
+        print(f"\n{len(accuracies)} seeds: {mean:.2f} ({low:.2f}/{high:.2f}) % test accuracy, mean (min/max); {run / 'result.json'}")
+
+
+class Training:
+    """One run with one seed: what has to be kept between its epochs, and how to put it back."""
+
+    def __init__(self, config: Config, run: Path, ranks: Ranks, images: Images) -> None:
+        self.config, self.folder, self.ranks, self.images = config, run, ranks, images
+        torch.manual_seed(config.seed)
+        layout = torch.channels_last if config.channels_last else torch.contiguous_format
+        self.model = make_model(config, images.classes).to(ranks.device).to(memory_format=layout)
+        self.average = None
+        if config.ema:
+            self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True)
+        self.optimizer = make_optimizer(config, self.model)
+        self.scheduler = make_scheduler(config, self.optimizer, len(images.y_train) // config.batch_size)
+        self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=config.precision == "float16")
+        self.network = ranks.parallel(torch.compile(self.model) if config.compile else self.model)
+        self.epoch, self.best, self.history = 0, 0.0, []
+        self.start = coefficients(self.model)
+        if (run / "last.pt").exists():
+            self.restore(load_checkpoint(run / "last.pt"))
+
+    @property
+    def tested(self) -> nn.Module:
+        """The model whose weights are tested and saved."""
+        return self.model if self.average is None else self.average.module
+
+    def parts(self) -> dict[str, Any]:
+        parts = {"model": self.model, "optimizer": self.optimizer, "scheduler": self.scheduler, "scaler": self.scaler}
+        return parts if self.average is None else {**parts, "average": self.average}
+
+    def checkpoint(self) -> dict[str, Any]:
+        numbers = {name: getattr(self, name) for name in ("epoch", "best", "history", "start")}
+        return {**numbers, **{name: part.state_dict() for name, part in self.parts().items()}}
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        try:
+            for name, part in self.parts().items():
+                part.load_state_dict(saved[name])
+            self.epoch, self.best, self.history, self.start = (saved[name] for name in ("epoch", "best", "history", "start"))
+        except (RuntimeError, ValueError, KeyError, TypeError) as error:
+            first = str(error).splitlines()[0]
+            raise RunError(
+                f"{self.folder / 'last.pt'} is not a readable checkpoint of this run ({first}); delete it to start anew"
+            ) from None
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        kind = getattr(torch, self.config.precision)
+        # the cache would keep a weight's cast from one evaluation, and its graph, for the next
+        return torch.autocast(self.ranks.device.type, kind, enabled=kind is not torch.float32, cache_enabled=False)
+
+    def run(self) -> None:
+        config, first = self.config, self.ranks.first
+        parameters = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+        if first:
+            where = f"{self.ranks.device}" if self.ranks.size == 1 else f"{self.ranks.size} processes"
+            images = f"{len(self.images.y_train)} images, on {where}"
+            print(
+                f"{config.model}, block {config.block}, seed {config.seed}, {parameters:,} parameters, {images}; run folder {self.folder}"
             )
-            done = f"epoch {epoch + 1:3d}/{config.epochs}"
-            print(f"{done}  loss {loss:.4f}  train {train_accuracy:5.2f} %  test {accuracy:5.2f} %  {seconds:.1f} s")
-            if accuracy > state["best"]:  # before last.pt: killed between the two, the epoch is redone and written again
-                state["best"] = accuracy
-                save(run / "best.pt", {"model": model.state_dict(), "epoch": epoch + 1, "test_accuracy": accuracy})
-            state["epoch"] = epoch + 1
-            save(run / "last.pt", checkpoint(state, model, optimizer, scheduler))
-            write_history(run, state["history"])
-    except KeyboardInterrupt:
-        print(f"\ninterrupted after {state['epoch']} of {config.epochs} epochs; continue with: python {sys.argv[0]} --resume {run}")
-        sys.exit(130)
-    finish(config, run, state, model, parameters, device)
+            write_history(self.folder, self.history)
+        peak_memory(self.ranks.device, reset=True)
+        try:
+            while self.epoch < config.epochs:
+                row = self.one_epoch()
+                if first:
+                    self.keep(row)
+        except KeyboardInterrupt:
+            print(f"\ninterrupted after {self.epoch} of {config.epochs} epochs; continue with: python {sys.argv[0]} --resume {self.folder}")
+            sys.exit(130)
+        if first:
+            self.finish(parameters)
 
+    def one_epoch(self) -> dict[str, float]:
+        began = time.perf_counter()
+        loss, train_accuracy = train_epoch(self)
+        trained = time.perf_counter() - began
+        self.ranks.share(self.model.buffers())
+        if self.average is not None:
+            self.ranks.share(self.average.buffers())
+        accuracy = evaluate(self)
+        self.epoch += 1
+        row = {"epoch": self.epoch, "loss": loss, "train_accuracy": train_accuracy, "test_accuracy": accuracy}
+        images = len(self.images.y_train) // self.config.batch_size * self.config.batch_size
+        rest = {"images_per_second": images / trained, "peak_memory_mib": peak_memory(self.ranks.device) / 2**20}
+        row |= {"seconds": time.perf_counter() - began, **rest}
+        self.history.append(row)
+        return row
 
-def choose_device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise RunError(f"--device {name} cannot be used here ({str(error).splitlines()[0]}); try --device cpu") from None
-    return device
+    def keep(self, row: dict[str, float]) -> None:
+        """Say what the epoch brought, and write what a resumed run needs."""
+        config, accuracy = self.config, row["test_accuracy"]
+        done = f"epoch {self.epoch:3d}/{config.epochs}  loss {row['loss']:.4f}  train {row['train_accuracy']:5.2f} %"
+        print(f"{done}  test {accuracy:5.2f} %  {row['seconds']:.1f} s", flush=True)
+        if accuracy > self.best:  # before last.pt: killed between the two, the epoch is redone and written again
+            self.best = accuracy
+            save_weights(self.folder / "best.safetensors", self.tested.state_dict(), epoch=self.epoch, test_accuracy=accuracy)
+        if config.tensorboard:
+            write_tensorboard(self, row)
+        save_checkpoint(self.folder / "last.pt", self.checkpoint())
+        write_history(self.folder, self.history)
+
+    def finish(self, parameters: int) -> None:
+        """The last weights, result.json and the last words."""
+        end, moved = coefficients(self.model), movement(self.model)
+        weights = {
+            name: {"relative_change": moved[name]}
+            | {key: {"start": self.start[name][key], "end": end[name][key]} for key in end.get(name, {})}
+            for name in moved
+        }
+        history, config = self.history, self.config
+        result = {
+            "test_accuracy": history[-1]["test_accuracy"],
+            "best_test_accuracy": self.best,
+            "epochs": config.epochs,
+            "seconds_per_epoch": statistics.mean(row["seconds"] for row in history),
+            "images_per_second": statistics.median(row["images_per_second"] for row in history),
+            "peak_memory_mib": max(row["peak_memory_mib"] for row in history),
+            "parameters": parameters,
+            "seed": config.seed,
+            "device": torch.cuda.get_device_name() if self.ranks.device.type == "cuda" else str(self.ranks.device),
+            "processes": self.ranks.size,
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "config": dataclasses.asdict(config),
+            "weights": weights,
+        }
+        save_weights(self.folder / "last.safetensors", self.tested.state_dict(), epoch=self.epoch, test_accuracy=result["test_accuracy"])
+        write_json(self.folder / "result.json", result)
+        print(f"\ntest accuracy {result['test_accuracy']:.2f} % after {config.epochs} epochs (best {self.best:.2f} %)")
+        for name, change in moved.items():
+            print(f"  {name}: |theta(1) - theta(0)| / |theta(0)| = {change:.3f}")
+        print(f"curves: {self.folder / 'curves.png'}\nmodel:  {self.folder}/best.safetensors (best epoch), last.safetensors (last)")
+        print(f"figures: {self.folder / 'result.json'}")
 
 
 def make_model(config: Config, classes: int) -> nn.Module:
-    dynamics = ReactionDiffusionAdvection(config.tau, per=config.per) if config.block == "coupled" else None
+    adjoint: str | Adjoint = config.adjoint
+    if config.adjoint == "checkpoint":
+        adjoint = CheckpointAdjoint(slots=config.slots, memory=config.memory)
     return MODELS[config.model](
         classes,
         block=config.block,
         steps=config.steps,
         method=config.method,
-        dynamics=dynamics,
+        dynamics=make_dynamics(config) if config.block == "coupled" else None,
         norm=config.norm,
-        adjoint=config.adjoint,
+        weight_steps=config.weight_steps,
+        weights=config.weights,
+        time=config.time,
+        adjoint=adjoint,
     )
+
+
+def make_dynamics(config: Config) -> Dynamics:
+    if config.dynamics == "rda":
+        return ReactionDiffusionAdvection(config.tau, per=config.per)
+    return Static() if config.dynamics == "static" else Galerkin(config.dynamics, config.basis_size)
 
 
 def make_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
@@ -201,47 +382,84 @@ def make_scheduler(config: Config, optimizer: torch.optim.Optimizer, batches: in
     return torch.optim.lr_scheduler.OneCycleLR(optimizer, config.lr, total_steps=max(total, 2), cycle_momentum=False)
 
 
-def train_epoch(
-    config: Config,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    scheduler: torch.optim.lr_scheduler.LRScheduler,
-    images: Images,
-    epoch: int,
-) -> tuple[float, float]:
-    """Mean loss and accuracy (%) over one pass; the order and the augmentation depend on seed and epoch alone."""
-    generator = torch.Generator().manual_seed(config.seed * 1_000_003 + epoch)
-    order = torch.randperm(len(images.y_train), generator=generator)
-    model.train()
-    total_loss = torch.zeros((), device=images.x_train.device)
-    total_right = torch.zeros((), device=images.x_train.device)
-    seen = 0
-    progress = tqdm(order.split(config.batch_size), desc=f"epoch {epoch + 1}", leave=False, disable=None)
-    for number, batch in enumerate(progress):
-        batch = batch.to(images.y_train.device)
-        x, y = crop_and_flip(images.x_train[batch], generator), images.y_train[batch]
-        logits = model(x)
-        loss = F.cross_entropy(logits, y)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        scheduler.step()
-        total_loss += loss.detach() * len(y)
-        total_right += (logits.argmax(1) == y).sum()
-        seen += len(y)
-        if number % 20 == 0 or seen == len(order):  # looking at the numbers makes a GPU wait
-            if not math.isfinite(total_loss.item()):
-                raise RunError(f"the loss became {loss.item()} in epoch {epoch + 1}; lower --lr {config.lr}, or --tau for coupled blocks")
-            progress.set_postfix(loss=f"{total_loss.item() / seen:.3f}", accuracy=f"{100 * total_right.item() / seen:.1f} %")
-    return total_loss.item() / seen, 100 * total_right.item() / seen
+def train_epoch(training: Training) -> tuple[float, float]:
+    """Mean loss and accuracy (%) over one pass; the order and the augmentation depend on seed and epoch alone, however many the ranks."""
+    config, images, ranks = training.config, training.images, training.ranks
+    seed = config.seed * 1_000_003 + training.epoch
+    torch.manual_seed(seed + 7_919 * ranks.rank)  # for what the network itself may draw
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(images.y_train), generator=generator).to(ranks.device)
+    draws = drawn(len(order), generator, ranks.device, cutout=config.cutout > 0)
+    share = config.batch_size // (ranks.size * config.accumulate)
+    batches = len(order) // config.batch_size
+    training.network.train()
+    loss_sum = right = torch.zeros((), device=ranks.device)
+    progress = tqdm(range(batches), desc=f"epoch {training.epoch + 1}", leave=False, disable=None if ranks.first else True)
+    for number in progress:
+        for part in range(config.accumulate):
+            begin = number * config.batch_size + (ranks.rank * config.accumulate + part) * share
+            mine = slice(begin, begin + share)
+            x, y = images.normalised(images.x_train[order[mine]]), images.y_train[order[mine]]
+            x = augment(x, draws[mine], config.cutout)
+            loss, logits = backward(training, x, y, last=part == config.accumulate - 1)
+            loss_sum = loss_sum + loss * share
+            right = right + (logits.argmax(1) == y).sum()
+        training.scaler.step(training.optimizer)
+        training.scaler.update()
+        training.optimizer.zero_grad()
+        training.scheduler.step()
+        if training.average is not None:
+            training.average.update_parameters(training.model)
+        if number % 20 == 0 or number == batches - 1:  # looking at the numbers makes a GPU wait
+            seen = (number + 1) * share * config.accumulate
+            if not math.isfinite(loss_sum.item()):
+                what = f"the loss became {loss_sum.item()} in epoch {training.epoch + 1}"
+                raise RunError(f"{what}; lower --lr {config.lr}, or --tau for coupled blocks")
+            progress.set_postfix(loss=f"{loss_sum.item() / seen:.3f}", accuracy=f"{100 * right.item() / seen:.1f} %")
+    loss_sum, right = ranks.total(loss_sum, right)
+    return loss_sum / (batches * config.batch_size), 100 * right / (batches * config.batch_size)
+
+
+def backward(training: Training, x: Tensor, y: Tensor, *, last: bool) -> tuple[Tensor, Tensor]:
+    """Add the gradient of these images' part of the mean loss; the ranks meet at the last part of a batch."""
+    config = training.config
+    x = x.contiguous(memory_format=torch.channels_last if config.channels_last else torch.contiguous_format)
+    with training.ranks.averaging(training.network, now=last):
+        with training.autocast():
+            logits = training.network(x)
+            loss = F.cross_entropy(logits, y, label_smoothing=config.label_smoothing)
+        training.scaler.scale(loss / config.accumulate).backward()
+    return loss.detach(), logits.detach()
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, x: Tensor, y: Tensor) -> float:
-    """Accuracy in percent."""
+def evaluate(training: Training) -> float:
+    """Accuracy in percent on the test images, each rank taking its share of them."""
+    ranks, images, model = training.ranks, training.images, training.tested
     model.eval()
-    right = sum((model(a).argmax(1) == b).sum().item() for a, b in zip(x.split(500), y.split(500), strict=True))
-    return 100 * right / len(y)
+    right = torch.zeros((), device=ranks.device)
+    for x, y in zip(images.x_test[ranks.rank :: ranks.size].split(500), images.y_test[ranks.rank :: ranks.size].split(500), strict=True):
+        with training.autocast():
+            right = right + (model(images.normalised(x)).argmax(1) == y).sum()
+    return 100 * ranks.total(right)[0] / len(images.y_test)
+
+
+def peak_memory(device: torch.device, *, reset: bool = False) -> float:
+    """The most bytes since the last reset: of tensors on a GPU, else of the whole process (without resets outside Linux)."""
+    if device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated(device)
+        if reset:
+            torch.cuda.reset_peak_memory_stats(device)
+        return peak
+    status = Path("/proc/self/status")
+    if status.exists():
+        if reset:
+            Path("/proc/self/clear_refs").write_text("5")
+        lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
+        return 1024.0 * int(lines["VmHWM"].split()[0])
+    import resource  # where there is one: not on Windows
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def coefficients(model: nn.Module) -> dict[str, dict[str, Any]]:
@@ -268,89 +486,15 @@ def movement(model: nn.Module) -> dict[str, float]:
     return found
 
 
-def checkpoint(state: dict[str, Any], model: nn.Module, optimizer: Any, scheduler: Any) -> dict[str, Any]:
-    parts = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict()}
-    return {**state, **parts, "rng": torch.get_rng_state()}
+def write_tensorboard(training: Training, row: dict[str, float]) -> None:
+    """The epoch's figures; after a resumption they take the place of what a killed run had written."""
+    from torch.utils.tensorboard import SummaryWriter
 
-
-def restore(path: Path, model: nn.Module, optimizer: Any, scheduler: Any) -> dict[str, Any]:
-    try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
-        model.load_state_dict(saved["model"])
-        optimizer.load_state_dict(saved["optimizer"])
-        scheduler.load_state_dict(saved["scheduler"])
-        torch.set_rng_state(saved["rng"])
-        return {name: saved[name] for name in ("epoch", "history", "best", "start")}
-    except (OSError, RuntimeError, ValueError, KeyError, TypeError, EOFError, pickle.UnpicklingError) as error:
-        raise RunError(f"{path} is not a readable checkpoint of this run ({str(error).splitlines()[0]}); delete it to start anew") from None
-
-
-def write(path: Path, content: bytes) -> None:
-    """All or nothing: a kill leaves the old file or the new one."""
-    partial = path.with_name(f".{path.name}.partial")
-    with open(partial, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
-
-
-def save(path: Path, content: dict[str, Any]) -> None:
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
-    write(path, buffer.getvalue())
-
-
-def write_history(run: Path, history: list[dict[str, float]]) -> None:
-    """metrics.csv and curves.png, whole each time."""
-    if not history:
-        return
-    table = io.StringIO()
-    writer = csv.DictWriter(table, list(history[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(history)
-    write(run / "metrics.csv", table.getvalue().encode())
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 3.5), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    epochs = [row["epoch"] for row in history]
-    left.plot(epochs, [row["loss"] for row in history], "o-")
-    left.set(xlabel="epoch", ylabel="training loss")
-    right.plot(epochs, [row["train_accuracy"] for row in history], "o-", label="training (augmented)")
-    right.plot(epochs, [row["test_accuracy"] for row in history], "o-", label="test")
-    right.set(xlabel="epoch", ylabel="accuracy in %")
-    right.legend()
-    picture = io.BytesIO()
-    figure.savefig(picture, dpi=120)
-    write(run / "curves.png", picture.getvalue())
-
-
-def finish(config: Config, run: Path, state: dict[str, Any], model: nn.Module, parameters: int, device: torch.device) -> None:
-    """result.json and the last words."""
-    end, moved = coefficients(model), movement(model)
-    weights = {
-        name: {"relative_change": moved[name]}
-        | {key: {"start": state["start"][name][key], "end": end[name][key]} for key in end.get(name, {})}
-        for name in moved
-    }
-    history = state["history"]
-    result = {
-        "test_accuracy": history[-1]["test_accuracy"],
-        "best_test_accuracy": state["best"],
-        "epochs": config.epochs,
-        "seconds_per_epoch": sum(row["seconds"] for row in history) / len(history),
-        "parameters": parameters,
-        "seed": config.seed,
-        "device": str(device),
-        "torch": torch.__version__,
-        "weights": weights,
-    }
-    write(run / "result.json", json.dumps(result, indent=2).encode())
-    print(f"\ntest accuracy {result['test_accuracy']:.2f} % after {config.epochs} epochs (best {state['best']:.2f} %)")
-    for name, change in moved.items():
-        print(f"  {name}: |theta(1) - theta(0)| / |theta(0)| = {change:.3f}")
-    print(f"curves: {run / 'curves.png'}\nmodel:  {run / 'best.pt'} (best epoch), {run / 'last.pt'} (last)\nfigures: {run / 'result.json'}")
+    scalars = {name: value for name, value in row.items() if name != "epoch"} | {"lr": training.optimizer.param_groups[0]["lr"]}
+    scalars |= {f"moved/{name}": value for name, value in movement(training.model).items()}
+    with SummaryWriter(str(training.folder / "tensorboard"), purge_step=training.epoch) as writer:
+        for name, value in scalars.items():
+            writer.add_scalar(name, value, training.epoch)
 
 
 if __name__ == "__main__":

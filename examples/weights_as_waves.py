@@ -14,7 +14,7 @@ example shows that such a layer trains, not that it is better.
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from anodev2 import CoupledODEBlock, Dynamics, FieldDynamics, Static
-from examples.images import Images, crop_and_flip, load_images
+from examples.images import Images, augment, drawn, load_images
 from pde import Grid1D, Wave
 
 CHANNELS = 16
@@ -94,7 +94,8 @@ def train(dynamics: Dynamics, images: Images, epochs: int, seed: int, batch_size
         run.model.train()
         total = 0.0
         for batch in torch.randperm(len(images.y_train), generator=generator).split(batch_size):
-            loss = F.cross_entropy(run.model(crop_and_flip(images.x_train[batch], generator)), images.y_train[batch])
+            x = augment(images.normalised(images.x_train[batch]), drawn(len(batch), generator, torch.device("cpu")))
+            loss = F.cross_entropy(run.model(x.contiguous()), images.y_train[batch])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -108,13 +109,13 @@ def train(dynamics: Dynamics, images: Images, epochs: int, seed: int, batch_size
 @torch.no_grad()
 def accuracy(model: nn.Module, images: Images) -> float:
     model.eval()
-    return 100 * (model(images.x_test).argmax(1) == images.y_test).double().mean().item()
+    return 100 * (model(images.normalised(images.x_test).contiguous()).argmax(1) == images.y_test).double().mean().item()
 
 
 def gradients(images: Images, seed: int) -> dict[str, float]:
     """Norms of the gradients of the first loss with respect to the wave's own parameters."""
     model = classifier(waving(), images.classes, seed)
-    F.cross_entropy(model(images.x_train[:50]), images.y_train[:50]).backward()
+    F.cross_entropy(model(images.normalised(images.x_train[:50])), images.y_train[:50]).backward()
     found = {}
     for name, parameter in model.named_parameters():
         if ".dynamics." in name:
@@ -159,7 +160,7 @@ def main(picture: Path | None = None, epochs: int = 8, seed: int = 0, share: flo
     """``share``: the part of the training images to use."""
     images = load_images("mini", Path("data"), torch.device("cpu"))
     count = round(share * len(images.y_train))
-    images = Images(images.x_train[:count], images.y_train[:count], images.x_test, images.y_test)
+    images = replace(images, x_train=images.x_train[:count], y_train=images.y_train[:count])
     first = gradients(images, seed)
     print(f"first gradient: {first['speed']:.1e} with respect to the speed, {first['velocity']:.1e} to the initial velocities")
     runs = {"static": train(Static(), images, epochs, seed), "wave": train(waving(), images, epochs, seed)}

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from PIL import Image
 
 from examples import images, make_mini
-from examples.images import MINI, DataError, crop_and_flip, load_images
+from examples.images import MINI, DataError, augment, drawn, load_images
 
 CPU = torch.device("cpu")
 
@@ -45,15 +46,25 @@ def test_it_is_made_by_the_script(tmp_path: Path) -> None:
 
 def test_images_are_normalised_by_the_training_images() -> None:
     data = load_images("mini", Path("unused"), CPU)
-    assert data.x_train.shape == (2000, 3, 32, 32) and data.x_test.shape == (500, 3, 32, 32) and data.classes == 10
-    assert data.x_train.mean((0, 2, 3)).abs().max() < 1e-5 and (data.x_train.std((0, 2, 3)) - 1).abs().max() < 1e-5
+    x = data.normalised(data.x_train)
+    assert data.x_train.dtype == torch.uint8 and data.x_test.shape == (500, 32, 32, 3) and data.classes == 10
+    assert x.shape == (2000, 3, 32, 32) and x.is_contiguous(memory_format=torch.channels_last)
+    assert x.mean((0, 2, 3)).abs().max() < 1e-4 and (x.std((0, 2, 3)) - 1).abs().max() < 1e-4
     assert data.y_train.dtype == torch.int64
+
+
+def test_a_subset_is_spread_over_the_whole_set() -> None:
+    data, whole = (load_images("mini", Path("unused"), CPU, subset) for subset in (100, None))
+    assert len(data.y_train) == 100 and len(data.y_test) == 100
+    assert torch.equal(data.x_train[-1], whole.x_train[-1]) and torch.equal(data.x_train[0], whole.x_train[0])
+    assert torch.bincount(data.y_train).min() > 0
+    assert len(load_images("mini", Path("unused"), CPU, 10_000).y_train) == 2000
 
 
 def test_crops_are_shifts_and_flips_are_mirrors() -> None:
     x = torch.rand(64, 3, 32, 32)
-    generator = torch.Generator().manual_seed(0)
-    out = crop_and_flip(x, generator)
+    draws = drawn(64, torch.Generator().manual_seed(0), CPU)
+    out = augment(x, draws)
     padded = torch.nn.functional.pad(x, (4,) * 4)
     kinds = set()
     for image, big in zip(out, padded, strict=True):
@@ -67,7 +78,19 @@ def test_crops_are_shifts_and_flips_are_mirrors() -> None:
         assert len(matches) == 1
         kinds.add(matches[0])
     assert len(kinds) > 40 and {flip for _, _, flip in kinds} == {False, True}
-    assert torch.equal(out, crop_and_flip(x, torch.Generator().manual_seed(0)))
+    assert torch.equal(augment(x[8:16], draws[8:16]), out[8:16])  # an image's share of chance goes with it
+
+
+@pytest.mark.parametrize("side", [1, 7, 8])
+def test_cutout_blanks_a_square_that_may_stick_out(side: int) -> None:
+    draws = drawn(500, torch.Generator().manual_seed(0), CPU, cutout=True)
+    blank = (augment(torch.ones(500, 3, 32, 32), draws, side) == 0) & (augment(torch.ones(500, 3, 32, 32), replace(draws, hole=None)) == 1)
+    assert (blank[:, :1] == blank).all()
+    rows, columns = blank[:, 0].any(2).sum(1), blank[:, 0].any(1).sum(1)
+    assert torch.equal(blank[:, 0].sum((1, 2)), rows * columns)  # nothing but the square
+    assert rows.max() == columns.max() == side
+    full = ((rows == side) & (columns == side)).float().mean()
+    assert full > 0.4 and (side == 1 or full < 0.95)
 
 
 class FakeCifar:
@@ -91,7 +114,7 @@ def test_a_download_is_cached_decoded_and_not_repeated(name: str, tmp_path: Path
     cached = arrays(tmp_path / f"{name}.npz")
     assert cached["x_train"].shape == (20, 32, 32, 3) and cached["y_test"].dtype == np.int64 and FakeCifar.calls == 2
     assert torch.equal(load_images(name, tmp_path, CPU).x_train, first.x_train) and FakeCifar.calls == 2
-    assert [p.name for p in tmp_path.iterdir()] == [f"{name}.npz"]
+    assert {p.name for p in tmp_path.iterdir()} <= {f"{name}.npz", f".{name}.lock"}
 
 
 def test_no_network_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,7 +146,7 @@ def draw(folder: Path, classes: str, count: int) -> None:
 def test_folders_of_class_folders(tmp_path: Path) -> None:
     draw(tmp_path / "whole", "ab", 10)
     data = load_images(str(tmp_path / "whole"), tmp_path, CPU)
-    assert data.x_train.shape == (16, 3, 32, 32) and data.y_test.tolist() == [0, 0, 1, 1]
+    assert data.x_train.shape == (16, 32, 32, 3) and data.y_test.tolist() == [0, 0, 1, 1]
     draw(tmp_path / "split" / "train", "abc", 4)
     draw(tmp_path / "split" / "val", "abc", 2)
     data = load_images(str(tmp_path / "split"), tmp_path, CPU)

@@ -29,14 +29,18 @@ ORDER = [
         "inputs",
         "sweep",
     ),
-    *("reversible", "backsolve", "adjoint", "observe", "dense", "per_sample", "solution", "solve", "plan", "system", "dynamics", "block"),
+    *("reversible", "backsolve", "adjoint", "observe", "dense", "per_sample", "solution", "solve", "plan", "system", "dynamics"),
+    *("unroll", "block"),
 ]
 FAMILIES = ["method", "runge_kutta", "leapfrog", "exponential", "imex", "implicit", "__init__"]  # the folder solvers
 ALLOWED = {
     "anodev2": {"torch", "einops", "checkpoint_schedules", "tqdm"},
     "pde": {"torch", "anodev2"},
     "models": {"torch", "anodev2", "pde"},
-    "examples": {"torch", "torchvision", "numpy", "matplotlib", "tqdm", "tyro", "anodev2", "pde", "models", "examples"},
+    "examples": {
+        *("torch", "torchvision", "numpy", "matplotlib", "tqdm", "tyro", "safetensors", "filelock"),
+        *("anodev2", "pde", "models", "examples"),
+    },
 }
 
 

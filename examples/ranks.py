@@ -1,0 +1,94 @@
+"""The processes that train one network together: torchrun's ranks, or this process alone."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from examples.runs import RunError
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process is number ``rank`` of ``size``; alone, every method does nothing."""
+
+    device: torch.device
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this process writes and speaks."""
+        return self.rank == 0
+
+    def parallel(self, model: Any) -> Any:
+        """The model with its gradients averaged over the ranks."""
+        return model if self.size == 1 else nn.parallel.DistributedDataParallel(model)
+
+    def averaging(self, network: Any, now: bool) -> AbstractContextManager[None]:
+        """Around forward and backward of such a model: whether the gradients gathered so far are averaged at the end of it."""
+        return nullcontext() if self.size == 1 or now else network.no_sync()
+
+    def total(self, *values: Tensor) -> list[float]:
+        """Each value summed over the ranks."""
+        stack = torch.stack([value.double() if self.device.type != "mps" else value.float() for value in values])
+        if self.size > 1:
+            dist.all_reduce(stack)
+        return stack.tolist()
+
+    def share(self, tensors: Iterable[Tensor]) -> None:
+        """Every rank gets the first one's tensors (the BatchNorm statistics, which each gathers from its own images)."""
+        if self.size > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor, 0)
+
+    def agree(self, value: Any) -> Any:
+        """The first rank's value, a plain object."""
+        values = [value]
+        if self.size > 1:
+            dist.broadcast_object_list(values, 0)
+        return values[0]
+
+
+@contextmanager
+def joined(name: str, patience: timedelta) -> Iterator[Ranks]:
+    """The ranks torchrun started, on their devices; where one is lost the others end within ``patience`` and say so."""
+    size, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
+    device = choose_device(name, int(os.environ.get("LOCAL_RANK", 0)), size)
+    if size == 1:
+        yield Ranks(device)
+        return
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=patience)
+    try:
+        yield Ranks(device, rank, size)
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+            raise
+        first = str(error).splitlines()[0]
+        print(f"error: rank {rank} of {size} ends, another one may be gone ({first}); continue with --resume", file=sys.stderr, flush=True)
+        os._exit(1)  # an orderly end would wait for the lost one
+    dist.destroy_process_group()
+
+
+def choose_device(name: str, local_rank: int = 0, size: int = 1) -> torch.device:
+    """``auto``: an accelerator where there is one; of several ranks each has its own."""
+    if name == "auto":
+        name = str(torch.accelerator.current_accelerator(check_available=True) or "cpu")
+    try:
+        device = torch.device(name)
+        if device.type == "cuda" and size > 1:
+            device = torch.device("cuda", local_rank)
+            torch.cuda.set_device(device)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise RunError(f"--device {name} cannot be used here ({str(error).splitlines()[0]}); try --device cpu") from None
+    return device
