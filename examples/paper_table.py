@@ -1,0 +1,239 @@
+"""The papers' table of CIFAR-10 accuracies, with our figures beside theirs.
+
+    python examples/paper_table.py --data cifar10                          # five variants, three networks, three seeds: days on a CPU
+    python examples/paper_table.py --models resnet4 --seeds 0 --epochs 10 --data cifar10
+    python examples/paper_table.py --models resnet4 --seeds 0 --epochs 1 --subset 1000 --steps 2   # a look, in a minute
+
+Each network, variant and seed is a run of train_cifar.py in a process and a folder of its own. What is finished is kept and
+what was interrupted goes on when the same command is given again. Writes table.md, runs.csv and curves.png.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import shlex
+import statistics
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+
+from examples.runs import RunError, read_json, replacing, write, write_json
+
+Variant = Literal["residual", "ode", "coupled-1", "coupled-2", "ode-backsolve"]
+Model = Literal["resnet4", "resnet10", "alexnet", "resnet18", "squeezenext"]
+Run = tuple[str, str, int]  # model, variant, seed
+
+OPTIONS: dict[str, list[str]] = {
+    "residual": ["--block", "residual"],
+    "ode": ["--block", "ode"],
+    "coupled-1": ["--block", "coupled"],
+    "coupled-2": ["--block", "coupled", "--steps", "2", "--weight-steps", "10"],
+    "ode-backsolve": ["--block", "ode", "--adjoint", "backsolve"],
+}
+TITLES: dict[str, str] = {
+    "residual": "residual",
+    "ode": "neural ODE, exact gradients (ANODE)",
+    "coupled-1": "coupled, configuration 1 (ANODEV2)",
+    "coupled-2": "coupled, configuration 2 (two steps)",
+    "ode-backsolve": "neural ODE, reverse solve",
+}
+# Read off the table of the authors' talk, mean (min/max); "~": recalled, not checked against the paper.
+PAPER: dict[tuple[str, str], str] = {
+    ("alexnet", "residual"): "87.03 (86.84/87.15)",
+    ("alexnet", "ode"): "88.02 (87.86/88.14)",
+    ("alexnet", "coupled-1"): "~88.78",
+    ("alexnet", "ode-backsolve"): "75.67 (74.54/76.78)",
+    ("resnet4", "residual"): "76.95 (76.47/77.35)",
+    ("resnet4", "ode"): "77.30 (76.92/77.45)",
+    ("resnet4", "coupled-1"): "~78.11",
+    ("resnet4", "ode-backsolve"): "47.37 (44.73/49.91)",
+    ("resnet10", "residual"): "88.10 (87.79/88.52)",
+    ("resnet10", "ode"): "88.60 (88.48/88.75)",
+    ("resnet10", "coupled-1"): "~89.04",
+    ("resnet10", "ode-backsolve"): "67.94 (64.7/70.06)",
+}
+
+
+@dataclass(frozen=True)
+class Config:
+    """The papers' table of CIFAR-10 accuracies, with our figures beside theirs."""
+
+    models: tuple[Model, ...] = ("alexnet", "resnet4", "resnet10")
+    """networks"""
+    variants: tuple[Variant, ...] = ("residual", "ode", "coupled-1", "coupled-2", "ode-backsolve")
+    """rows of the table"""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """runs of each"""
+    epochs: int = 350
+    """of each run; the papers' figures are after 350"""
+    steps: int = 5
+    """steps of every block but those of coupled-2"""
+    data: str = "mini"
+    """as for train_cifar.py"""
+    data_dir: Path = Path("data")
+    """as for train_cifar.py"""
+    subset: int | None = None
+    """use only so many training images"""
+    recipe: str = ""
+    """further options of train_cifar.py for every run: --recipe='--schedule paper --batch-size 256'"""
+    out: Path = Path("runs/paper_table")
+    """folder of the runs and the table"""
+
+
+def main(argv: list[str] | None = None) -> None:
+    config = tyro.cli(Config, args=argv)
+    try:
+        remember(config)
+        for run in [(model, variant, seed) for seed in config.seeds for model in config.models for variant in config.variants]:
+            train(config, run)
+            report(config)
+    except RunError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command goes on from here")
+        sys.exit(130)
+    print((config.out / "table.md").read_text())
+
+
+def remember(config: Config) -> None:
+    """All runs of one table are alike: what they share is kept, and compared when the table is continued."""
+    shared = {name: str(value) for name, value in asdict(config).items() if name not in ("models", "variants", "seeds", "out", "data_dir")}
+    path = config.out / "settings.json"
+    if path.exists() and (before := read_json(path, f"--out {config.out}")) != shared:
+        changed = ", ".join(f"{name} was {before.get(name)}" for name, value in shared.items() if before.get(name) != value)
+        raise RunError(f"--out {config.out} holds a table of other settings ({changed}); give these, or another folder")
+    config.out.mkdir(parents=True, exist_ok=True)
+    write_json(path, shared)
+
+
+def folder(config: Config, run: Run) -> Path:
+    return config.out / "-".join(map(str, run))
+
+
+def train(config: Config, run: Run) -> None:
+    """Begin a run, go on with it, or leave it where it is finished; one that fails (a loss that is not finite) leaves its last words."""
+    model, variant, seed = run
+    place = folder(config, run)
+    if (place / "result.json").exists():
+        return
+    options = ["--resume", str(place)]
+    if not (place / "config.json").exists():
+        shared = {"model": model, "seeds": seed, "epochs": config.epochs, "steps": config.steps, "data": config.data}
+        shared |= {"data-dir": config.data_dir, "out": place} | ({} if config.subset is None else {"subset": config.subset})
+        options = [word for name, value in shared.items() for word in (f"--{name}", str(value))]
+        options += [*shlex.split(config.recipe), *OPTIONS[variant]]
+    print(f"\n{' '.join(map(str, run))}: train_cifar.py {shlex.join(options)}", flush=True)
+    script = Path(__file__).with_name("train_cifar.py")
+    process = subprocess.run([sys.executable, str(script), *options], stderr=subprocess.PIPE, text=True)
+    if process.returncode:
+        words = (process.stderr.strip().splitlines() or ["no message"])[-1]
+        print(words)
+        if process.returncode == 130:
+            raise KeyboardInterrupt
+        if not (place / "config.json").exists() or "the loss became" not in words:
+            raise RunError(f"{place} ended with status {process.returncode}: {words}")
+        write(place / "failed.txt", words.encode())
+
+
+def report(config: Config) -> None:
+    """table.md, runs.csv and curves.png of the runs that are there."""
+    runs: list[Run] = [(m, v, s) for m in config.models for v in config.variants for s in config.seeds]
+    results = {run: read_json(folder(config, run) / "result.json", "run") for run in runs if (folder(config, run) / "result.json").exists()}
+    write(config.out / "table.md", table(config, results).encode())
+    write(config.out / "runs.csv", rows(results).encode())
+    draw_curves(config, results)
+
+
+def table(config: Config, results: dict[Run, dict[str, Any]]) -> str:
+    heads = "".join(f" {model}, here | {model}, papers |" for model in config.models)
+    lines = [f"| test accuracy in % |{heads}", "|---|" + "---|---|" * len(config.models)]
+    for variant in config.variants:
+        cells = "".join(f" {accuracy(config, results, m, variant)} | {PAPER.get((m, variant), '')} |" for m in config.models)
+        lines.append(f"| {TITLES[variant]} |{cells}")
+    lines += ["", f"Here: {settings(config, results)}. Mean (min/max) of the seeds {', '.join(map(str, config.seeds))}, last epoch."]
+    lines += ["Papers: 350 epochs; ANODE and ANODEV2's authors, read off their table; figures with ~ are recalled and not checked.", ""]
+    lines += ["| | parameters | seconds per epoch | / residual | peak memory in MiB |", "|---|---|---|---|---|"]
+    for model in config.models:
+        base = mean(results, model, "residual", "seconds_per_epoch")
+        for variant in config.variants:
+            seconds = mean(results, model, variant, "seconds_per_epoch")
+            if seconds is not None:
+                count, memory = mean(results, model, variant, "parameters"), mean(results, model, variant, "peak_memory_mib")
+                ratio = "" if base is None else f"{seconds / base:.2f}"
+                lines.append(f"| {model}, {TITLES[variant]} | {count:,.0f} | {seconds:.1f} | {ratio} | {memory:.0f} |")
+    return "\n".join(lines) + "\n"
+
+
+def accuracy(config: Config, results: dict[Run, dict[str, Any]], model: str, variant: str) -> str:
+    found = [results[model, variant, seed]["test_accuracy"] for seed in config.seeds if (model, variant, seed) in results]
+    failed = sum((folder(config, (model, variant, seed)) / "failed.txt").exists() for seed in config.seeds)
+    words = [f"{failed} of {len(config.seeds)} diverged"] if failed else []
+    if found:
+        words.insert(0, f"{statistics.mean(found):.2f}" + (f" ({min(found):.2f}/{max(found):.2f})" if len(found) > 1 else ""))
+    if len(found) + failed < len(config.seeds):
+        words.append(f"{len(found) + failed} of {len(config.seeds)} runs so far")
+    return "; ".join(words)
+
+
+def mean(results: dict[Run, dict[str, Any]], model: str, variant: str, what: str) -> float | None:
+    found = [result[what] for (m, v, _), result in results.items() if (m, v) == (model, variant)]
+    return statistics.mean(found) if found else None
+
+
+def settings(config: Config, results: dict[Run, dict[str, Any]]) -> str:
+    used = next(iter(results.values()))["config"] if results else {}
+    told = ("batch_size", "schedule", "lr", "precision", "norm", "adjoint", "method")
+    words = [
+        f"{config.data}",
+        f"{config.epochs} epochs",
+        f"{config.steps} steps",
+        *(f"{name} {used[name]}" for name in told if name in used),
+    ]
+    devices = {f"{result['device']}, {result['threads']} threads, torch {result['torch']}" for result in results.values()}
+    subset = [] if config.subset is None else [f"{config.subset} training images"]
+    recipe = [f"options {config.recipe!r}"] if config.recipe else []
+    return "; ".join([", ".join([*words, *subset, *recipe]), *sorted(devices)])
+
+
+def rows(results: dict[Run, dict[str, Any]]) -> str:
+    names = [
+        "test_accuracy",
+        "best_test_accuracy",
+        "epochs",
+        "parameters",
+        "seconds_per_epoch",
+        "images_per_second",
+        "peak_memory_mib",
+        "device",
+    ]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["model", "variant", "seed", *names])
+    writer.writerows([*run, *(result[name] for name in names)] for run, result in results.items())
+    return text.getvalue()
+
+
+def draw_curves(config: Config, results: dict[Run, dict[str, Any]]) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.5 * len(config.models), 4), layout="constrained")
+    for axes, model in zip(figure.subplots(1, len(config.models), squeeze=False)[0], config.models, strict=True):
+        for color, variant in enumerate(config.variants):
+            for number, seed in enumerate(seed for seed in config.seeds if (model, variant, seed) in results):
+                history = list(csv.DictReader((folder(config, (model, variant, seed)) / "metrics.csv").read_text().splitlines()))
+                epochs, values = ([float(row[name]) for row in history] for name in ("epoch", "test_accuracy"))
+                axes.plot(epochs, values, ".-", color=f"C{color}", lw=1, label=None if number else TITLES[variant])
+        axes.set(title=model, xlabel="epoch", ylabel="test accuracy in %")
+        if axes.lines:
+            axes.legend(fontsize=7)
+    with replacing(config.out / "curves.png") as file:
+        figure.savefig(file, dpi=120, format="png")
+
+
+if __name__ == "__main__":
+    main()

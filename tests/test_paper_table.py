@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from examples import paper_table
+from examples.train_cifar import Config as TrainingConfig
+
+SMALL = ["--models", "resnet4", "--seeds", "0", "1", "--epochs", "1", "--subset", "40", "--steps", "2", "--recipe=--batch-size 20"]
+
+
+def test_the_table_is_made_run_by_run_and_continued(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "table"
+    arguments = [*SMALL, "--out", str(out), "--variants", "residual"]
+    paper_table.main([*arguments, "coupled-2"])
+    table = (out / "table.md").read_text()
+    rows = list(csv.DictReader((out / "runs.csv").read_text().splitlines()))
+    assert [(row["model"], row["variant"], row["seed"]) for row in rows] == [
+        ("resnet4", variant, seed) for variant in ("residual", "coupled-2") for seed in "01"
+    ]
+    accuracies = [float(row["test_accuracy"]) for row in rows[:2]]
+    assert f"| residual | {sum(accuracies) / 2:.2f} ({min(accuracies):.2f}/{max(accuracies):.2f}) | 76.95 (76.47/77.35) |" in table
+    assert "40 training images" in table and "1 epochs" in table and "batch_size 20" in table and "Papers: 350 epochs" in table
+    assert (out / "curves.png").read_bytes().startswith(b"\x89PNG")
+    config = json.loads((out / "resnet4-coupled-2-0" / "config.json").read_text())
+    assert (config["block"], config["steps"], config["weight_steps"], config["seeds"]) == ("coupled", 2, 10, [0])
+
+    times = {path: path.stat().st_mtime_ns for path in out.rglob("last.pt")}
+    (out / "resnet4-residual-1" / "result.json").unlink()  # as if killed before its end
+    paper_table.main(arguments)
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("last.pt")} == times
+    assert "coupled" not in (out / "table.md").read_text()
+    with pytest.raises(SystemExit, match=r"other settings \(subset was 40\)"):
+        paper_table.main([*SMALL, "--subset", "41", "--out", str(out)])
+    assert "train_cifar.py --resume" in capsys.readouterr().out
+
+
+def test_a_run_that_diverges_is_told_and_the_others_go_on(tmp_path: Path) -> None:
+    out = tmp_path / "table"
+    recipe = "--recipe=--batch-size 20 --lr 1e30"
+    paper_table.main([*SMALL[:-1], recipe, "--out", str(out), "--variants", "residual"])
+    assert "| residual | 2 of 2 diverged |" in (out / "table.md").read_text()
+
+
+def test_any_other_failure_ends_with_its_sentence(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="--batch-size 41 must be a multiple"):
+        paper_table.main([*SMALL[:-1], "--recipe=--batch-size 41", "--out", str(tmp_path), "--variants", "residual"])
+
+
+def test_variants_are_options_of_the_training_script(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Each variant's command line is understood, and says what its row's title says."""
+    import tyro
+
+    seen: dict[str, TrainingConfig] = {}
+
+    def pretend(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        config = tyro.cli(TrainingConfig, args=command[2:])
+        assert config.out is not None
+        seen[config.out.name] = config
+        return subprocess.CompletedProcess(command, 0, stderr="")
+
+    monkeypatch.setattr(subprocess, "run", pretend)
+    paper_table.main(["--models", "alexnet", "--seeds", "7", "--out", str(tmp_path)])
+    assert set(seen) == {f"alexnet-{variant}-7" for variant in paper_table.OPTIONS}
+    exact, reverse = seen["alexnet-ode-7"], seen["alexnet-ode-backsolve-7"]
+    assert (exact.block, exact.steps, exact.adjoint, reverse.block, reverse.steps, reverse.adjoint) == (
+        "ode",
+        5,
+        "checkpoint",
+        "ode",
+        5,
+        "backsolve",
+    )
+    assert seen["alexnet-coupled-1-7"].steps == 5 and seen["alexnet-coupled-2-7"].steps == 2
+    assert all(config.epochs == 350 and config.seed == 7 for config in seen.values())
