@@ -2,7 +2,7 @@
 
 from .adjoint import Adjoint, BacksolveAdjoint, CheckpointAdjoint, DirectAdjoint, ReversibleAdjoint
 from .block import CoupledODEBlock, ODEBlock
-from .dynamics import Dynamics, FieldDynamics, NeuralDynamics, ReactionDiffusionAdvection, Static
+from .dynamics import Dynamics, FieldDynamics, Galerkin, NeuralDynamics, ReactionDiffusionAdvection, Static
 from .linear import FourierOperator, LinearOperator
 from .plan import Plan, plan
 from .problem import SolveError, Status
@@ -13,6 +13,7 @@ from .stability import stability_function
 from .stepping import Control
 from .system import CoupledSystem
 from .tableau import Tableau
+from .unroll import unroll
 
 __version__ = "0.1.0"
 
@@ -29,6 +30,7 @@ __all__ = [
     "Dynamics",
     "FieldDynamics",
     "FourierOperator",
+    "Galerkin",
     "ImplicitMidpoint",
     "Leapfrog",
     "LinearOperator",
@@ -47,4 +49,5 @@ __all__ = [
     "plan",
     "solve",
     "stability_function",
+    "unroll",
 ]

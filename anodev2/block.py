@@ -18,9 +18,10 @@ from .solve import integrate, odeint, stacked
 from .solvers import Method, as_method
 from .stepping import as_count, as_times, numbers, uniform_grid
 from .tableau import Tableau
+from .unroll import Unrollable, Unrolled, with_weights
 
 
-class ODEBlock(nn.Module):
+class ODEBlock(Unrollable):
     """z(t1) of dz/dt = f(t, z), z(t0) = input, with a fixed number of equal steps.
 
     One Euler step over t = (0, 1) is the residual block z + f(0, z).
@@ -67,6 +68,21 @@ class ODEBlock(nn.Module):
     def trajectory(self, z0: Any) -> Any:
         """z after 0, 1, ..., ``steps`` steps, stacked in front: leaves of shape ``(steps + 1, *leaf.shape)``."""
         return stacked(*self._integrate(z0, "steps"))
+
+    def written_out(self) -> Unrolled:
+        """The solve as a module of fixed weights, which shares f; see ``unroll``."""
+        return self._unrolled([self.f], _ReadingPlan(self.method, self.t, self.steps, end_only=True))
+
+    def _unrolled(self, copies: list[nn.Module], plan: _ReadingPlan) -> Unrolled:
+        if type(self).forward is not ODEBlock.forward:
+            raise ValueError(
+                f"{type(self).__name__} has a forward of its own, which unroll would lose; put it in a module around the block"
+            )
+        unrolled = Unrolled(copies, plan, self.method, uniform_grid(self.t, self.steps), self.adjoint)
+        for part in (unrolled, *([unrolled.f] if len(copies) > 1 else [])):
+            part.training = self.training
+        vars(unrolled).update({name: value for name, value in vars(self).items() if name.startswith("_forward_")})  # hooks
+        return unrolled
 
     def _integrate(self, z0: Any, save: Literal["steps", "end"]) -> Any:
         return integrate(self.f, z0, self.t, method=self.method, steps=self.steps, adjoint=self.adjoint, save=save)
@@ -152,6 +168,12 @@ class CoupledODEBlock(ODEBlock):
             adjoint=self.adjoint,
             save=save,
         )
+
+    def written_out(self) -> Unrolled:
+        """The solve as a module of fixed weights, a copy of f for each time at which z reads theta; see ``unroll``."""
+        start = self._theta0()
+        copies = [with_weights(self.f, {start[name]: theta[name] for name in start}) for theta in self._path(self._plan.times)]
+        return self._unrolled(copies, self._plan)
 
     def _theta0(self) -> Theta:
         present = dict(self.f.named_parameters(remove_duplicate=False))  # whatever stands for them now, as under torch.func.functional_call

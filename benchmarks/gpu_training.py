@@ -56,7 +56,7 @@ class Config:
 
 def trained(config: Config, name: str, *options: str) -> dict[str, Any]:
     """result.json of a run of train_cifar.py: begun, continued, or there already."""
-    folder = config.out / name.replace(", ", "-").replace(" ", "-")
+    folder = config.out / f"{name}, {options[-1]} epochs".replace(", ", "-").replace(" ", "-")
     if not (folder / "result.json").exists():
         arguments = ["--resume", str(folder)]
         if not (folder / "config.json").exists():

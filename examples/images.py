@@ -37,10 +37,7 @@ class Images:
     y_test: Tensor
     mean: Tensor
     std: Tensor
-
-    @property
-    def classes(self) -> int:
-        return int(max(self.y_train.max(), self.y_test.max())) + 1
+    classes: int
 
     def normalised(self, x: Tensor) -> Tensor:
         """(n, 3, height, width) float32, the training images of mean 0 and deviation 1 per channel; channels last in memory."""
@@ -60,12 +57,13 @@ def load_images(data: str, data_dir: Path, device: torch.device, subset: int | N
         arrays = _folder(Path(data))
     else:
         raise DataError(f"--data {data!r} is neither mini, cifar10, cifar100 nor a folder with one folder of images per class")
+    classes = int(max(arrays["y_train"].max(), arrays["y_test"].max())) + 1
     if subset is not None:
         arrays = {name: array[np.linspace(0, len(array) - 1, min(subset, len(array))).astype(int)] for name, array in arrays.items()}
     mean, std = _statistics(arrays["x_train"])
     x_train, x_test = (torch.from_numpy(arrays[name]).to(device) for name in ("x_train", "x_test"))
     y_train, y_test = (torch.from_numpy(arrays[name]).to(device).long() for name in ("y_train", "y_test"))
-    return Images(x_train, y_train, x_test, y_test, mean.to(device), std.to(device))
+    return Images(x_train, y_train, x_test, y_test, mean.to(device), std.to(device), classes)
 
 
 def _statistics(x: np.ndarray) -> tuple[Tensor, Tensor]:
@@ -92,12 +90,13 @@ def _read(path: Path) -> Arrays:
 def _cifar(name: str, data_dir: Path) -> Arrays:
     """The decoded arrays from ``data_dir/NAME.npz``, else downloaded by torchvision and kept there."""
     cache = data_dir / f"{name}.npz"
-    data_dir.mkdir(parents=True, exist_ok=True)
-    with FileLock(data_dir / f".{name}.lock"):  # one process downloads, the others wait for it
-        if not cache.exists():
-            arrays = _download(name, data_dir)
-            with replacing(cache) as file:
-                np.savez(file, **arrays)
+    if not cache.exists():
+        data_dir.mkdir(parents=True, exist_ok=True)
+        with FileLock(data_dir / f".{name}.lock"):  # one process downloads, the others wait for it
+            if not cache.exists():
+                arrays = _download(name, data_dir)
+                with replacing(cache) as file:
+                    np.savez(file, **arrays)
     return _read(cache)
 
 

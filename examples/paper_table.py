@@ -4,8 +4,8 @@
     python examples/paper_table.py --models resnet4 --seeds 0 --epochs 10 --data cifar10
     python examples/paper_table.py --models resnet4 --seeds 0 --epochs 1 --subset 1000 --steps 2   # a look, in a minute
 
-Each network, variant and seed is a run of train_cifar.py in a process and a folder of its own. What is finished is kept and
-what was interrupted goes on when the same command is given again. Writes table.md, runs.csv and curves.png.
+Each network, variant and seed is a run of train_cifar.py in a process and a folder of its own. What is finished, or has diverged, is
+kept and what was interrupted goes on when the same command is given again. Writes table.md, runs.csv and curves.png.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def train(config: Config, run: Run) -> None:
     """Begin a run, go on with it, or leave it where it is finished; one that fails (a loss that is not finite) leaves its last words."""
     model, variant, seed = run
     place = folder(config, run)
-    if (place / "result.json").exists():
+    if (place / "result.json").exists() or (place / "failed.txt").exists():
         return
     options = ["--resume", str(place)]
     if not (place / "config.json").exists():
@@ -187,7 +187,7 @@ def mean(results: dict[Run, dict[str, Any]], model: str, variant: str, what: str
 
 def settings(config: Config, results: dict[Run, dict[str, Any]]) -> str:
     used = next(iter(results.values()))["config"] if results else {}
-    told = ("batch_size", "schedule", "lr", "precision", "norm", "adjoint", "method")
+    told = ("batch_size", "schedule", "lr", "precision", "norm", "method")
     words = [
         f"{config.data}",
         f"{config.epochs} epochs",

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from examples.runs import RunError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -51,12 +53,20 @@ class Ranks:
             for tensor in tensors:
                 dist.broadcast(tensor, 0)
 
-    def agree(self, value: Any) -> Any:
-        """The first rank's value, a plain object."""
-        values = [value]
-        if self.size > 1:
-            dist.broadcast_object_list(values, 0)
-        return values[0]
+    def agree(self, decide: Callable[[], T]) -> T:
+        """What ``decide`` returns on the first rank, a plain object, or the RunError it raises there."""
+        if self.size == 1:
+            return decide()
+        decided: list[Any] = [None, None]
+        if self.first:
+            try:
+                decided[0] = decide()
+            except RunError as error:
+                decided[1] = error
+        dist.broadcast_object_list(decided, 0)
+        if decided[1] is not None:
+            raise decided[1]
+        return decided[0]
 
 
 @contextmanager
@@ -74,7 +84,8 @@ def joined(name: str, patience: timedelta) -> Iterator[Ranks]:
         if not isinstance(error, dist.DistError) and "gloo" not in str(error):
             raise
         first = str(error).splitlines()[0]
-        print(f"error: rank {rank} of {size} ends, another one may be gone ({first}); continue with --resume", file=sys.stderr, flush=True)
+        what = f"error: rank {rank} of {size} ends, another one is gone or has failed, see its message ({first})"
+        print(f"{what}; what was interrupted continues with --resume", file=sys.stderr, flush=True)
         os._exit(1)  # an orderly end would wait for the lost one
     dist.destroy_process_group()
 

@@ -7,13 +7,14 @@
     torchrun --nproc-per-node 2 examples/train_cifar.py --data cifar10 --batch-size 512
 
 Every run has a folder: config.json, metrics.csv, curves.png, last.pt (to resume from), best.safetensors and
-last.safetensors (weights) and result.json. A run that was killed and resumed ends, on the CPU, with the same weights to
-the bit; one that several processes began may go on in one, and the other way round.
+last.safetensors (weights) and result.json. A run in one process on a CPU that was killed and resumed ends with the same
+weights to the bit; one that several processes began may go on in one, and the other way round.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import gc
 import math
 import statistics
 import sys
@@ -122,33 +123,42 @@ class Config:
 
 def main(argv: list[str] | None = None) -> None:
     try:
-        config = tyro.cli(Config, args=argv)
+        config = settled(tyro.cli(Config, args=argv))
         with joined(config.device, timedelta(minutes=10) if config.compile else timedelta(seconds=50)) as ranks:
-            config, run = ranks.agree(open_run(config) if ranks.first else None)
-            train_seeds(config, run, ranks)
+            run = ranks.agree(lambda: run_folder(config))
+            try:
+                train_seeds(config, run, ranks)
+            except KeyboardInterrupt:
+                if ranks.first:
+                    print(f"\ninterrupted; continue from the last epoch with: --resume {run}")
+                sys.exit(130)
     except (RunError, DataError, ValueError) as error:
         sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        print("\ninterrupted outside an epoch; a run folder, if there is one already, can be continued with --resume")
-        sys.exit(130)
 
 
-def open_run(config: Config) -> tuple[Config, Path]:
-    """The configuration and folder of a new run, or of the one to resume."""
+def settled(config: Config) -> Config:
+    """The options as given, in their ranges, or those of the run to resume."""
+    if config.resume is None:
+        check(config)
+        return config
+    if dataclasses.replace(config, resume=None, device="auto") != Config():
+        raise RunError("--resume continues a run with its own settings; drop the other options but --device, or start a new run")
+    saved = read_json(config.resume / "config.json", f"--resume {config.resume} is no run folder")
+    try:
+        given: dict[str, Any] = {"out": None, "resume": config.resume} | ({} if config.device == "auto" else {"device": config.device})
+        return Config(**{**saved, "data_dir": Path(saved["data_dir"]), "seeds": tuple(saved["seeds"]), **given})
+    except (KeyError, TypeError) as error:
+        raise RunError(f"--resume {config.resume} is a run of another version of this script ({error}); finish it with that") from None
+
+
+def run_folder(config: Config) -> Path:
     if config.resume is not None:
-        if dataclasses.replace(config, resume=None, device="auto") != Config():
-            raise RunError("--resume continues a run with its own settings; drop the other options but --device, or start a new run")
-        saved = read_json(config.resume / "config.json", f"--resume {config.resume} is no run folder")
-        saved |= {"data_dir": Path(saved["data_dir"]), "seeds": tuple(saved["seeds"]), "out": None}
-        if config.device != "auto":
-            saved["device"] = config.device
-        return Config(**saved), config.resume
-    check(config)
+        return config.resume
     seeds = "-".join(map(str, config.seeds))
     run = config.out or free_folder(Path("runs") / f"{config.model}-{config.block}-{Path(config.data).name}-{seeds}")
     if (run / "config.json").exists():
         raise RunError(f"--out {run} already holds a run; continue it with --resume {run}, or choose another folder")
-    return config, run
+    return run
 
 
 def check(config: Config) -> None:
@@ -158,8 +168,13 @@ def check(config: Config) -> None:
             raise RunError(f"--{name.replace('_', '-')} {value} must be at least 1")
     if not config.lr > 0:
         raise RunError(f"--lr {config.lr} must be positive")
-    if not 0 <= config.ema < 1:
-        raise RunError(f"--ema {config.ema} must be at least 0 and below 1; 0.999 averages over some 1,000 steps")
+    for name in ("momentum", "label_smoothing", "ema"):
+        if not 0 <= getattr(config, name) < 1:
+            raise RunError(f"--{name.replace('_', '-')} {getattr(config, name)} must be at least 0 and below 1")
+    if not (config.weight_decay >= 0 and config.cutout >= 0):
+        raise RunError(f"--weight-decay {config.weight_decay} and --cutout {config.cutout} must be at least 0")
+    if not all(0 <= seed < 2**31 for seed in config.seeds):
+        raise RunError(f"--seeds {config.seeds} must be at least 0 and below 2^31")
     if not config.seeds or len(set(config.seeds)) != len(config.seeds):
         raise RunError(f"--seeds {config.seeds} must be different numbers")
     if config.adjoint != "checkpoint" and (config.slots, config.memory) != (None, None):
@@ -200,9 +215,9 @@ def train_seeds(config: Config, run: Path, ranks: Ranks) -> None:
         if ranks.first and not (folder / "result.json").exists():
             folder.mkdir(exist_ok=True)
             write_json(folder / "config.json", {**dataclasses.asdict(own), "resume": None})
-        if not ranks.agree((folder / "result.json").exists()):
+        if not ranks.agree((folder / "result.json").exists):
             Training(own, folder, ranks, images).run()
-        accuracies.append(ranks.agree(read_json(folder / "result.json", str(folder)) if ranks.first else None)["test_accuracy"])
+        accuracies.append(ranks.agree(lambda folder=folder: read_json(folder / "result.json", str(folder))["test_accuracy"]))
     if ranks.first:
         mean, low, high = statistics.mean(accuracies), min(accuracies), max(accuracies)
         summary = {"test_accuracy": {"mean": mean, "min": low, "max": high}, "seeds": dict(zip(config.seeds, accuracies, strict=True))}
@@ -220,12 +235,12 @@ class Training:
         self.model = make_model(config, images.classes).to(ranks.device).to(memory_format=layout)
         self.average = None
         if config.ema:
-            self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True)
+            self.average = AveragedModel(self.model, ranks.device, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True)
         self.optimizer = make_optimizer(config, self.model)
         self.scheduler = make_scheduler(config, self.optimizer, len(images.y_train) // config.batch_size)
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=config.precision == "float16")
         self.network = ranks.parallel(torch.compile(self.model) if config.compile else self.model)
-        self.epoch, self.best, self.history = 0, 0.0, []
+        self.epoch, self.best, self.history = 0, -1.0, []
         self.start = coefficients(self.model)
         if (run / "last.pt").exists():
             self.restore(load_checkpoint(run / "last.pt"))
@@ -269,15 +284,12 @@ class Training:
                 f"{config.model}, block {config.block}, seed {config.seed}, {parameters:,} parameters, {images}; run folder {self.folder}"
             )
             write_history(self.folder, self.history)
+        gc.collect()  # the network of the seed before
         peak_memory(self.ranks.device, reset=True)
-        try:
-            while self.epoch < config.epochs:
-                row = self.one_epoch()
-                if first:
-                    self.keep(row)
-        except KeyboardInterrupt:
-            print(f"\ninterrupted after {self.epoch} of {config.epochs} epochs; continue with: python {sys.argv[0]} --resume {self.folder}")
-            sys.exit(130)
+        while self.epoch < config.epochs:
+            row = self.one_epoch()
+            if first:
+                self.keep(row)
         if first:
             self.finish(parameters)
 
@@ -286,8 +298,7 @@ class Training:
         loss, train_accuracy = train_epoch(self)
         trained = time.perf_counter() - began
         self.ranks.share(self.model.buffers())
-        if self.average is not None:
-            self.ranks.share(self.average.buffers())
+        self.ranks.share(self.tested.buffers())
         accuracy = evaluate(self)
         self.epoch += 1
         row = {"epoch": self.epoch, "loss": loss, "train_accuracy": train_accuracy, "test_accuracy": accuracy}
@@ -312,7 +323,7 @@ class Training:
 
     def finish(self, parameters: int) -> None:
         """The last weights, result.json and the last words."""
-        end, moved = coefficients(self.model), movement(self.model)
+        end, moved = coefficients(self.tested), movement(self.tested)
         weights = {
             name: {"relative_change": moved[name]}
             | {key: {"start": self.start[name][key], "end": end[name][key]} for key in end.get(name, {})}
@@ -451,15 +462,17 @@ def peak_memory(device: torch.device, *, reset: bool = False) -> float:
         if reset:
             torch.cuda.reset_peak_memory_stats(device)
         return peak
-    status = Path("/proc/self/status")
-    if status.exists():
+    try:
         if reset:
             Path("/proc/self/clear_refs").write_text("5")
-        lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
+        lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
         return 1024.0 * int(lines["VmHWM"].split()[0])
-    import resource  # where there is one: not on Windows
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    except (OSError, KeyError):
+        try:
+            import resource
+        except ImportError:  # Windows
+            return 0.0
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def coefficients(model: nn.Module) -> dict[str, dict[str, Any]]:
@@ -491,7 +504,7 @@ def write_tensorboard(training: Training, row: dict[str, float]) -> None:
     from torch.utils.tensorboard import SummaryWriter
 
     scalars = {name: value for name, value in row.items() if name != "epoch"} | {"lr": training.optimizer.param_groups[0]["lr"]}
-    scalars |= {f"moved/{name}": value for name, value in movement(training.model).items()}
+    scalars |= {f"moved/{name}": value for name, value in movement(training.tested).items()}
     with SummaryWriter(str(training.folder / "tensorboard"), purge_step=training.epoch) as writer:
         for name, value in scalars.items():
             writer.add_scalar(name, value, training.epoch)

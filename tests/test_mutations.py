@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PARTS = ["anodev2", "models", "pde", "tests", "pyproject.toml"]
+PARTS = ["anodev2", "models", "pde", "examples", "tests", "pyproject.toml"]
 
 # what is taken out: (file, text, instead, the tests that must notice)
 MUTATIONS = {
@@ -270,6 +270,34 @@ MUTATIONS = {
     ),
     "steps not passed on": ("problem.py", '("step", step), ("stage"', '("step", 0), ("stage"', "test_models.py"),
     "theta of the step's start in every stage": ("block.py", "+ self.offsets[stage]", "+ 0 * stage", "test_block.py"),
+    "every step with the first weights": (
+        "unroll.py",
+        "number, counters = self.plan.number(",
+        "number, counters = 0 * self.plan.number(",
+        "test_unroll.py::test_outputs_are_the_blocks_to_the_bit",
+    ),
+    "a basis that moves the start": ("dynamics.py", "torch.cos(angle) - 1, ", "torch.cos(angle), ", "test_galerkin.py"),
+    "a norm copied to the first step alone": (
+        "../models/blocks.py",
+        "value for step in range(len(self))})",
+        "value if step == 0 else torch.zeros_like(value) for step in range(len(self))})",
+        "test_models.py",
+    ),
+    # training
+    "every rank takes the first one's images": (
+        "../examples/train_cifar.py",
+        "(ranks.rank * config.accumulate + part) * share",
+        "part * share",
+        "test_ranks.py::test_two_processes_take_the_steps_of_one",
+    ),
+    "momentum lost at a kill": (
+        "../examples/train_cifar.py",
+        '"optimizer": self.optimizer, "scheduler"',
+        '"scheduler"',
+        "test_train_cifar.py::test_killed_and_resumed_it_ends_with_the_same_weights",
+    ),
+    "files written in place": ("../examples/runs.py", 'f".{path.name}.partial"', "path.name", "test_train_cifar.py"),
+    "pickled code loaded": ("../examples/runs.py", "weights_only=True", "weights_only=False", "test_train_cifar.py"),
     "diffusion backwards": ("dynamics.py", "real = real - tau", "real = real + tau", "test_dynamics.py"),
 }
 

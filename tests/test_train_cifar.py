@@ -147,6 +147,17 @@ def test_killed_and_resumed_it_ends_with_the_same_weights(
     assert not list(run.glob(".*"))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_killed_and_resumed_with_all_that_can_be_kept(precision: str, small: Path, tmp_path: Path) -> None:
+    more = ["--subset", "100", "--ema", "0.9", "--accumulate", "5", "--precision", precision, "--cutout", "6", "--per", "channel"]
+    train_cifar.main(options(small, tmp_path / "whole", *more))
+    process = start("second epoch", *options(small, tmp_path / "killed", *more), script=KILLED)
+    assert process.communicate() and process.returncode == -signal.SIGKILL
+    train_cifar.main(["--resume", str(tmp_path / "killed")])
+    assert the_same(tmp_path / "killed", tmp_path / "whole")
+
+
 def test_ctrl_c_ends_with_a_word_and_a_resumable_run(small: Path, tmp_path: Path) -> None:
     run = tmp_path / "stopped"
     process = start(*options(small, run))
@@ -183,7 +194,7 @@ def test_several_seeds_are_runs_of_their_own_and_a_summary(small: Path, tmp_path
 
 
 def test_an_average_of_the_weights_is_what_is_tested_and_saved(small: Path, tmp_path: Path) -> None:
-    fixed = options(small, tmp_path / "ema", "--epochs", "2", "--subset", "50", "--block", "residual")
+    fixed = options(small, tmp_path / "ema", "--epochs", "2", "--subset", "50")
     train_cifar.main([*fixed, "--ema", "0.5"])
     saved = torch.load(tmp_path / "ema" / "last.pt", weights_only=True)
     average = {name.removeprefix("module."): value for name, value in saved["average"].items() if name != "n_averaged"}
@@ -191,6 +202,9 @@ def test_an_average_of_the_weights_is_what_is_tested_and_saved(small: Path, tmp_
     assert int(saved["average"]["n_averaged"]) == 4 and last.keys() == average.keys()
     assert all(torch.equal(last[key], average[key]) for key in last)
     assert not all(torch.equal(last[key], saved["model"][key]) for key in last)
+    for name, layer in result(tmp_path / "ema")["weights"].items():
+        key = name.replace("f.", "dynamics.signed_tau.f/").replace(".weight", "/weight").replace("tau.f/", "tau.")
+        assert layer["tau"]["end"] == pytest.approx(last[key].item())
 
 
 def test_every_other_option_trains(small: Path, tmp_path: Path) -> None:
@@ -204,6 +218,7 @@ def test_every_other_option_trains(small: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Torchinductor does not support code generation for complex")  # the symbol of the dynamics
 def test_compiled_it_learns_the_same(small: Path, tmp_path: Path) -> None:
     arguments = options(small, tmp_path / "eager", "--epochs", "1", "--subset", "100")
     train_cifar.main(arguments)
@@ -231,6 +246,10 @@ def test_seeds_decide_and_runs_get_folders_of_their_own(small: Path, tmp_path: P
         (["--batch-size", "-3"], "--batch-size -3"),
         (["--batch-size", "201"], "at most the 200 training images"),
         (["--accumulate", "2"], "--batch-size 25 must be a multiple of --accumulate 2"),
+        (["--label-smoothing", "2"], "--label-smoothing 2.0 must be at least 0 and below 1"),
+        (["--momentum", "-1"], "--momentum -1.0 must be"),
+        (["--cutout", "-3"], "--cutout -3 must be at least 0"),
+        (["--seeds", "99999999999999"], "below 2^31"),
         (["--ema", "1"], "--ema 1.0 must be at least 0 and below 1"),
         (["--seeds", "1", "1"], "--seeds (1, 1) must be different"),
         (["--slots", "2", "--adjoint", "direct"], "--slots and --memory are for --adjoint checkpoint"),
@@ -261,12 +280,16 @@ def test_mistakes_about_runs_get_one_sentence(small: Path, whole: Path, tmp_path
     broken.mkdir()
     (broken / "config.json").write_text((whole / "config.json").read_text())
     (broken / "last.pt").write_bytes((whole / "last.pt").read_bytes()[:1000])
+    old = tmp_path / "old"
+    old.mkdir()
+    (old / "config.json").write_text('{"data_dir": "data", "seed": 0}')
     empty = tmp_path / "empty"
     empty.mkdir()
     cases = [
         (["--resume", str(broken)], "is not a readable checkpoint"),
         (["--resume", str(empty)], "is no run folder: config.json cannot be read"),
         (["--resume", str(whole), "--epochs", "9"], "drop the other options"),
+        (["--resume", str(old)], "is a run of another version of this script ('seeds')"),
         (options(small, whole), "already holds a run"),
     ]
     for arguments, sentence in cases:

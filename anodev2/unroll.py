@@ -1,0 +1,241 @@
+"""Blocks written out: a straight sequence of calls of f with fixed weights, for export and fast inference.
+
+Each evaluation of f by the solver becomes one call of a copy of f that holds the weights of its time as ordinary parameters;
+between them stand the method's sums alone. Copies share what does not evolve, the very tensors and modules: BatchNorm
+statistics move as they do in the block, and a change of dtype or device reaches all copies. A ``state_dict`` names shared
+tensors once per copy; ``torch.save`` stores each once.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from .adjoint import Adjoint, ReversibleAdjoint
+from .problem import CountedCall, Counters, Problem, VectorField
+from .pytree import LEAF, Structure, build, leaves_of, structure_of
+from .solvers import Leaves, Method, RungeKutta
+from .stepping import Grid, Step
+from .tableau import Tableau
+
+
+class Unrollable(nn.Module, ABC):
+    """A module with a solve inside, of a fixed number of steps."""
+
+    def unroll(self) -> nn.Module:
+        """The same outputs without a solver, see ``anodev2.unroll``."""
+        return unroll(self)
+
+    @abstractmethod
+    def written_out(self) -> Unrolled:
+        """The solve as a module of fixed weights, which shares with this one what does not evolve."""
+
+
+def unroll(network: nn.Module) -> nn.Module:
+    """A copy of ``network`` in which every ``ODEBlock`` and ``CoupledODEBlock`` is written out: plain layers of fixed weights.
+
+    Euler: z <- z + dt f_n(t_n, z), n = 0 ... steps - 1, f_n a copy of f with the weights theta(t_n) as its own parameters; other
+    methods likewise, a copy for each time at which the method reads theta, one copy where the weights stand still. Same
+    outputs, in training too, and to the bit (on a CPU whose matrix products depend on the alignment of memory, up to round-off where
+    evolving matrices have odd sizes); shapes, dtypes, devices, training flags, hooks and ``requires_grad`` are kept. Nothing is
+    shared with ``network``, and nothing leads back to the weight dynamics. Compiled modules come back uncompiled.
+
+    Args:
+        network: a module that holds blocks, at any depth, or a block itself.
+
+    Raises:
+        TypeError: ``network`` is no module.
+        ValueError: it holds no block, or a block with a ``forward`` of its own.
+
+    Source: ANODEV2, arXiv 1906.04596 (Euler on a common grid: an ordinary network whose layers' weights obey an ODE).
+    """
+    if not isinstance(network, nn.Module):
+        raise TypeError(f"network must be an nn.Module, got {type(network).__name__}; pass the module that holds the blocks")
+    if not any(isinstance(module, Unrollable) for module in network.modules()):
+        raise ValueError(
+            f"network={type(network).__name__} holds no ODEBlock or CoupledODEBlock to unroll; it is plain already, use it as it is"
+        )
+    with torch.inference_mode(False), torch.no_grad():
+        return _plain(deepcopy(network), {})
+
+
+def _plain(module: nn.Module, done: dict[nn.Module, nn.Module]) -> nn.Module:
+    """``module`` with its blocks written out in place, outer ones first: their weights may be what an inner one starts from."""
+    if module in done:
+        return done[module]
+    inside = getattr(module, "_orig_mod", None)  # torch.compile(module) would go on calling what it was made of
+    plain = inside if isinstance(inside, nn.Module) else module
+    plain = plain.written_out() if isinstance(plain, Unrollable) else plain
+    done[module] = plain
+    for name, child in plain._modules.items():
+        if child is not None:
+            plain._modules[name] = _plain(child, done)
+    return plain
+
+
+def with_weights(f: nn.Module, weights: Mapping[Tensor, Tensor]) -> nn.Module:
+    """A copy of f in which ``weights`` stand for its parameters; what depends on none of these is f's own."""
+    new = {id(old): nn.Parameter(weight.detach().clone(), old.requires_grad) for old, weight in weights.items()}
+    memo: dict[int, Any] = {id(parameter): new.get(id(parameter), parameter) for parameter in f.parameters()}
+    for module in f.modules():
+        memo[id(module._buffers)] = module._buffers  # the dict, so that buffers stay shared when they are moved or replaced
+        if not any(id(parameter) in new for parameter in module.parameters()):
+            memo[id(module)] = module
+    return deepcopy(f, memo)
+
+
+class ReadingPlan(Protocol):
+    """Which copy of f a stage calls."""
+
+    def number(self, step: int, stage: int) -> int:
+        """Its number."""
+        ...
+
+
+Terms = tuple[tuple[int, float], ...]  # which slope, times which number
+
+
+class Call(NamedTuple):
+    """One evaluation of f: by which copy, at which of the times, and of the state plus which slopes of the step."""
+
+    copy: int
+    time: int
+    counters: Counters
+    terms: Terms
+
+
+class Unrolled(nn.Module):
+    """A solve written out: calls of ``f``, or of its copies ``f[0], f[1], ...``, and the sums of the method.
+
+    ``t`` holds the times of all calls as constants beside the state; they are rounded from numbers whenever the module
+    changes its dtype, as the solver rounds them. ``calls``: for each step of an explicit Runge-Kutta method, on a single tensor,
+    its evaluations of f and the multiples of their slopes that end it; other methods and trees go through ``Method.step``.
+    """
+
+    t: Tensor
+
+    def __init__(self, copies: list[nn.Module], plan: ReadingPlan, method: Method, grid: Grid, adjoint: Adjoint) -> None:
+        super().__init__()
+        self.f = copies[0] if len(copies) == 1 else nn.ModuleList(copies)
+        self.count = len(copies)
+        self.plan = plan
+        self.method = method
+        self.grid = grid
+        self.steps = grid.steps()
+        self.scheme = adjoint if isinstance(adjoint, ReversibleAdjoint) else None  # which steps otherwise than the method alone
+        self.counted = frozenset(CountedCall(copies[0]).names)
+        self.times = tuple(sorted({float(step.time(node)) for step in self.steps for node in method.nodes}))
+        like = next((p for p in copies[0].parameters() if p.is_floating_point() or p.is_complex()), torch.zeros(()))
+        self.register_buffer("t", _constants(self.times, like), persistent=False)
+        self.calls: list[tuple[list[Call], Terms]] | None = None
+        if isinstance(method, RungeKutta) and self.scheme is None:
+            self.calls = [self._calls(step, method.tableau) for step in self.steps]
+
+    def forward(self, z0: Any) -> Any:
+        """z(t1), in the structure, shapes and dtypes of z0."""
+        structure = structure_of(z0)
+        y = leaves_of(z0, structure)
+        for leaf in y:
+            if not isinstance(leaf, Tensor) or not (leaf.is_floating_point() or leaf.is_complex()):
+                given = f"a tensor of {leaf.dtype}" if isinstance(leaf, Tensor) else type(leaf).__name__
+                raise TypeError(f"z0 must be made of floating or complex tensors, got {given}; write z0.float()")
+        if self.calls is not None and structure is LEAF:
+            return self._straight(y[0])
+        problem = Problem(_Field(self, structure, y), self.method, self.grid, "end")
+        if self.scheme is not None:
+            return build(structure, self.scheme.stored(problem, y, ()).states[0])
+        for step in self.steps:
+            y = problem.advance(step, y, ())
+        return build(structure, y)
+
+    def constants(self, y: Leaves) -> Sequence[Tensor]:
+        """``times`` as zero-dimensional tensors beside the state y."""
+        dtype, device = _time_dtype(y), y[0].device
+        if self.t.dtype == dtype and self.t.device == device:
+            return self.t.unbind()
+        return [torch.full((), time, dtype=dtype, device=device) for time in self.times]
+
+    def copies(self) -> list[nn.Module]:
+        """f for each time at which the weights are read."""
+        return list(self.f) if self.count > 1 and isinstance(self.f, nn.ModuleList) else [self.f]
+
+    def counters(self, step: int, stage: int) -> Counters:
+        """The keyword arguments that f wants."""
+        return {name: value for name, value in (("step", step), ("stage", stage)) if name in self.counted}
+
+    def _straight(self, z: Tensor) -> Tensor:
+        times, copies = self.constants([z]), self.copies()
+        for calls, end in self.calls or ():
+            slopes: list[Tensor] = []
+            for copy, time, counters, terms in calls:
+                slopes.append(copies[copy](times[time], _sum(z, terms, slopes), **counters))
+            z = _sum(z, end, slopes)
+        return z
+
+    def _calls(self, step: Step, tableau: Tableau) -> tuple[list[Call], Terms]:
+        def terms(weights: Sequence[float]) -> Terms:
+            return tuple((place, weight * float(step.dt)) for place, weight in enumerate(weights) if weight != 0)
+
+        calls = []
+        for stage in range(tableau.advancing):
+            when = self.times.index(float(step.time(tableau.nodes[stage])))
+            number, counters = self.plan.number(step.index, stage), self.counters(step.index, stage)
+            calls.append(Call(number, when, counters, terms(tableau.stage_weights[stage])))
+        return calls, terms(tableau.weights)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Unrolled:
+        super()._apply(fn, recurse)
+        self.t = _constants(self.times, self.t)
+        return self
+
+    def extra_repr(self) -> str:
+        return f"steps={len(self.steps)}, method={self.method.name!r}"
+
+
+def _sum(z: Tensor, terms: Terms, slopes: list[Tensor]) -> Tensor:
+    for place, scale in terms:
+        k = slopes[place]
+        z = torch.add(z, k if k.dtype == z.dtype else k.to(z.dtype), alpha=scale)
+    return z
+
+
+def _constants(times: tuple[float, ...], like: Tensor) -> Tensor:
+    return torch.tensor(times, dtype=_time_dtype([like]), device=like.device)
+
+
+def _time_dtype(y: Leaves) -> torch.dtype:
+    """That in which the solver hands times to f."""
+    dtype = torch.float32
+    for leaf in y:
+        real = leaf.real.dtype if leaf.is_complex() else leaf.dtype
+        dtype = dtype if real == dtype else torch.promote_types(dtype, real)
+    return dtype
+
+
+class _Field(VectorField):
+    """The calls of f as the vector field of a step; without the solver's checks of f, which the block has been through."""
+
+    def __init__(self, module: Unrolled, structure: Structure, y0: Leaves) -> None:
+        self.module = module
+        self.func = module.f  # its split(), if it has one
+        self.structure = structure
+        self.device = y0[0].device
+        self.time_dtype = _time_dtype(y0)
+        self.copies = module.copies()
+        self.constants = dict(zip(module.times, module.constants(y0), strict=True))
+
+    def __call__(
+        self, args: tuple[Any, ...], step: Step, stage: int, node: float, y: Leaves, call: CountedCall | None = None
+    ) -> list[Tensor]:
+        time = float(step.time(node))
+        t = self.constants[time] if time in self.constants else self.time(time, self.time_dtype)
+        z = build(self.structure, y)
+        if call is not None:
+            return leaves_of(call(t, z, step=step.index, stage=stage), self.structure)
+        f = self.copies[self.module.plan.number(step.index, stage)]
+        return leaves_of(f(t, z, **self.module.counters(step.index, stage)), self.structure)
