@@ -53,7 +53,7 @@ class PerStepNorm2d(nn.ModuleList):
     def forward(self, input: Tensor, step: int) -> Tensor:
         if step >= len(self):
             raise ValueError(f"this norm was made for {len(self)} steps, the solver took step number {step + 1}; use norm='shared'")
-        return self[step](input)
+        return self._modules[str(step)](input)  # pyright: ignore[reportOptionalCall] (cheaper than self[step])
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         plain = [name for name in self[0].state_dict() if prefix + name in state_dict]
@@ -80,8 +80,7 @@ class BasicBranch(nn.Module):
         self.norm2 = norm2d(channels, norm, steps)
 
     def forward(self, t: Any, z: Tensor, *, step: int) -> Tensor:
-        z = torch.relu(self.norm1(self.conv1(z, t), step))
-        return self.norm2(self.conv2(z, t), step)
+        return self.norm2(self.conv2(torch.relu(self.norm1(self.conv1(z, t), step)), t), step)
 
 
 class WideBranch(nn.Module):
