@@ -2,6 +2,7 @@
 
 from .adjoint import Adjoint, BacksolveAdjoint, CheckpointAdjoint, DirectAdjoint, ReversibleAdjoint
 from .block import CoupledODEBlock, ODEBlock
+from .compiled import Compile
 from .dynamics import Dynamics, FieldDynamics, Galerkin, NeuralDynamics, ReactionDiffusionAdvection, Static
 from .linear import FourierOperator, LinearOperator
 from .plan import Plan, plan
@@ -23,6 +24,7 @@ __all__ = [
     "BacksolveAdjoint",
     "BackwardEuler",
     "CheckpointAdjoint",
+    "Compile",
     "Control",
     "CoupledODEBlock",
     "CoupledSystem",

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from .adjoint import Adjoint, as_adjoint
+from .compiled import Compile, as_compile
 from .dynamics import Dynamics, Theta
 from .problem import CountedCall, signature_of
 from .pytree import build
@@ -33,6 +34,7 @@ class ODEBlock(Unrollable):
         method: a name in ``METHODS``, a ``Tableau`` or a ``Method``.
         t: start and end time.
         adjoint: "checkpoint", "direct", "reversible", "backsolve" or an ``Adjoint``.
+        compile: as for ``odeint``.
 
     Raises:
         ValueError, TypeError: naming the argument, what was given and the cure.
@@ -48,6 +50,7 @@ class ODEBlock(Unrollable):
         method: str | Tableau | Method = "euler",
         t: Sequence[float] = (0.0, 1.0),
         adjoint: str | Adjoint = "checkpoint",
+        compile: bool | Compile = False,
     ) -> None:
         super().__init__()
         _check_field(f)
@@ -59,6 +62,7 @@ class ODEBlock(Unrollable):
         self.method = as_method(method)
         self.t = numbers(times)
         self.adjoint = as_adjoint(adjoint)
+        self.compiling = as_compile(compile) or False
 
     def forward(self, z0: Any) -> Any:
         """z(t1), in the structure, shapes and dtypes of z0."""
@@ -85,10 +89,11 @@ class ODEBlock(Unrollable):
         return unrolled
 
     def _integrate(self, z0: Any, save: Literal["steps", "end"]) -> Any:
-        return integrate(self.f, z0, self.t, method=self.method, steps=self.steps, adjoint=self.adjoint, save=save)
+        return integrate(self.f, z0, self.t, method=self.method, steps=self.steps, adjoint=self.adjoint, save=save, compile=self.compiling)
 
     def extra_repr(self) -> str:
-        return f"steps={self.steps}, method={self.method.name!r}, t={self.t}, adjoint={self.adjoint}"
+        compiling = f", compile={self.compiling}" if self.compiling else ""
+        return f"steps={self.steps}, method={self.method.name!r}, t={self.t}, adjoint={self.adjoint}{compiling}"
 
 
 class CoupledODEBlock(ODEBlock):
@@ -107,7 +112,7 @@ class CoupledODEBlock(ODEBlock):
         dynamics: q, a ``Dynamics``.
         evolve: name pattern(s) such as ``"conv*.weight"`` that narrow which parameters evolve. None: all that the
             dynamics accepts (for reaction-diffusion-advection the convolution kernels longer than 1).
-        steps, method, t, adjoint: as for ``ODEBlock``.
+        steps, method, t, adjoint, compile: as for ``ODEBlock``.
         weight_steps: number of steps of theta over t, rounded up where the times at which z reads theta do not divide
             them; default ``steps``. Of no effect on a closed form.
         weight_method: method for theta; default ``method``.
@@ -133,8 +138,9 @@ class CoupledODEBlock(ODEBlock):
         weights: Literal["along", "final"] = "along",
         t: Sequence[float] = (0.0, 1.0),
         adjoint: str | Adjoint = "checkpoint",
+        compile: bool | Compile = False,
     ) -> None:
-        super().__init__(f, steps=steps, method=method, t=t, adjoint=adjoint)
+        super().__init__(f, steps=steps, method=method, t=t, adjoint=adjoint, compile=compile)
         if not isinstance(dynamics, Dynamics):
             raise TypeError(f"dynamics must be a Dynamics, got {type(dynamics).__name__}; wrap a module q(t, theta) as NeuralDynamics(q)")
         if weights not in ("along", "final"):
@@ -167,6 +173,7 @@ class CoupledODEBlock(ODEBlock):
             args=(path,),
             adjoint=self.adjoint,
             save=save,
+            compile=self.compiling,
         )
 
     def written_out(self) -> Unrolled:
@@ -226,7 +233,7 @@ class _EvolvingField:
     """f(t, z) with the weights that belong to the stage swapped in from a path of weights."""
 
     def __init__(self, f: nn.Module, plan: _ReadingPlan) -> None:
-        self.f = f
+        self.f = self.owner = f
         self.plan = plan
         self.counters = CountedCall(f).counters
 

@@ -10,7 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from einops import rearrange
@@ -163,7 +163,7 @@ class ReactionDiffusionAdvection(Dynamics):
         return torch.where(signed >= 0, signed, -signed), torch.stack(columns, -1), rho
 
     def forward(self, t: Tensor | float, theta: Theta) -> Theta:
-        slopes = {name: _convolve(self._symbol(name, weight), weight) for name, weight in theta.items()}
+        slopes = {name: _convolve(*self._growth(name, weight), weight) for name, weight in theta.items()}
         if self.nonlinearity is None:
             return slopes
         return {name: self.nonlinearity(slope) for name, slope in slopes.items()}
@@ -173,25 +173,21 @@ class ReactionDiffusionAdvection(Dynamics):
             return None
         path: Theta = {}
         for name, weight in theta.items():
-            symbol = self._symbol(name, weight)
-            elapsed = torch.tensor(times, dtype=weight.dtype).to(weight.device).view(-1, *(1,) * symbol.ndim)
-            path[name] = weight + _convolve(torch.expm1(symbol * elapsed), weight)
+            growth, turning = self._growth(name, weight)
+            elapsed = torch.tensor(times, dtype=growth.dtype).to(weight.device).view(-1, 1, 1)
+            growth, turning = growth * elapsed, turning * elapsed
+            # expm1(growth + i turning), exactly 0 where both are
+            real = torch.expm1(growth) * torch.cos(turning) - 2 * torch.sin(turning / 2) ** 2
+            path[name] = weight + _convolve(real, torch.exp(growth) * torch.sin(turning), weight)
         return path
 
-    def _symbol(self, name: str, weight: Tensor) -> Tensor:
-        """-tau |k|^2 + i k . upsilon + rho at every wavenumber k of the kernel: shape (channels or 1, *space)."""
+    def _growth(self, name: str, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """-tau |k|^2 + rho and k . upsilon at every wavenumber k of the kernel: shapes (channels or 1, modes)."""
         dtype = torch.promote_types(weight.dtype, torch.float32)
         tau, upsilon, rho = (coefficient.to(dtype) for coefficient in self.coefficients(name))
-        space = weight.shape[2:]
-        lift = (slice(None), *(None,) * len(space))
-        real, imaginary = rho.reshape(-1)[lift], torch.zeros_like(rho).reshape(-1)[lift]
-        for axis, size in enumerate(space):
-            k = 2 * math.pi * torch.fft.fftfreq(size, dtype=dtype, device=weight.device)
-            k = k.view(-1, *(1,) * (len(space) - axis - 1))
-            slope = torch.where(k.abs() < math.pi * (1 - 1e-6), k, 0.0)  # the Nyquist mode has none
-            real = real - tau.reshape(-1)[lift] * k**2
-            imaginary = imaginary + upsilon[..., axis].reshape(-1)[lift] * slope
-        return torch.complex(real.expand(-1, *space), imaginary.expand(-1, *space))
+        modes = _kept(_modes)(tuple(weight.shape[2:]), dtype, weight.device)
+        growth = rho.reshape(-1, 1) - tau.reshape(-1, 1) * modes.squared
+        return growth, upsilon.reshape(len(growth), -1) @ modes.slopes
 
     def extra_repr(self) -> str:
         tau, upsilon, rho = self.initial
@@ -450,27 +446,47 @@ def _key(name: str) -> str:
     return name.replace(".", "/")  # a ParameterDict key may not contain a dot
 
 
-def _convolve(symbol: Tensor, weight: Tensor) -> Tensor:
-    """F^-1 [symbol F weight] over the spatial axes, as a product with a small real circulant matrix per symbol.
+class _Modes(NamedTuple):
+    """The Fourier modes exp(i k . x) of a kernel, in rows: |k|^2; k without that of Nyquist, (axes, modes); cos and sin of k . x over the
+    number of modes, (modes, places); and for places x, x' the number of the place x - x'."""
 
-    ``symbol``: ([times,] channels or 1, *space); ``weight``: (out, in, *space); result: ([times,] out, in, *space).
-    """
-    space = weight.shape[2:]
-    kernel = torch.fft.ifftn(symbol, dim=tuple(range(-len(space), 0))).real
-    lead = kernel.shape[: kernel.ndim - len(space)]
-    table = _differences.__wrapped__ if torch.compiler.is_compiling() else _differences  # the compiler folds it itself
-    matrix = kernel.reshape(*lead, -1)[..., table(tuple(space), weight.device)].to(weight.dtype)
-    rows = weight.reshape(lead[-1], -1, math.prod(space))
-    return (rows @ matrix.mT).reshape(*lead[:-1], *weight.shape)
+    squared: Tensor
+    slopes: Tensor
+    cos: Tensor
+    sin: Tensor
+    differences: Tensor
 
 
 @lru_cache(maxsize=64)
 @torch.inference_mode(False)  # what is kept must serve training too, whoever comes first
-def _differences(space: tuple[int, ...], device: torch.device) -> Tensor:
-    """For every pair of grid points the flat index of their difference, modulo the size of each axis."""
-    points = torch.cartesian_prod(*(torch.arange(size) for size in space)).view(-1, len(space))
-    gaps = (points[:, None] - points[None]) % torch.tensor(space)
-    flat = gaps[..., 0]
-    for axis, size in enumerate(space[1:], start=1):
-        flat = flat * size + gaps[..., axis]
-    return flat.to(device)
+def _modes(space: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> _Modes:
+    whole = torch.cartesian_prod(*(torch.arange(size) for size in space)).reshape(-1, len(space))  # the places, and the modes
+    sizes = torch.tensor(space)
+    k = 2 * math.pi * torch.where(2 * whole < sizes, whole, whole - sizes).double() / sizes  # -pi is that of Nyquist
+    slopes = torch.where(2 * whole == sizes, 0.0, k)
+    phase = 2 * math.pi * (whole[:, None] * whole / sizes.double()).sum(-1)
+    steps = torch.tensor([math.prod(space[axis + 1 :]) for axis in range(len(space))])
+    differences = ((whole[:, None] - whole) % sizes * steps).sum(-1)
+    tables = ((k**2).sum(-1), slopes.mT, torch.cos(phase) / len(whole), torch.sin(phase) / len(whole))
+    squared, slopes, cos, sin = (table.to(device, dtype) for table in tables)
+    return _Modes(squared, slopes, cos, sin, differences.to(device))
+
+
+def _kept(function: Any) -> Any:
+    """What is kept of a cached function; the compiler calls it anew and folds the result itself."""
+    return function.__wrapped__ if torch.compiler.is_compiling() else function
+
+
+def _convolve(real: Tensor, imaginary: Tensor, weight: Tensor) -> Tensor:
+    """F^-1 [(real + i imaginary) F weight] over the spatial axes, as a product with a small real circulant matrix per symbol.
+
+    ``real``, ``imaginary``: ([times,] channels or 1, modes), even and odd in k; result: ([times,] *weight.shape).
+    """
+    space = tuple(weight.shape[2:])
+    modes = _kept(_modes)(space, real.dtype, weight.device)
+    kernel = real @ modes.cos - imaginary @ modes.sin
+    times, channels, places = math.prod(real.shape[:-2]), real.shape[-2], math.prod(space)
+    matrix = kernel.view(times, channels, places)[..., modes.differences].to(weight.dtype)
+    fields = weight.reshape(channels, -1, places)
+    moved = matrix.movedim(0, 1).reshape(channels, times * places, places) @ fields.mT  # all times at once: few long rows
+    return moved.view(channels, times, places, -1).movedim(0, 1).mT.flatten().view(*real.shape[:-2], *weight.shape)

@@ -11,7 +11,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from .adjoint import Adjoint, as_adjoint, transformed
+from .adjoint import Adjoint, CheckpointAdjoint, DirectAdjoint, as_adjoint, transformed
+from .compiled import Compile, as_compile, compiled
 from .dense import Dense
 from .inputs import untouched
 from .observe import Observer
@@ -39,6 +40,7 @@ def odeint(
     per_sample: bool = False,
     args: tuple[Any, ...] = (),
     adjoint: str | Adjoint = "checkpoint",
+    compile: bool | Compile = False,
 ) -> Any:
     """Solve dy/dt = func(t, y, *args), y(t[0]) = y0, and return y at all times t, stacked in front.
 
@@ -62,6 +64,8 @@ def odeint(
             gradient of the discrete solution, with respect to y0, args, parameters and other tensors that func
             reaches, and the times that require grad. Step sizes found by error control are constants for the gradient;
             a time of t moves the two steps that meet there.
+        compile: compile runs of steps, forward and backward, once per shape; for grids and "checkpoint" or "direct". A
+            ``Compile`` says how many steps at a time. Worth its seconds where f is small or is called often.
 
     Returns:
         A tree like y0 whose leaves have shape ``(len(t), *leaf.shape)``; entry 0 is y0.
@@ -86,6 +90,7 @@ def odeint(
         per_sample=per_sample,
         args=args,
         adjoint=adjoint,
+        compile=compile,
     )
     return stacked(states, structure)
 
@@ -204,14 +209,34 @@ def stacked(states: list[Leaves], structure: Structure) -> Any:
 
 
 def integrate(
-    func: Callable[..., Any], y0: Any, t: Any, *, adjoint: str | Adjoint, save: Literal["times", "steps", "end"] = "times", **options: Any
+    func: Callable[..., Any],
+    y0: Any,
+    t: Any,
+    *,
+    adjoint: str | Adjoint,
+    save: Literal["times", "steps", "end"] = "times",
+    compile: bool | Compile = False,
+    **options: Any,
 ) -> tuple[list[Leaves], Structure]:
     """``odeint`` before stacking: the leaves at the times t, after every step or at the end, and the structure of y0."""
     problem, leaves = problem_of(func, y0, t, save=save, **options)
-    run = as_adjoint(adjoint).solve(problem, leaves, options.get("args", ()))
+    chosen, args, how = as_adjoint(adjoint), options.get("args", ()), as_compile(compile)
+    if how is not None:
+        check_compile(problem, chosen)
+        if save != "steps" and not torch.compiler.is_compiling() and not transformed():  # else there are no runs, or others compile
+            problem = compiled(problem, leaves, args, how)
+    run = chosen.solve(problem, leaves, args)
     if run.status is not None:
         raise SolveError(run.status)
     return run.states, problem.field.structure
+
+
+def check_compile(problem: Problem, adjoint: Adjoint) -> None:
+    """ValueError where there are no steps to compile."""
+    if not isinstance(problem.stepping, Grid):
+        raise ValueError("compile=True needs to know the steps: give steps, or grid=solution.grid of an earlier solve with error control")
+    if not isinstance(adjoint, (CheckpointAdjoint, DirectAdjoint)):
+        raise ValueError(f"compile=True is for adjoint='checkpoint' or 'direct', not {type(adjoint).__name__}, which has steps of its own")
 
 
 def problem_of(

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from anodev2 import Adjoint, CoupledODEBlock, Dynamics, Method, ODEBlock, ReactionDiffusionAdvection, Tableau
+from anodev2 import Adjoint, Compile, CoupledODEBlock, Dynamics, Method, ODEBlock, ReactionDiffusionAdvection, Tableau
 
 BlockKind = Literal["residual", "ode", "coupled"]
 NormKind = Literal["per_step", "shared"]
@@ -112,7 +112,7 @@ class BlockMaker:
 
     Args:
         block: "residual": z + f(0, z); "ode": dz/dt = f(t, z); "coupled": the weights of f move by ``dynamics``.
-        steps, method, adjoint: as for ``ODEBlock``; of no effect on residual blocks.
+        steps, method, adjoint, compile: as for ``ODEBlock``; of no effect on residual blocks.
         dynamics: a ``Dynamics``, copied into each block, which evolves all that it accepts; None: reaction-diffusion-advection.
         weight_steps, weight_method, weights: as for ``CoupledODEBlock``; of no effect on other blocks.
         norm: a BatchNorm for each step, or one shared by all.
@@ -132,6 +132,7 @@ class BlockMaker:
     time: bool = False
     weight_method: str | Tableau | Method | None = None
     weights: Literal["along", "final"] = "along"
+    compile: bool | Compile = False
 
     def __post_init__(self) -> None:
         if self.block not in ("residual", "ode", "coupled"):
@@ -149,7 +150,7 @@ class BlockMaker:
             return ResidualBlock(branch(channels, self.norm, 1, False))
         f = branch(channels, self.norm, self.steps, self.time)
         if self.block == "ode":
-            return ODEBlock(f, steps=self.steps, method=self.method, adjoint=self.adjoint)
+            return ODEBlock(f, steps=self.steps, method=self.method, adjoint=self.adjoint, compile=self.compile)
         dynamics = copy.deepcopy(self.dynamics) if self.dynamics is not None else ReactionDiffusionAdvection()
         return CoupledODEBlock(
             f,
@@ -160,4 +161,5 @@ class BlockMaker:
             weight_method=self.weight_method,
             weights=self.weights,
             adjoint=self.adjoint,
+            compile=self.compile,
         )

@@ -46,7 +46,7 @@ def resnet4(num_classes: int = 10, **block: Any) -> nn.Sequential:
         **block: ``block="residual" | "ode" | "coupled"`` (default "coupled"), ``steps=5``, ``method="euler"``,
             ``dynamics=None`` (a ``Dynamics``, copied into each block; None: reaction-diffusion-advection),
             ``weight_steps=None``, ``norm="per_step" | "shared"``, ``adjoint="checkpoint"``, ``time=False``,
-            ``weight_method=None``, ``weights="along" | "final"``; see ``BlockMaker``.
+            ``weight_method=None``, ``weights="along" | "final"``, ``compile=False``; see ``BlockMaker``.
 
     Maps (batch, 3, 32, 32) to (batch, num_classes).
     """

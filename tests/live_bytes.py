@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -18,6 +19,11 @@ class LiveBytes(TorchDispatchMode):
         self.now = 0
         self.peak = 0
         self._alive: dict[int, weakref.ref[Any]] = {}
+
+    def ignore(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Do not count what was there before."""
+        self._see(list(tensors))
+        self.now = self.peak = 0
 
     def _see(self, tree: Any) -> None:
         for tensor in tree_leaves(tree):

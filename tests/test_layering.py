@@ -29,7 +29,20 @@ ORDER = [
         "inputs",
         "sweep",
     ),
-    *("reversible", "backsolve", "adjoint", "observe", "dense", "per_sample", "solution", "solve", "plan", "system", "dynamics"),
+    *(
+        "reversible",
+        "backsolve",
+        "adjoint",
+        "compiled",
+        "observe",
+        "dense",
+        "per_sample",
+        "solution",
+        "solve",
+        "plan",
+        "system",
+        "dynamics",
+    ),
     *("unroll", "block"),
 ]
 FAMILIES = ["method", "runge_kutta", "leapfrog", "exponential", "imex", "implicit", "__init__"]  # the folder solvers

@@ -283,6 +283,19 @@ MUTATIONS = {
         "value if step == 0 else torch.zeros_like(value) for step in range(len(self))})",
         "test_models.py",
     ),
+    # compiled runs
+    "runs end a step too early": (
+        "compiled.py",
+        "    for i in range(count):",
+        "    for i in range(count - 1):",
+        "test_compiled.py::test_gradients_are_those_of_the_plain_solve",
+    ),
+    "a graph serves runs of another place": (
+        "compiled.py",
+        'step.inner[0].index if "step" in vector.call.names else 0',
+        "0",
+        "test_compiled.py::test_a_coupled_block_with_norms_per_step",
+    ),
     # training
     "every rank takes the first one's images": (
         "../examples/train_cifar.py",
@@ -298,7 +311,7 @@ MUTATIONS = {
     ),
     "files written in place": ("../examples/runs.py", 'f".{path.name}.partial"', "path.name", "test_train_cifar.py"),
     "pickled code loaded": ("../examples/runs.py", "weights_only=True", "weights_only=False", "test_train_cifar.py"),
-    "diffusion backwards": ("dynamics.py", "real = real - tau", "real = real + tau", "test_dynamics.py"),
+    "diffusion backwards": ("dynamics.py", "rho.reshape(-1, 1) - tau", "rho.reshape(-1, 1) + tau", "test_dynamics.py"),
 }
 
 

@@ -1,0 +1,263 @@
+"""Runs of steps as compiled graphs: a method whose step is several steps of another, on a grid of such runs.
+
+Nothing else knows: schedules keep the states between runs and redo runs, and autograd meets one node per run, whose backward
+pass is compiled too. The times of the steps are a tensor, so that one graph serves every run of its length; only where f
+takes the number of the step has each run a graph of its own. What is compiled for a func is kept as long as func lives.
+"""
+
+from __future__ import annotations
+
+import re
+import types
+import warnings
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache, partial
+from itertools import pairwise
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
+from torch._inductor.exc import InductorError
+from torch.overrides import _get_current_function_mode_stack
+
+from .inputs import untouched
+from .problem import Given, Problem, VectorField
+from .pullback import Instead
+from .solvers import Leaves, Method, RungeKutta
+from .stepping import Grid, Step, Time, as_count
+from .tableau import Tableau
+
+
+@dataclass(frozen=True)
+class Compile:
+    """How ``compile=`` compiles: with torch.compile, ``steps`` steps at a time, once per shape.
+
+    One graph forward and one backward for up to ``steps`` steps, used by every run of so many steps of every solve with the same
+    func. More steps per graph are a little faster and take longer to compile (a second or two per evaluation of a small f); torch caches
+    graphs on disk across processes. ``CheckpointAdjoint`` then keeps states between runs and holds the graph of one run.
+
+    What cannot be compiled (see the warning) runs as it is, as do functions that reach tensors with a history by closure.
+
+    Args:
+        steps: the most steps in one graph; where func takes the number of the ``step``, every run is a graph of its own.
+        mode: that of torch.compile; "reduce-overhead" captures CUDA graphs.
+        backend: that of torch.compile; "aot_eager" compiles in no time and saves little.
+
+    Raises:
+        ValueError: ``steps`` below 1.
+    """
+
+    steps: int = 10
+    mode: str | None = None
+    backend: str = "inductor"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "steps", as_count("steps", self.steps))
+
+
+def as_compile(compile: bool | Compile) -> Compile | None:
+    """The options, None for False; TypeError for anything else."""
+    if isinstance(compile, Compile):
+        return compile
+    if not isinstance(compile, bool):
+        raise TypeError(f"compile={compile!r} must be True, False or a Compile object such as Compile(steps=5)")
+    return Compile() if compile else None
+
+
+@dataclass(frozen=True)
+class SeveralSteps(Step):
+    """Neighbouring steps taken as one; ``index`` counts these."""
+
+    inner: tuple[Step, ...] = ()
+
+    @property
+    def dt(self) -> Time:
+        return self.time(1.0) - self.time(0.0)
+
+    def time(self, node: float) -> Time:
+        start, end = self.inner[0].time(0.0), self.inner[-1].time(1.0)
+        return start if node == 0 else end if node == 1 else start + (end - start) * node
+
+
+@dataclass(frozen=True)
+class Runs(Grid):
+    """The steps of a grid, up to ``longest`` at a time; between two outputs the runs differ in length by at most one."""
+
+    longest: int = 1
+
+    @cached_property
+    def _single(self) -> Grid:
+        return Grid(self.times, self.counts, self.wanted)
+
+    @cached_property
+    def _bounds(self) -> list[tuple[int, int]]:
+        bounds: list[tuple[int, int]] = []
+        for start, end in pairwise(self._single.outputs()):
+            runs = _pieces(end - start, self.longest)
+            bounds += pairwise(start + (end - start) * i // runs for i in range(runs + 1))
+        return bounds
+
+    def __len__(self) -> int:
+        return len(self._bounds)
+
+    def steps(self) -> list[Step]:
+        single = self._single.steps()
+        own = [tuple(single[start:end]) for start, end in self._bounds]
+        return [SeveralSteps(i, self.times, s[0].interval, s[0].part, s[0].parts, s) for i, s in enumerate(own)]
+
+    def outputs(self) -> tuple[int, ...]:
+        done = {end: number + 1 for number, (_, end) in enumerate(self._bounds)}
+        return (0, *(done[place] for place in self._single.outputs()[1:]))
+
+
+def _pieces(count: int, longest: int) -> int:
+    """Into how many runs to cut so many steps: equal ones where they need not be shorter than half the longest, a graph for all of them."""
+    even = [length for length in range((longest + 1) // 2, longest + 1) if count % length == 0]
+    return count // even[-1] if even else -(-count // longest)
+
+
+@dataclass(frozen=True)
+class CompiledSteps(Method):
+    """``inner``, several steps at a time."""
+
+    inner: Method
+    options: Compile
+    graphs: Graphs = field(compare=False)
+
+    def __post_init__(self) -> None:
+        for name in ("name", "order", "nodes", "splits"):
+            object.__setattr__(self, name, getattr(self.inner, name))
+
+    def step(self, field: Any, step: Step, y: Leaves) -> list[Tensor]:
+        assert isinstance(step, SeveralSteps) and isinstance(field, Given)
+        vector, args = field.field, field.args
+        # stand-ins for inner tensors are others in every solve, and would be compiled anew each time
+        if self.graphs.refused or any(isinstance(mode, Instead) for mode in _get_current_function_mode_stack()):
+            return _eagerly(self.inner, field, step, y)
+        count, first = len(step.inner), step.inner[0].index if "step" in vector.call.names else 0
+        times = _tensor_of([step.inner[0].time(0.0), *(one.time(1.0) for one in step.inner)], vector)
+        kinds = tuple((tensor.requires_grad, tensor.is_leaf) for tensor in (times, *y))
+        case = (vector.structure, vector.time_dtype, count, first, torch.is_grad_enabled(), kinds)
+        first_time, run = self.graphs.of(self.inner, self.options, case)
+        try:
+            with _compilers_own_warnings_ignored() if first_time else nullcontext():
+                end = run(vector, self.inner, args, first, count, times, *y)
+        except (TorchDynamoException, FailOnRecompileLimitHit, InductorError) as error:
+            self.graphs.refuse(error)
+            return _eagerly(self.inner, field, step, y)
+        vector.evaluations += count * len(self.nodes)
+        return end
+
+
+class Graphs:
+    """What has been compiled for one func."""
+
+    def __init__(self) -> None:
+        self.runs: dict[Hashable, Callable[..., list[Tensor]]] = {}
+        self.methods: list[Method | Tableau] = []
+        self.refused = False
+
+    def of(self, method: Method, options: Compile, case: tuple[Hashable, ...]) -> tuple[bool, Callable[..., list[Tensor]]]:
+        """Whether it is new, and the compiled run of a case; torch tells shapes, types and the state of func apart."""
+        lasting = method.tableau if isinstance(method, RungeKutta) else method  # a method found by its name is made anew each time
+        key = (id(lasting), options, case)  # a tableau takes long to hash
+        new = key not in self.runs
+        if new:
+            self.methods.append(lasting)  # which keeps its id its own
+            own = types.FunctionType(_run.__code__.replace(), globals())  # torch counts what it compiles per code object
+            inner: dict[str, Any] = dict(torch._inductor.list_mode_options(options.mode)) if options.mode else {}
+            if isinstance(method, RungeKutta):  # a tableau does not change
+                inner["guard_filter_fn"] = _worth_guarding
+            self.runs[key] = torch.compile(own, fullgraph=True, dynamic=False, backend=options.backend, options=inner)
+        return new, self.runs[key]
+
+    def refuse(self, error: Exception) -> None:
+        """Say once why func is not compiled."""
+        self.refused = True
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        warnings.warn(
+            f"compile=True has no effect here, the solve goes on without: {type(error).__name__}: {lines[0] if lines else ''}",
+            UserWarning,
+            stacklevel=2,
+        )
+
+
+@contextmanager
+def _compilers_own_warnings_ignored() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf")
+        yield
+
+
+def _worth_guarding(entries: Sequence[Any]) -> list[bool]:
+    """All guards but those on what the case stands for, half a millisecond of them at every call: a tableau, the structure of y."""
+    return [_OWN.match(entry.name) is None for entry in entries]
+
+
+_OWN = re.compile(
+    r"""(L\[')?(method|field)('\])?$|(L\[')?method('\])?\.tableau|(L\[')?field('\])?\.(structure|time_dtype|device|call$|call\.names)"""
+)
+_GRAPHS: WeakKeyDictionary[Any, Graphs] = WeakKeyDictionary()
+
+
+def compiled(problem: Problem, y0: Leaves, args: tuple[Any, ...], options: Compile) -> Problem:
+    """The same problem in compiled runs of steps."""
+    grid = problem.stepping
+    assert isinstance(grid, Grid)
+    owner = _owner(problem.field.func)
+    try:
+        first = owner not in _GRAPHS
+        graphs = _GRAPHS.setdefault(owner, Graphs())
+    except TypeError:
+        name = type(owner).__name__
+        raise TypeError(f"compile=True needs a func that can be found again, a function, method or nn.Module, got a {name}") from None
+    if first:
+        _look_at(problem, grid.steps()[0], y0, args)
+    runs = Runs(grid.times, grid.counts, grid.wanted, longest=options.steps)
+    return replace(problem, method=CompiledSteps(problem.method, options, graphs), stepping=runs)
+
+
+def _owner(func: Any) -> Any:
+    """What stays the same from call to call: a module, or the code of a function that may be made anew for each."""
+    func = getattr(func, "owner", func)
+    while isinstance(func, partial):
+        func = func.func
+    return getattr(getattr(func, "__func__", func), "__code__", func)
+
+
+def _look_at(problem: Problem, step: Step, y0: Leaves, args: tuple[Any, ...]) -> None:
+    """Evaluate f once as it is, where all that it must not do is refused."""
+    counted = problem.field.evaluations
+    with untouched(problem, y0, args), torch.no_grad():
+        problem.field(args, step, 0, problem.method.nodes[0], [leaf.detach() for leaf in y0])
+    problem.field.evaluations = counted
+
+
+def _eagerly(method: Method, field: Given, step: SeveralSteps, y: Leaves) -> list[Tensor]:
+    end = list(y)
+    for one in step.inner:
+        end = method.step(field, one, end)
+    return end
+
+
+def _run(field: VectorField, method: Method, args: tuple[Any, ...], first: int, count: int, times: Tensor, *y: Tensor) -> list[Tensor]:
+    end = list(y)
+    for i in range(count):
+        end = method.step(Given(field, args), Step(first + i, (times[i], times[i + 1]), 0, 0, 1), end)
+    return end
+
+
+def _tensor_of(times: list[Time], field: VectorField) -> Tensor:
+    if any(isinstance(time, Tensor) for time in times):
+        return torch.stack(torch.broadcast_tensors(*(field.time(time) for time in times)))
+    return _cached_times(tuple(map(float, times)), field.device)
+
+
+@lru_cache(maxsize=4096)
+def _cached_times(times: tuple[float, ...], device: torch.device) -> Tensor:
+    with torch.inference_mode(False):
+        return torch.tensor(times, dtype=torch.float64, device=device)

@@ -1,0 +1,1 @@
+"""Times and memory against peers: python -m benchmarks.speed."""

@@ -1,0 +1,216 @@
+"""compile=: the same results and gradients, a graph per shape, and a word where it cannot be."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import weakref
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from anodev2 import CheckpointAdjoint, Compile, CoupledODEBlock, ODEBlock, ReactionDiffusionAdvection, compiled, odeint
+from anodev2.compiled import Runs
+from anodev2.stepping import Grid
+from models import resnet4
+
+FAST = Compile(steps=3, backend="aot_eager")  # the same tracing, guards and autograd nodes; no code is generated
+
+
+class Field(nn.Module):
+    def __init__(self, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Dropout(dropout), nn.Linear(4, 3)).double()
+
+    def forward(self, t: Any, y: Tensor) -> Tensor:
+        return self.net(y) * torch.cos(t)
+
+
+def gradients(f: nn.Module, y0: Tensor, **options: Any) -> list[Tensor]:
+    y0 = y0.clone().requires_grad_()
+    states = odeint(f, y0, [0.0, 0.5, 2.0], **options)
+    return [states.detach(), *torch.autograd.grad(states.square().sum(), [y0, *f.parameters()])]
+
+
+@pytest.mark.parametrize("adjoint", ["direct", "checkpoint", CheckpointAdjoint(slots=1), CheckpointAdjoint(memory="64KiB")], ids=str)
+@pytest.mark.parametrize("method", ["euler", "rk4"])
+def test_gradients_are_those_of_the_plain_solve(method: str, adjoint: Any) -> None:
+    f, y0 = Field(), torch.randn(2, 3, dtype=torch.float64)
+    plain = gradients(f, y0, method=method, steps=7, adjoint="direct")
+    torch.testing.assert_close(gradients(f, y0, method=method, steps=7, adjoint=adjoint, compile=FAST), plain, rtol=1e-12, atol=1e-13)
+
+
+def test_generated_code_has_the_gradients_of_the_plain_solve() -> None:
+    f, y0 = Field(), torch.randn(2, 3, dtype=torch.float64)
+    plain = gradients(f, y0, steps=4, method="midpoint", adjoint="direct")
+    torch.testing.assert_close(gradients(f, y0, steps=4, method="midpoint", compile=Compile(2)), plain, rtol=1e-12, atol=1e-13)
+
+
+def test_a_shape_is_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda *args, **options: (calls.append(args), real(*args, **options))[1])
+    torch._dynamo.utils.counters.clear()
+    f = Field()
+    for grid_end in (1.0, 2.0, 3.0):  # other times are the same graph
+        y = odeint(f, torch.randn(2, 3, dtype=torch.float64, requires_grad=True), [0.0, grid_end], steps=6, method="euler", compile=FAST)
+        y.sum().backward()
+    assert len(calls) == 2  # with and without a graph
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
+
+
+def test_functions_made_anew_share_their_graphs() -> None:
+    f, made = Field(), []
+    for _ in range(3):
+        func = lambda t, y: f(t, y)
+        made.append(compiled._owner(func))
+        odeint(func, torch.randn(2, 3, dtype=torch.float64), [0.0, 1.0], steps=3, compile=FAST)
+    assert made[0] is made[1] is made[2]
+    assert len(compiled._GRAPHS[made[0]].runs) == 1
+
+
+def test_graphs_live_as_long_as_func() -> None:
+    f = Field()
+    odeint(f, torch.randn(2, 3, dtype=torch.float64), [0.0, 1.0], steps=3, compile=FAST)
+    assert f in compiled._GRAPHS
+    gone = weakref.ref(f)
+    del f
+    torch._dynamo.reset()  # guards of the last call
+    gc.collect()
+    assert gone() is None
+
+
+def test_dropout_is_the_same_in_both_passes() -> None:
+    f, y0 = Field(dropout=0.5), torch.randn(2, 3, dtype=torch.float64)
+    found = []
+    for adjoint in ("direct", "checkpoint"):
+        torch.manual_seed(1)
+        found.append(gradients(f, y0, steps=6, adjoint=adjoint, compile=FAST))
+    torch.testing.assert_close(*found, rtol=1e-12, atol=1e-13)
+    assert (gradients(f, y0, steps=6, compile=FAST)[0] - found[0][0]).abs().max() > 1e-3  # it does draw
+
+
+@pytest.mark.parametrize("adjoint", ["direct", "checkpoint"])
+def test_a_coupled_block_with_norms_per_step(adjoint: str) -> None:
+    plain = resnet4(block="coupled", steps=4, adjoint=adjoint).double()
+    fast = copy.deepcopy(plain)
+    block = next(module for module in fast.modules() if isinstance(module, CoupledODEBlock))
+    block.compiling = Compile(steps=2, backend="aot_eager")
+    images = torch.randn(4, 3, 32, 32, dtype=torch.float64)
+    for network in (plain, fast):
+        network(images).square().sum().backward()
+    torch.testing.assert_close([p.grad for p in fast.parameters()], [p.grad for p in plain.parameters()], rtol=1e-9, atol=1e-10)
+    torch.testing.assert_close(dict(fast.named_buffers()), dict(plain.named_buffers()))  # moved once
+    assert not compiled._GRAPHS[block.f].refused
+
+
+def test_gradients_of_times() -> None:
+    f, y0, found = Field(), torch.randn(2, 3, dtype=torch.float64), []
+    for compile in (False, FAST):
+        t = torch.tensor([0.0, 0.5, 2.0], dtype=torch.float64, requires_grad=True)
+        found.append(torch.autograd.grad(odeint(f, y0, t, steps=4, compile=compile).square().sum(), t)[0])
+    torch.testing.assert_close(found[1], found[0], rtol=1e-11, atol=1e-12)
+
+
+def test_a_recorded_grid_is_cut_into_runs_too() -> None:
+    f, y0 = Field(), torch.randn(2, 3, dtype=torch.float64)
+    nodes = [0.0, 0.1, 0.3, 0.5, 0.9, 1.2, 2.0]
+    plain = gradients(f, y0, grid=nodes, adjoint="direct")
+    torch.testing.assert_close(gradients(f, y0, grid=nodes, compile=FAST), plain, rtol=1e-12, atol=1e-13)
+
+
+def test_tensors_with_a_history_in_a_closure_are_served_uncompiled() -> None:
+    weight, y0 = torch.randn(3, 3, requires_grad=True), torch.randn(2, 3)
+    product = weight * 2
+    func = lambda t, y: torch.tanh(y @ product)
+    ends = [odeint(func, y0, [0.0, 1.0], steps=3, compile=compile)[-1] for compile in (False, FAST)]
+    found = [torch.autograd.grad(end.sum(), weight, retain_graph=True)[0] for end in ends]
+    torch.testing.assert_close(found[1], found[0])
+    assert not compiled._GRAPHS[func.__code__].runs
+
+
+@torch._dynamo.config.patch(recompile_limit=2)
+def test_more_shapes_than_torch_compiles_run_with_a_word() -> None:
+    f = Field()
+    for batch in (2, 3):
+        odeint(f, torch.randn(batch, 3, dtype=torch.float64), [0.0, 1.0], steps=3, compile=FAST)
+    with pytest.warns(UserWarning, match="compile=True has no effect here"):
+        odeint(f, torch.randn(4, 3, dtype=torch.float64), [0.0, 1.0], steps=3, compile=FAST)
+
+
+def test_what_cannot_be_compiled_runs_with_a_word() -> None:
+    def by_value(t: Any, y: Tensor) -> Tensor:
+        return y if y.sum().item() > 0 else -y
+
+    y0 = torch.ones(3)
+    with pytest.warns(UserWarning, match="compile=True has no effect here, the solve goes on without"):
+        found = odeint(by_value, y0, [0.0, 1.0], steps=4, compile=FAST)
+    assert torch.equal(found, odeint(by_value, y0, [0.0, 1.0], steps=4))
+    odeint(by_value, y0, [0.0, 1.0], steps=4, compile=FAST)  # said once
+
+
+def test_mistakes_are_refused() -> None:
+    def in_place(t: Any, y: Tensor) -> Tensor:
+        return y.mul_(2)
+
+    class Unhashable:
+        __hash__ = None  # pyright: ignore[reportAssignmentType]
+
+        def __call__(self, t: Any, y: Tensor) -> Tensor:
+            return y
+
+    f, y0 = Field(), torch.ones(2, 3, dtype=torch.float64)
+    with pytest.raises(ValueError, match="modifies its state y in place"):
+        odeint(in_place, y0, [0.0, 1.0], steps=4, compile=FAST)
+    with pytest.raises(ValueError, match="compile=True needs to know the steps"):
+        odeint(f, y0, [0.0, 1.0], method="dopri5", compile=True)
+    with pytest.raises(ValueError, match="compile=True is for adjoint='checkpoint' or 'direct', not ReversibleAdjoint"):
+        odeint(f, y0, [0.0, 1.0], steps=4, adjoint="reversible", compile=True)
+    with pytest.raises(TypeError, match="compile='yes' must be True, False or a Compile object"):
+        ODEBlock(f, steps=4, compile="yes")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match="steps=0 must be a positive integer"):
+        Compile(steps=0)
+    with pytest.raises(TypeError, match=r"a function, method or nn\.Module, got a Unhashable"):
+        odeint(Unhashable(), y0, [0.0, 1.0], steps=4, compile=True)
+
+
+def test_blocks_compile_and_say_so() -> None:
+    torch.manual_seed(0)
+    f, z = nn.Conv1d(2, 2, 3, padding=1), torch.randn(2, 2, 8)
+
+    class Branch(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = f
+
+        def forward(self, t: Any, z: Tensor) -> Tensor:
+            return torch.relu(self.conv(z))
+
+    block = CoupledODEBlock(Branch(), ReactionDiffusionAdvection(), steps=3, compile=FAST)
+    assert "compile=Compile(steps=3, mode=None, backend='aot_eager')" in repr(block)
+    fast = block(z)
+    assert len(compiled._GRAPHS[block.f].runs) == 1
+    path = block.trajectory(z)  # every state is wanted: not in runs
+    block.compiling = False
+    torch.testing.assert_close(fast, block(z))
+    torch.testing.assert_close(path[-1], fast)
+
+
+@given(counts=st.lists(st.integers(1, 40), min_size=1, max_size=4), longest=st.integers(1, 12))
+def test_runs_cover_the_grid_and_end_at_its_outputs(counts: list[int], longest: int) -> None:
+    grid = Grid(tuple(float(i) for i in range(len(counts) + 1)), tuple(counts))
+    runs = Runs(grid.times, grid.counts, longest=longest)
+    steps: list[Any] = runs.steps()
+    assert [one for run in steps for one in run.inner] == grid.steps()
+    assert len(runs) == len(steps) and all(1 <= len(run.inner) <= longest for run in steps)
+    ends = [0, *(run.inner[-1].index + 1 for run in steps)]
+    assert [ends[place] for place in runs.outputs()] == list(grid.outputs())
+    assert all(a.time(1.0) == b.time(0.0) for a, b in pairwise(steps))
+    for place, count in enumerate(counts):  # where a divisor is at hand, one graph serves all runs
+        lengths = {len(run.inner) for run in steps if run.interval == place}
+        assert len(lengths) == 1 or not any(count % length == 0 for length in range((longest + 1) // 2, longest + 1))
