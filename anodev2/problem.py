@@ -51,7 +51,7 @@ class CountedCall:
             raise TypeError(f"func must be callable as func({call}), got func{self.signature}: {error}") from None
 
     def __call__(self, *args: Any, step: int, stage: int) -> Any:
-        return self.func(*args, **self.counters(step, stage))
+        return self.func(*args, **self.counters(step, stage)) if self.names else self.func(*args)
 
 
 def _counters_wanted(func: Callable[..., Any], signature: inspect.Signature | None) -> set[str]:
@@ -64,7 +64,10 @@ def _counters_wanted(func: Callable[..., Any], signature: inspect.Signature | No
 
 def versions(tensors: Sequence[Tensor]) -> list[int]:
     """How often each was modified in place; tensors of inference mode do not count."""
-    return [0 if tensor.is_inference() else tensor._version for tensor in tensors]
+    try:
+        return [tensor._version for tensor in tensors]
+    except RuntimeError:
+        return [0 if tensor.is_inference() else tensor._version for tensor in tensors]
 
 
 def bytes_of(leaves: Leaves) -> int:
@@ -93,7 +96,7 @@ class VectorField:
         """A time as a zero-dimensional tensor beside the state."""
         if isinstance(time, Tensor):
             return time.to(self.device, dtype)
-        return torch.full((), time, dtype=dtype, device=self.device)
+        return torch.scalar_tensor(time, dtype=dtype, device=self.device)
 
     def __call__(
         self, args: tuple[Any, ...], step: Step, stage: int, node: float, y: Leaves, call: CountedCall | None = None
@@ -109,6 +112,8 @@ class VectorField:
         return self._checked(slope, y)
 
     def _checked(self, slope: Any, y: Leaves) -> list[Tensor]:
+        if self.structure is LEAF and isinstance(slope, Tensor) and slope.shape == y[0].shape and slope.dtype == y[0].dtype:
+            return [slope]
         if slope is None:
             raise TypeError("func returned None; it must return the time derivative, in the structure of y0")
         try:

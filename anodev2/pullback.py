@@ -114,12 +114,12 @@ def hooks_silent(leaves: Iterable[Tensor]) -> Iterator[None]:
 def _nodes_below(roots: Iterable[Node]) -> list[Node]:
     """All nodes of the graph below ``roots``, each once."""
     nodes: list[Node] = list(roots)
-    seen = set(nodes)
+    seen: set[Node | None] = {None, *nodes}
     for node in nodes:  # grows while it is walked
         for child, _ in node.next_functions:
-            if child is not None and child not in seen:
+            if child not in seen:
                 seen.add(child)
-                nodes.append(child)
+                nodes.append(child)  # pyright: ignore[reportArgumentType]
     return nodes
 
 

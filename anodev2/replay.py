@@ -39,7 +39,7 @@ ROUND_OFF = 64
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
 LOW_PRECISION_TOLERANCE = 5e-2
 ACCELERATOR_TOLERANCE = 1e-2
-SAMPLE = 4096  # about so many elements of a leaf are compared
+SAMPLE = 1024  # about so many elements of a leaf are compared
 
 
 class _Randomness:

@@ -12,7 +12,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from benchmarks.speed.workloads import WORKLOADS, prepare, scaling
+from benchmarks.speed.workloads import WORKLOADS, prepare
 from tests.live_bytes import LiveBytes
 
 
@@ -22,10 +22,7 @@ def main() -> None:
     device = torch.device(order["device"])
     if device.type != "cpu":
         torch.set_default_device(device)
-    if order["workload"] == "scaling":
-        run, unit = scaling(order["size"], order["contender"]), lambda: 1
-    else:
-        run, unit = prepare(WORKLOADS[order["workload"]], order["contender"])
+    run, unit = prepare(WORKLOADS[order["workload"]], order["contender"])
     begin = time.perf_counter()
     gradients = run()
     first = time.perf_counter() - begin
@@ -37,7 +34,7 @@ def main() -> None:
         peak = torch.cuda.max_memory_allocated() - base
     elif order["bytes"]:
         with LiveBytes() as live:
-            live.ignore(tensor for tensor in gc.get_objects() if isinstance(tensor, torch.Tensor))  # states and parameters that were there
+            live.ignore(tensor for tensor in gc.get_objects() if issubclass(type(tensor), torch.Tensor))  # states and parameters that were there
             run()
         peak = live.peak
     answer({"first": first, "peak": peak, "norms": [float(g.double().norm()) for g in gradients], "units": unit()})

@@ -26,6 +26,7 @@ from anodev2 import (
     unroll,
 )
 from models import MODELS
+from models.blocks import BasicBranch
 
 Run = Callable[[], list[Tensor]]
 
@@ -319,11 +320,10 @@ def _training(name: str, contender: str) -> Run:
     return lambda: list(torch.autograd.grad(nn.functional.cross_entropy(network(images), labels), parameters))
 
 
-def scaling(steps: int, contender: str) -> Run:
-    """A block of resnet10 (16 channels, 8 x 8, 4 images) over so many Euler steps."""
+def scaling(contender: str, steps: int = 16, batch: int = 4, channels: int = 16, blocks: int = 1) -> Run:
+    """Blocks like those of resnet10 (8 x 8 pixels), Euler."""
     torch.manual_seed(0)
-    block = next(module for module in MODELS["resnet10"](block="ode", norm="shared", steps=5).modules() if isinstance(module, ODEBlock))
-    block.steps = steps
-    block.adjoint = {"direct": DirectAdjoint(), "checkpoint": CheckpointAdjoint(), "8 slots": CheckpointAdjoint(slots=8)}[contender]
-    z0 = torch.randn(4, 16, 8, 8, requires_grad=True)
-    return lambda: _gradients(block(z0), [z0, *block.parameters()])
+    adjoint = {"direct": DirectAdjoint(), "checkpoint": CheckpointAdjoint(), "8 slots": CheckpointAdjoint(slots=8)}[contender]
+    network = nn.Sequential(*(ODEBlock(BasicBranch(channels), steps=steps, adjoint=adjoint) for _ in range(blocks)))
+    z0 = torch.randn(batch, channels, 8, 8, requires_grad=True)
+    return lambda: _gradients(network(z0), [z0, *network.parameters()])
