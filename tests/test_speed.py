@@ -44,7 +44,7 @@ def bytes_of(name: str, contender: str) -> int:
 )
 def test_no_more_bytes_are_held_than_by_hand(name: str, kernels: int) -> None:
     loop, per_step = bytes_of(name, "plain loop"), bytes_of(name, "torch checkpoint per step")
-    little = 20_000 + kernels * 64 * 64 * 9 * 4  # samples of three states, and a generator's state
+    little = 30_000 + kernels * 64 * 64 * 9 * 4  # samples of three states, and a generator's state
     assert bytes_of(name, "direct") <= loop + little
     assert bytes_of(name, "checkpoint") <= per_step + little < 0.85 * loop
 
@@ -52,7 +52,9 @@ def test_no_more_bytes_are_held_than_by_hand(name: str, kernels: int) -> None:
 def test_memory_is_flat_for_fixed_slots_and_linear_for_the_rest() -> None:
     rows = measured([{"steps": steps} for steps in (16, 64, 256)], quick=True)
     found = {c: slope([16, 64, 256], [row["bytes"] for row in rows if row["contender"] == c]) for c in ("direct", "checkpoint", "8 slots")}
-    assert abs(found["direct"] - 1) < 0.05 and 0.7 < found["checkpoint"] < 1.05 and abs(found["8 slots"]) < 0.05, found
+    assert abs(found["direct"] - 1) < 0.05 and 0.7 < found["checkpoint"] < 1.05 and abs(found["8 slots"]) < 0.15, (
+        found
+    )  # not 0: statistics of BatchNorm
 
 
 def test_steps_redone_are_those_of_the_optimal_schedule() -> None:

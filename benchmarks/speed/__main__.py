@@ -161,12 +161,14 @@ def main() -> None:
     for workload in chosen:
         results.append(measured(workload, options))
         texts.append(table(results[-1]))
+        for row in results[-1]["rows"].values():
+            del row["norms"]
         print(texts[-1], flush=True)
         if options.out is not None:
             options.out.mkdir(parents=True, exist_ok=True)
             command = "python -m benchmarks.speed " + " ".join(f"--only {text!r}" for text in options.only)
             (options.out / "speed.md").write_text(f"# Speed\n\n    {command}\n\n{head}\n" + "\n".join(texts))
-            (options.out / "speed.json").write_text(json.dumps({"machine": head, "results": results}, indent=1))
+            (options.out / "speed.json").write_text(json.dumps({"machine": head, "results": results}))
 
 
 if __name__ == "__main__":

@@ -34,7 +34,9 @@ def main() -> None:
         peak = torch.cuda.max_memory_allocated() - base
     elif order["bytes"]:
         with LiveBytes() as live:
-            live.ignore(tensor for tensor in gc.get_objects() if issubclass(type(tensor), torch.Tensor))  # states and parameters that were there
+            live.ignore(
+                tensor for tensor in gc.get_objects() if issubclass(type(tensor), torch.Tensor)
+            )  # states and parameters that were there
             run()
         peak = live.peak
     answer({"first": first, "peak": peak, "norms": [float(g.double().norm()) for g in gradients], "units": unit()})
