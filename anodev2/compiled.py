@@ -163,14 +163,15 @@ class Graphs:
 
     def of(self, method: Method, options: Compile, case: tuple[Hashable, ...]) -> tuple[bool, Callable[..., list[Tensor]]]:
         """Whether it is new, and the compiled run of a case; torch tells shapes, types and the state of func apart."""
-        lasting = method.tableau if isinstance(method, RungeKutta) else method  # a method found by its name is made anew each time
+        plain = type(method) is RungeKutta  # found by its name it is made anew each time, from the same tableau
+        lasting = method.tableau if plain else method  # pyright: ignore[reportAttributeAccessIssue]
         key = (id(lasting), options, case)  # a tableau takes long to hash
         new = key not in self.runs
         if new:
             self.methods.append(lasting)  # which keeps its id its own
             own = types.FunctionType(_run.__code__.replace(), globals())  # torch counts what it compiles per code object
             inner: dict[str, Any] = dict(torch._inductor.list_mode_options(options.mode)) if options.mode else {}
-            if isinstance(method, RungeKutta):  # a tableau does not change
+            if plain:  # a tableau does not change
                 inner["guard_filter_fn"] = _worth_guarding
             self.runs[key] = torch.compile(own, fullgraph=True, dynamic=False, backend=options.backend, options=inner)
         return new, self.runs[key]

@@ -14,8 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from anodev2 import CheckpointAdjoint, Compile, CoupledODEBlock, ODEBlock, ReactionDiffusionAdvection, compiled, odeint
+from anodev2 import METHODS, CheckpointAdjoint, Compile, CoupledODEBlock, ODEBlock, ReactionDiffusionAdvection, Tableau, compiled, odeint
 from anodev2.compiled import Runs
+from anodev2.solvers import RungeKutta
 from anodev2.stepping import Grid
 from models import resnet4
 
@@ -107,6 +108,18 @@ def test_a_coupled_block_with_norms_per_step(adjoint: str) -> None:
     torch.testing.assert_close([p.grad for p in fast.parameters()], [p.grad for p in plain.parameters()], rtol=1e-9, atol=1e-10)
     torch.testing.assert_close(dict(fast.named_buffers()), dict(plain.named_buffers()))  # moved once
     assert not compiled._GRAPHS[block.f].refused
+
+
+def test_a_method_with_a_step_of_its_own_has_graphs_of_its_own() -> None:
+    class Half(RungeKutta):
+        def step(self, field: Any, step: Any, y: Any) -> list[Tensor]:
+            return [leaf + (end - leaf) / 2 for leaf, end in zip(y, super().step(field, step, y), strict=True)]
+
+    f, y0 = Field(), torch.randn(2, 3, dtype=torch.float64)
+    tableau = METHODS["euler"]
+    assert isinstance(tableau, Tableau)
+    whole, half = (odeint(f, y0, [0.0, 1.0], method=m, steps=1, compile=FAST)[-1] for m in ("euler", Half(tableau)))
+    torch.testing.assert_close(half, (y0 + whole) / 2)
 
 
 def test_gradients_of_times() -> None:
