@@ -70,6 +70,7 @@ def test_steps_redone_are_those_of_the_optimal_schedule() -> None:
     assert len(calls) == 64 + redone_by(64, 8)
 
 
+@pytest.mark.slow
 def test_the_command_prints_bytes_and_gradients() -> None:
     command = [sys.executable, "-m", "benchmarks.speed", "--quick", "--only", "configuration 2"]
     said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout

@@ -54,7 +54,7 @@ class Method(ABC):
 
 def combine(y: Leaves, dt: Time, weights: Sequence[float], slopes: Sequence[Leaves]) -> list[Tensor]:
     """Per leaf: y + dt sum_i w_i k_i, one fused multiply-add per nonzero weight; weights beyond the slopes are zero."""
-    if len(y) == 1:  # nearly always, and half the time of a small step is spent between its operations
+    if len(y) == 1:  # nearly always, and lists take their time beside small operations
         leaf = y[0]
         for weight, (k,) in zip(weights, slopes, strict=False):
             leaf = add(leaf, weight * dt, k) if weight != 0 else leaf
