@@ -37,7 +37,7 @@ class Compile:
     """How ``compile=`` compiles: with torch.compile, ``steps`` steps at a time, once per shape.
 
     One graph forward and one backward for up to ``steps`` steps, used by every run of so many steps of every solve with the same
-    func. More steps per graph are a little faster and take longer to compile (a second or two per evaluation of a small f); torch caches
+    func. More steps per graph are a little faster and take longer to compile (half a second per evaluation of a small f); torch caches
     graphs on disk across processes. ``CheckpointAdjoint`` then keeps states between runs and holds the graph of one run.
 
     What cannot be compiled (see the warning) runs as it is, as do functions that reach tensors with a history by closure.

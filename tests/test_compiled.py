@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import gc
 import weakref
 from itertools import pairwise
@@ -99,9 +98,9 @@ def test_dropout_is_the_same_in_both_passes() -> None:
 @pytest.mark.parametrize("adjoint", ["direct", "checkpoint"])
 def test_a_coupled_block_with_norms_per_step(adjoint: str) -> None:
     plain = resnet4(block="coupled", steps=4, adjoint=adjoint).double()
-    fast = copy.deepcopy(plain)
+    fast = resnet4(block="coupled", steps=4, adjoint=adjoint, compile=Compile(steps=2, backend="aot_eager")).double()
+    fast.load_state_dict(plain.state_dict())
     block = next(module for module in fast.modules() if isinstance(module, CoupledODEBlock))
-    block.compiling = Compile(steps=2, backend="aot_eager")
     images = torch.randn(4, 3, 32, 32, dtype=torch.float64)
     for network in (plain, fast):
         network(images).square().sum().backward()
@@ -165,6 +164,15 @@ def test_what_cannot_be_compiled_runs_with_a_word() -> None:
         found = odeint(by_value, y0, [0.0, 1.0], steps=4, compile=FAST)
     assert torch.equal(found, odeint(by_value, y0, [0.0, 1.0], steps=4))
     odeint(by_value, y0, [0.0, 1.0], steps=4, compile=FAST)  # said once
+
+
+def test_second_derivatives_are_refused() -> None:
+    y0 = torch.randn(2, 3, dtype=torch.float64, requires_grad=True)
+    for adjoint in ("direct", "checkpoint"):
+        end = odeint(Field(), y0, [0.0, 1.0], steps=3, adjoint=adjoint, compile=FAST)[-1]
+        with pytest.raises(RuntimeError, match=r"double backward|second derivative"):
+            (gradient,) = torch.autograd.grad(end.square().sum(), y0, create_graph=True)
+            torch.autograd.grad(gradient.sum(), y0)
 
 
 def test_mistakes_are_refused() -> None:

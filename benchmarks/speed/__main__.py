@@ -166,7 +166,14 @@ def main() -> None:
         print(texts[-1], flush=True)
         if options.out is not None:
             options.out.mkdir(parents=True, exist_ok=True)
-            command = "python -m benchmarks.speed " + " ".join(f"--only {text!r}" for text in options.only)
+            given = [
+                ("--only", options.only),
+                ("--torchode", ["FOLDER"] if options.torchode else []),
+                ("--jax-python", ["PYTHON"] if options.jax_python else []),
+            ]
+            command = " ".join(
+                ["python -m benchmarks.speed", *(f"{name} {' '.join(map(repr, values))}" for name, values in given if values)]
+            )
             (options.out / "speed.md").write_text(f"# Speed\n\n    {command}\n\n{head}\n" + "\n".join(texts))
             (options.out / "speed.json").write_text(json.dumps({"machine": head, "results": results}))
 
