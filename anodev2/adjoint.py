@@ -24,6 +24,7 @@ from torch.nn.utils import parametrize
 from torch.utils.checkpoint import checkpoint
 
 from .backsolve import Backsolve
+from .ferry import Ferry
 from .inputs import Inputs, record
 from .march import March
 from .problem import Problem, Run
@@ -91,7 +92,8 @@ class CheckpointAdjoint(Adjoint):
 
     Where f draws random numbers or moves buffers, each step's generator state (5 KB on the CPU) and buffers are kept besides.
 
-    ``offload="cpu"`` keeps the states in host memory (pinned, copied while the device goes on).
+    ``offload="cpu"`` keeps the states in host memory (pinned). Copies run beside the computation; on the way back each state is sent
+    for one restore ahead, so one more of them is on the device.
 
     Refused here, use ``DirectAdjoint``: a second derivative through the result, and gradients through tensors that f
     keeps as attributes of a module (an auxiliary loss, a cached weight); those kept elsewhere carry no graph. Inside
@@ -130,7 +132,7 @@ class CheckpointAdjoint(Adjoint):
         if self.memory is not None and not isinstance(problem.stepping, Grid):
             raise ValueError("memory= needs the number of steps beforehand: give slots= to an adaptive solve, or pass grid=solution.grid")
         choose = self.choose if self.memory is not None else None
-        sweep = Sweep(problem, inputs, recording, self.slots, choose, self.offload is not None)
+        sweep = Sweep(problem, inputs, recording, self.slots, choose, Ferry(y0) if self.offload is not None else None)
         states, kept = sweep.forward(handed, args)
         return Run(_attached(sweep, inputs, states, kept, handed), sweep.grid, sweep.status, sweep.rejected, sweep.costs)
 

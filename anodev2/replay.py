@@ -17,11 +17,13 @@ through one module with buffers must not run in two threads at once: they would 
 
 from __future__ import annotations
 
+import atexit
 import math
 import threading
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -308,6 +310,30 @@ class _NoFastPath:
 _no_fast_path = _NoFastPath()
 
 
+class Underway:
+    """Results of comparisons on their way from a device, each with an event that tells when it is there."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.waiting: list[tuple[Tensor, Any]] = []
+
+    def add(self, excess: Tensor, event: Any) -> None:
+        with self.lock:
+            self.waiting.append((excess, event))
+
+    def arrived(self) -> list[Tensor]:
+        """Those that are there, each handed out once."""
+        with self.lock:
+            there = [event.query() for _, event in self.waiting]
+            found = [excess for (excess, _), arrived in zip(self.waiting, there, strict=True) if arrived]
+            self.waiting = [pair for pair, arrived in zip(self.waiting, there, strict=True) if not arrived]
+        return found
+
+
+underway = Underway()
+atexit.register(lambda: Comparison(low_precision=False).verify())
+
+
 class Comparison:
     """Collects how far redone states are from the first ones; looked at once, so that a GPU is not kept waiting."""
 
@@ -335,10 +361,15 @@ class Comparison:
         return own if leaf.device.type == "cpu" else max(own, ACCELERATOR_TOLERANCE)
 
     def verify(self) -> None:
-        """Refuse a replay that was not one."""
-        if any(bool(excess > 0) for excess in self.worst.values()):
+        """Refuse a replay that was not one; on CUDA, whose results arrive later, so do a later backward pass and the end of the program."""
+        here = [excess for excess in self.worst.values() if not excess.is_cuda]
+        for excess in self.worst.values():
+            if excess.is_cuda and not torch.cuda.is_current_stream_capturing():
+                home = torch.empty_like(excess, device="cpu", pin_memory=True).copy_(excess, non_blocking=True)
+                underway.add(home, torch.cuda.current_stream(excess.device).record_event())
+        if any(bool(excess > 0) for excess in [*here, *underway.arrived()]):
             raise RuntimeError(
-                "a step redone in the backward pass came out differently than in the forward pass, so its gradient would be wrong: "
+                "a step redone in a backward pass came out differently than in the forward pass, so its gradient is wrong: "
                 "func reads something that changed since (a variable, an attribute, a tensor modified in place, a random number "
                 "from elsewhere than torch generators it holds); pass what varies in args=(...), or solve with adjoint='direct'"
             )

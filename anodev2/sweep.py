@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
+from .ferry import Ferry
 from .inputs import Inputs, StandIns, belongings
 from .march import March
 from .problem import Costs, Problem, Status, bytes_of, versions
@@ -31,7 +32,7 @@ class Sweep:
     recording: Recording
     slots: int | None = None
     choose: Choice | None = None
-    offload: bool = False
+    ferry: Ferry | None = None
     end: list[Tensor] = field(default_factory=list)
     grid: Grid = field(init=False)
     schedule: Schedule = field(init=False)
@@ -76,11 +77,13 @@ class Sweep:
         kept.clear()
         back = _Back(self, stand_ins, cotangents, wants)
         with self.recording.replaying(), hooks_silent(self.inputs.leaves), self.inputs.instead(stand_ins.inner):
-            for kind, at, to in self.schedule.backward:
+            for action, (kind, at, to) in enumerate(self.schedule.backward):
                 if kind == "restore":
-                    back.y, back.at = fetched(states[at], back.devices), at
+                    back.y, back.at = states[at] if self.ferry is None else self.ferry.fetch(at, states[at]), at
+                    self._send_ahead(states, action)
                 elif kind == "keep":
                     states[at] = self.stow(back.y)
+                    self._send_ahead(states, action)
                 elif kind == "forget":
                     del states[at]
                 else:
@@ -95,7 +98,14 @@ class Sweep:
 
     def stow(self, y: Leaves) -> Leaves:
         """The state as it is kept."""
-        return stowed(y) if self.offload else y
+        return y if self.ferry is None else self.ferry.stow(y)
+
+    def _send_ahead(self, states: dict[int, Leaves], action: int) -> None:
+        """Let the state that is restored next, if it is kept by now, set out from host memory."""
+        later = (self.schedule.backward[i] for i in range(action + 1, len(self.schedule.backward)))
+        following = next((at for kind, at, _ in later if kind == "restore"), None)
+        if self.ferry is not None and following in states:
+            self.ferry.send_for(following, states[following])
 
 
 class _Keeper:
@@ -173,7 +183,6 @@ class _Back:
         self.at = -1  # which state y is
         self.y_bar: Grads = self.arriving.get(len(self.steps), self.nothing)
         self.expected = sweep.end
-        self.devices = [leaf.device for leaf in sweep.end]
         self.totals = Totals(len(stand_ins.places))
         self.comparison = sweep.recording.comparison()
 
@@ -247,14 +256,3 @@ def weighed(problem: Problem, recording: Recording, run: Callable[[], Leaves], o
         for tensor in (*own, *result):
             storages.pop(tensor.untyped_storage()._cdata, None)
     return result, sum(storages.values())
-
-
-def stowed(y: Leaves) -> Leaves:
-    """Copies in host memory, pinned where a device can copy to it by itself."""
-    homes = [torch.empty_like(leaf, device="cpu", pin_memory=leaf.device.type == "cuda") for leaf in y]
-    return [home.copy_(leaf, non_blocking=True) for home, leaf in zip(homes, y, strict=True)]
-
-
-def fetched(y: Leaves, devices: Sequence[torch.device]) -> Leaves:
-    """The leaves on their devices again."""
-    return [leaf.to(device, non_blocking=True) for leaf, device in zip(y, devices, strict=True)]

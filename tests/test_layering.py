@@ -27,6 +27,7 @@ ORDER = [
         "schedule",
         "pullback",
         "inputs",
+        "ferry",
         "sweep",
     ),
     *(

@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from anodev2 import Adjoint, CheckpointAdjoint, ODEBlock, odeint
 from anodev2 import solve as solution_of
+from anodev2.replay import Comparison, underway
 
 T = [0.0, 0.5, 1.0]
 
@@ -494,3 +495,19 @@ def test_states_kept_on_the_host_keep_their_strides() -> None:
     for adjoint in ("checkpoint", CheckpointAdjoint(offload="cpu")):
         ends.append(torch.autograd.grad(odeint(net, y0, T, steps=3, adjoint=adjoint).square().sum(), y0)[0])
     assert torch.equal(*ends)
+
+
+def test_a_comparison_that_arrives_later_refuses_a_later_backward_pass() -> None:
+    class Event:
+        there = False
+
+        def query(self) -> bool:
+            return self.there
+
+    event = Event()
+    underway.add(torch.tensor(1.0), event)
+    Comparison(low_precision=False).verify()
+    event.there = True
+    with pytest.raises(RuntimeError, match="came out differently"):
+        Comparison(low_precision=False).verify()
+    Comparison(low_precision=False).verify()  # told once

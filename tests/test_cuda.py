@@ -1,0 +1,70 @@
+"""What only a GPU shows: no step waits for the host, and what is kept in host memory comes back as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from anodev2 import Adjoint, CheckpointAdjoint, CoupledODEBlock, DirectAdjoint, ODEBlock, ReactionDiffusionAdvection
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
+
+ADJOINTS = {
+    "direct": DirectAdjoint(),
+    "checkpoint": CheckpointAdjoint(),
+    "slots": CheckpointAdjoint(slots=2),
+    "offload": CheckpointAdjoint(offload="cpu"),
+}
+
+
+class Branch(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8)
+
+    def forward(self, t: Tensor, z: Tensor) -> Tensor:
+        return torch.relu(self.norm(self.conv(z)))
+
+
+def block(coupled: bool, adjoint: Adjoint) -> ODEBlock:
+    torch.manual_seed(0)
+    made = (
+        CoupledODEBlock(Branch(), ReactionDiffusionAdvection(0.05, 0.1), steps=6, adjoint=adjoint)
+        if coupled
+        else ODEBlock(Branch(), steps=6, adjoint=adjoint)
+    )
+    return made.double().cuda()
+
+
+@contextmanager
+def no_waiting() -> Iterator[None]:
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("coupled", [False, True])
+@pytest.mark.parametrize("adjoint", ADJOINTS.values(), ids=ADJOINTS)
+def test_a_training_step_never_waits_for_the_device(adjoint: Adjoint, coupled: bool) -> None:
+    made, z = block(coupled, adjoint), torch.randn(4, 8, 16, 16, dtype=torch.float64, device="cuda", requires_grad=True)
+    made(z).square().sum().backward()  # libraries may wait when they are first used
+    torch.cuda.synchronize()
+    with no_waiting():
+        made(z).square().sum().backward()
+
+
+@pytest.mark.parametrize("adjoint", [CheckpointAdjoint(offload="cpu"), CheckpointAdjoint(slots=2, offload="cpu")])
+def test_gradients_through_host_memory_are_those_of_stored_states(adjoint: Adjoint) -> None:
+    found = []
+    for how in (adjoint, DirectAdjoint()):
+        z = torch.linspace(-1, 1, 4 * 8 * 64 * 64, dtype=torch.float64, device="cuda").reshape(4, 8, 64, 64).requires_grad_()
+        made = block(True, how)
+        made(z).square().sum().backward()
+        found.append([z.grad, *(p.grad for p in made.parameters())])
+    torch.testing.assert_close(*found, rtol=1e-9, atol=1e-9)

@@ -1,0 +1,61 @@
+"""Offloaded states: sent for one restore ahead of their use."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from anodev2 import CheckpointAdjoint, odeint
+from anodev2.ferry import Ferry
+from anodev2.solvers import Leaves
+
+
+@pytest.mark.parametrize("slots", [None, 3])
+def test_a_state_sets_out_while_the_steps_after_the_one_restored_before_are_redone(
+    monkeypatch: pytest.MonkeyPatch, slots: int | None
+) -> None:
+    log: list[tuple[str, int]] = []
+    send_for, fetch = Ferry.send_for, Ferry.fetch
+
+    def sent(self: Ferry, at: int, homes: Leaves) -> None:
+        if at not in self.coming:
+            log.append(("send for", at))
+        send_for(self, at, homes)
+
+    def fetched(self: Ferry, at: int, homes: Leaves) -> Any:
+        log.append(("fetch", at))
+        return fetch(self, at, homes)
+
+    monkeypatch.setattr(Ferry, "send_for", sent)
+    monkeypatch.setattr(Ferry, "fetch", fetched)
+    w = torch.tensor(0.3, requires_grad=True)
+
+    def f(t: Tensor, y: Tensor, *, step: int) -> Tensor:
+        log.append(("f", step))
+        return w * torch.sin(y)
+
+    end = odeint(f, torch.ones(3), [0.0, 1.0], method="euler", steps=9, adjoint=CheckpointAdjoint(slots=slots, offload="cpu"))[-1]
+    log.clear()
+    end.sum().backward()
+    fetches = [i for i, (what, _) in enumerate(log) if what == "fetch"]
+    assert len(fetches) == 9 if slots is None else len(fetches) > 3
+    last = {log[fetches[0]][1]: 0}
+    for i in fetches[1:]:
+        at = log[i][1]
+        ahead = log.index(("send for", at), last.get(at, 0))
+        assert ahead < i and any(what == "f" for what, _ in log[ahead:i])  # something is computed meanwhile
+        last[at] = i
+
+
+def test_what_comes_back_is_what_left() -> None:
+    y = [torch.randn(3, 4), torch.randn(2, dtype=torch.complex128)]
+    ferry = Ferry(y)
+    homes = ferry.stow(y)
+    ferry.send_for(4, homes)
+    for at in (4, 5):
+        back = ferry.fetch(at, homes)
+        assert all(torch.equal(a, b) and a.data_ptr() != b.data_ptr() for a, b in zip(back, y, strict=True))
+    assert not ferry.coming
