@@ -4,9 +4,10 @@
     python -m benchmarks.speed --quick          # bytes and gradients alone, no times: a minute
 
 Every contender has a process of its own; rounds go A B C A B C, and only one process works at a time. With one thread the times are CPU
-times, else wall times. --jax-python names an interpreter with jax and diffrax, --torchode a folder with torchode (pip install --target:
-its typeguard is an old one). What is not installed is left out and said. Gradients are compared, by the norm of each, with the plain
-loop's (but for coupled blocks, whose weights are in closed form for us and stepped by the peers).
+times, else wall times. --jax-python names an interpreter with jax and diffrax; --peers a folder with torchode, torchdyn and what they
+import, which is old (pip install --no-deps --target FOLDER torchode torchtyping 'typeguard<3' torchdyn torchcde torchsde trampoline attrs).
+What is not installed is left out and said. Gradients are compared, by the norm of each, with the plain loop's (but for coupled blocks,
+whose weights are in closed form for us and stepped by the peers).
 """
 
 from __future__ import annotations
@@ -41,8 +42,8 @@ class Contender:
         environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads), "MKL_NUM_THREADS": str(options.threads)}
         if jax:
             environment |= {"XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false", "JAX_PLATFORMS": "cpu"}
-        if name == "torchode" and options.torchode:
-            environment["PYTHONPATH"] = options.torchode
+        if name in ("torchode", "torchdyn") and options.peers:
+            environment["PYTHONPATH"] = options.peers
         command = [options.jax_python if jax else sys.executable, str(HERE / ("worker_jax.py" if jax else "worker.py"))]
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
@@ -150,7 +151,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--jax-python", default=None)
-    parser.add_argument("--torchode", default=None)
+    parser.add_argument("--peers", default=None)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--out", type=Path, default=None)
     options = parser.parse_args()
@@ -168,7 +169,7 @@ def main() -> None:
             options.out.mkdir(parents=True, exist_ok=True)
             given = [
                 ("--only", options.only),
-                ("--torchode", ["FOLDER"] if options.torchode else []),
+                ("--peers", ["FOLDER"] if options.peers else []),
                 ("--jax-python", ["PYTHON"] if options.jax_python else []),
             ]
             command = " ".join(

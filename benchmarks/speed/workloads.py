@@ -76,7 +76,16 @@ class Workload:
     contenders: tuple[str, ...]
 
 
-FIXED = ("F + B", "F", "plain loop", "torch checkpoint per step", "checkpoint per block (ANODE)", "torchdiffeq", "torchdiffeq adjoint")
+FIXED = (
+    "F + B",
+    "F",
+    "plain loop",
+    "torch checkpoint per step",
+    "checkpoint per block (ANODE)",
+    "torchdiffeq",
+    "torchdiffeq adjoint",
+    "torchdyn",
+)
 OURS = ("direct", "checkpoint", "checkpoint, 8 slots", "checkpoint, generous memory")
 COMPILED = ("direct, compiled", "checkpoint, compiled")
 JAX = ("diffrax", "jax scan")
@@ -170,12 +179,19 @@ def _fixed(f: nn.Module, y0: Tensor, method: str, steps: int, contender: str) ->
         options = {"step_size": dt} | ({"perturb": False} if method == "euler" else {})
         return lambda start: getattr(torchdiffeq, name)(f, start, torch.tensor([0.0, 1.0]), method=method, options=options)[-1]
 
+    def torchdyn() -> Callable[[Tensor], Tensor]:
+        from torchdyn.numerics import odeint  # pyright: ignore[reportMissingImports]
+
+        times = torch.linspace(0, 1, steps + 1)
+        return lambda start: odeint(f, start, times, solver=method)[1][-1]
+
     solves: dict[str, Callable[[], Callable[[Tensor], Tensor]]] = {
         "plain loop": lambda: loop,
         "torch checkpoint per step": lambda: per_step,
         "checkpoint per block (ANODE)": lambda: lambda start: checkpoint(loop, start, use_reentrant=False),  # pyright: ignore[reportReturnType]
         "torchdiffeq": lambda: theirs("odeint"),
         "torchdiffeq adjoint": lambda: theirs("odeint_adjoint"),
+        "torchdyn": torchdyn,
         "direct": lambda: ours(adjoint="direct"),
         "checkpoint": lambda: ours(adjoint="checkpoint"),
         "checkpoint, 8 slots": lambda: ours(adjoint=CheckpointAdjoint(slots=8)),
