@@ -68,17 +68,26 @@ class Backsolve:
         forward = self.problem.stepping
         stepping: Grid | Adaptive = Grid(nodes, (1,) * (len(nodes) - 1))
         if isinstance(forward, Adaptive) or self.rtol is not None or self.atol is not None:
-            rtol, atol = (forward.rtol[0], forward.atol[0]) if isinstance(forward, Adaptive) else (1e-6, 1e-9)
-            rtol, atol = rtol if self.rtol is None else self.rtol, atol if self.atol is None else self.atol
+            width = self.inputs.width
+            of_states = (forward.rtol, forward.atol) if isinstance(forward, Adaptive) else ((1e-6,) * width, (1e-9,) * width)
+            rtol, atol = (_for_all(own, given, len(state)) for own, given in zip((self.rtol, self.atol), of_states, strict=True))
             control = forward.control if isinstance(forward, Adaptive) else Control()
-            stepping = Adaptive((nodes[0], nodes[-1]), (rtol,) * len(state), (atol,) * len(state), control)
+            stepping = Adaptive((nodes[0], nodes[-1]), rtol, atol, control)
         problem = Problem(cast(VectorField, field), self.problem.method, stepping, "end")
         march = March(problem, (), Recording([], set(), []))
         for _, after in march.steps(state):
             state = after
         if march.status is not None:
-            raise SolveError(march.status)
+            raise SolveError(replace(march.status, message=f"backwards in time, {march.status.message}"))
         return state
+
+
+def _for_all(own: float | None, given: tuple[Any, ...], count: int) -> tuple[Any, ...]:
+    """A tolerance for y, alpha and the sums: ``own``, or what the leaves of y were given, of which the sums get the smallest."""
+    if own is not None:
+        return (own,) * count
+    least = min(float(torch.as_tensor(tolerance).min()) for tolerance in given)
+    return (*given, *given, *(least,) * (count - 2 * len(given)))
 
 
 class _Augmented:
