@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from live_bytes import LiveBytes
 from torch import Tensor, nn
 
 from anodev2 import Adjoint, BacksolveAdjoint, CheckpointAdjoint, DirectAdjoint, ODEBlock, ReversibleAdjoint, odeint, plan, solve
+from examples.live_bytes import LiveBytes
 
 MIB = 2**20
 

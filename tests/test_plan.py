@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from live_bytes import LiveBytes
 from problems import MLP, Pendulum, pendulum_state
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from anodev2 import BacksolveAdjoint, CheckpointAdjoint, DirectAdjoint, ReversibleAdjoint, odeint, plan, solve
+from examples.live_bytes import LiveBytes
 
 ADJOINTS = [
     DirectAdjoint(),

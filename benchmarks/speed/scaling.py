@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from anodev2.schedule import positions, reversal
-from tests.live_bytes import LiveBytes
+from examples.live_bytes import LiveBytes
 
 from .__main__ import machine
 from .workloads import scaling

@@ -13,7 +13,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from benchmarks.speed.workloads import WORKLOADS, prepare
-from tests.live_bytes import LiveBytes
+from examples.live_bytes import LiveBytes
 
 
 def main() -> None:
