@@ -1,5 +1,6 @@
 """Coupled neural ODEs: features z(t) and weights theta(t) evolve together, with exact discrete gradients."""
 
+from . import diagnose, testing
 from .adjoint import Adjoint, BacksolveAdjoint, CheckpointAdjoint, DirectAdjoint, ReversibleAdjoint
 from .block import CoupledODEBlock, ODEBlock
 from .compiled import Compile
@@ -47,9 +48,11 @@ __all__ = [
     "Static",
     "Status",
     "Tableau",
+    "diagnose",
     "odeint",
     "plan",
     "solve",
     "stability_function",
+    "testing",
     "unroll",
 ]

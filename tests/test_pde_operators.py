@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
 
 from anodev2 import odeint
+from anodev2.testing import observed_order
 from pde import Advection, Diffusion, Grid1D, Periodic
 from pde.stencils import derivative
 
@@ -40,12 +40,6 @@ def points(grid: Grid1D) -> Tensor:
 def modes(grid: Grid1D) -> Tensor:
     """All wavenumbers of a grid, both signs, shape (n,)."""
     return torch.fft.fftfreq(grid.n, d=grid.spacing, dtype=torch.float64) * (2 * math.pi)
-
-
-def slope(error: Callable[[int], float], sizes: tuple[int, ...]) -> float:
-    """Of log error over log n, between the two finest grids above round-off."""
-    found = [(n, e) for n in sizes if (e := error(n)) > 1e-11][-2:]
-    return math.log(found[0][1] / found[1][1]) / math.log(found[1][0] / found[0][0])
 
 
 @pytest.mark.parametrize("side", [1, -1])
@@ -112,7 +106,7 @@ def test_the_order_is_the_claimed_one(which: int, scheme: str, side: int) -> Non
 
     claimed = (FIRST if which == 1 else SECOND)[scheme]
     assert derivative(Grid1D(16), which, scheme, side=side).order == claimed
-    assert slope(error, (64, 96, 128, 192, 256)) == pytest.approx(claimed, abs=0.15)
+    assert observed_order(error, (64, 96, 128, 192, 256), floor=1e-11) == pytest.approx(claimed, abs=0.15)
 
 
 @pytest.mark.parametrize("scheme", FIRST)

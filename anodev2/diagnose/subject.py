@@ -1,0 +1,106 @@
+"""What is looked at: a block with its own steps, or a function with those given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from ..block import CoupledODEBlock, ODEBlock
+from ..dynamics import Theta
+from ..inputs import replayable
+from ..problem import CountedCall, Counters
+from ..pytree import leaves_of, structure_of
+from ..reach import reach
+from ..replay import Recording
+from ..stepping import numbers, uniform_grid
+
+Field = Callable[..., Any]
+
+
+class Subject:
+    """dz/dt = field(t, z) over t, and the options of ``odeint`` by which it is solved.
+
+    Args:
+        target: an ``ODEBlock`` or ``CoupledODEBlock``, which brings t and options, or a function or module (t, z, *args).
+        t: start and end; only for functions.
+        options: of ``odeint``: method, steps, step_size, rtol, atol, args; only for functions. None counts as not given.
+    """
+
+    def __init__(self, target: Callable[..., Any], t: Sequence[float] | None, options: dict[str, Any]) -> None:
+        given = {name: value for name, value in options.items() if value is not None and value != ()}
+        if isinstance(target, ODEBlock):
+            if given or t is not None:
+                names = [*given, *(["t"] if t is not None else [])]
+                raise ValueError(f"a block is solved by its own method and steps; leave out {', '.join(names)}, or give block.f instead")
+            self.block: ODEBlock | None = target
+            self.t: tuple[float, ...] = target.t
+            self.options: dict[str, Any] = {"method": target.method, "steps": target.steps}
+            self.call = CountedCall(target.f)
+        else:
+            if not callable(target):
+                raise TypeError(f"block_or_func must be an ODEBlock or callable as func(t, z), got {type(target).__name__}")
+            self.block = None
+            self.t = numbers(tuple(t) if t is not None else (0.0, 1.0))
+            if len(self.t) != 2:
+                raise ValueError(f"t={t!r} must be two numbers, start and end")
+            self.options = given
+            self.call = CountedCall(target)
+        self.target = target
+        self.modules = [m for m in (target, *self.options.get("args", ())) if isinstance(m, nn.Module)]
+
+    @property
+    def steps(self) -> int | None:
+        """How many steps there are, where that is known beforehand."""
+        if self.options.get("step_size") is not None:
+            return len(uniform_grid(self.t, step_size=self.options["step_size"]))
+        return self.options.get("steps")
+
+    def field(self, t: Tensor, z: Any, *args: Any, step: int = 0, stage: int = 0) -> Any:
+        """dz/dt; theta(t) of a coupled block is that of the time t, whatever the grid."""
+        time = min(max(float(t), min(self.t)), max(self.t))  # an end of t may have been rounded to float32
+        return self._call(self._theta(time), t, z, args, self.call.counters(step, stage))
+
+    @contextmanager
+    def untouched(self) -> Iterator[Recording]:
+        """The target may be evaluated inside; buffers and random generators are as they were afterwards."""
+        found = reach(self.target, *self.options.get("args", ()))
+        devices = {leaf.device for leaf in (*found.leaves, *found.constants, *found.inner)}
+        recording = Recording(replayable(found.modules), devices, found.generators)
+        recording.mark()
+        try:
+            yield recording
+        finally:
+            recording.retreat()
+
+    def step_of(self, time: float) -> int:
+        """The number of the step that begins at this time or has it inside, the last one at the end; 0 where steps are not known."""
+        start, end = self.t
+        steps = self.steps or 1
+        return min(int((time - start) / (end - start) * steps + 1e-9), steps - 1)
+
+    def at(self, time: float) -> Callable[[Any], Any]:
+        """z -> dz/dt at one time, by the step of the grid (if it is known) that the time belongs to; theta is found once."""
+        theta, args, counters = self._theta(time), self.options.get("args", ()), self.call.counters(self.step_of(time), 0)
+
+        def field(z: Any) -> Any:
+            leaf = leaves_of(z, structure_of(z))[0]
+            dtype = torch.promote_types(torch.float32, leaf.real.dtype if leaf.is_complex() else leaf.dtype)  # as a solve hands t
+            return self._call(theta, torch.tensor(time, dtype=dtype, device=leaf.device), z, args, counters)
+
+        return field
+
+    def _theta(self, time: float) -> Theta | None:
+        """The weights that z reads at this time; None where they stand."""
+        if not isinstance(self.block, CoupledODEBlock):
+            return None
+        return self.block.weights(self.t[1] if self.block.which_weights == "final" else time)
+
+    def _call(self, theta: Theta | None, t: Tensor, z: Any, args: tuple[Any, ...], counters: Counters) -> Any:
+        if self.block is None or theta is None:
+            return self.call.func(t, z, *args, **counters)
+        return functional_call(self.block.f, theta, (t, z), counters)

@@ -1,0 +1,41 @@
+"""How reports look: tables in plain text, and axes to draw on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """Columns aligned: words to the left, numbers (three digits) to the right."""
+    cells = [list(columns), *([cell if isinstance(cell, str) else number(cell) for cell in row] for row in rows)]
+    words = [all(isinstance(row[i], str) for row in rows) for i in range(len(columns))]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
+    lines = [[cell.ljust(w) if word else cell.rjust(w) for cell, w, word in zip(row, widths, words, strict=True)] for row in cells]
+    return "\n".join("  ".join(line).rstrip() for line in lines)
+
+
+def number(value: float | int | bool | None) -> str:
+    """As a reader wants it: 3 significant digits, a dash for nothing."""
+    if value is None:
+        return "-"
+    return str(value) if isinstance(value, (bool, int)) else f"{value:.3g}"
+
+
+def axes(given: Any, rows: int = 1, columns: int = 1, size: tuple[float, float] = (5.0, 3.6)) -> Any:
+    """``given``, or new matplotlib axes: one, or an array (rows, columns) of them."""
+    if given is not None:
+        return given
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ImportError("a plot needs matplotlib: pip install matplotlib") from None
+    figure = Figure(figsize=(size[0] * columns, size[1] * rows), layout="constrained")
+    return figure.subplots(rows, columns) if rows * columns > 1 else figure.subplots()
+
+
+def each(given: Any) -> list[Any]:
+    """What ``axes`` returned, or a user gave, one after the other."""
+    if hasattr(given, "flat"):
+        return list(given.flat)
+    return list(given) if isinstance(given, Sequence) else [given]
