@@ -1,19 +1,30 @@
-"""The code in README and docs runs, and prints what the page says."""
+"""The code in README and docs runs, and prints what the page says; no page, link or public name is left out."""
 
 from __future__ import annotations
 
 import contextlib
+import inspect
 import io
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
+import yaml
+
+import anodev2
+import models
+import pde
+from anodev2 import diagnose, testing
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 BLOCK = re.compile(r"^```python\n(.*?)^```\n(?:\n```text\n(.*?)^```)?", re.MULTILINE | re.DOTALL)
+FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 
 
 def run(page: Path) -> list[tuple[str, str]]:
@@ -29,13 +40,52 @@ def run(page: Path) -> list[tuple[str, str]]:
     return pairs
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+with_code = [page for page in PAGES if BLOCK.search(page.read_text())]
+
+
+@pytest.mark.parametrize("page", with_code, ids=lambda page: str(page.relative_to(ROOT)))
 def test_the_code_of_a_page_prints_what_the_page_says(page: Path) -> None:
     for printed, said in run(page):
         assert not said or printed == said
 
 
+def test_a_page_that_prints_something_else_is_seen(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("```python\na = 1\n```\n\nand\n\n```python\nprint(a + 1)\n```\n\n```text\n3\n```\n")
+    assert run(page) == [("", ""), ("2\n", "3\n")]
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_within_the_repository_lead_somewhere(page: Path) -> None:
-    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text()):
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)(?:#[^)]*)?\)", FENCED.sub("", page.read_text())):
         assert (page.parent / target).exists(), target
+
+
+def nav(entry: Any) -> Iterator[str]:
+    """The pages in a part of mkdocs' nav."""
+    if isinstance(entry, str):
+        yield entry
+    else:
+        for part in entry.values() if isinstance(entry, dict) else entry:
+            yield from nav(part)
+
+
+def test_every_page_is_in_the_navigation_once() -> None:
+    pages = list(nav(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]))
+    assert sorted(pages) == sorted(["index.md", *(str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md"))])
+
+
+def public(module: ModuleType) -> list[str]:
+    """Its public names in full, modules among them left out: they have pages of their own."""
+    names = getattr(module, "__all__", None) or [name for name, value in vars(module).items() if inspect.isfunction(value)]
+    return sorted(f"{module.__name__}.{name}" for name in names if not inspect.ismodule(getattr(module, name)))
+
+
+def documented(page: str) -> list[str]:
+    return re.findall(r"^::: ([\w.]+)$", (DOCS / "api" / page).read_text(), re.MULTILINE)
+
+
+def test_every_public_name_stands_in_the_reference_once() -> None:
+    for module in (anodev2, diagnose, testing, pde, models):
+        names = documented(f"{module.__name__.rpartition('.')[2]}.md")  # parts of inner modules may stand there too
+        assert sorted(name for name in names if name.rpartition(".")[0] == module.__name__) == public(module)

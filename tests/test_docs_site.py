@@ -1,0 +1,63 @@
+"""The site builds without a warning, and what the hook adds to it is there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from mkdocs.commands.build import build
+from mkdocs.config import load_config
+
+import anodev2
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("site")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        patch.setenv("NO_MKDOCS_2_WARNING", "1")  # of the theme, about a version of mkdocs to come
+        build(load_config(str(ROOT / "mkdocs.yml"), strict=True, site_dir=str(folder)))
+    return folder
+
+
+def links(page: Path) -> list[str]:
+    return re.findall(r'(?:href|src)="([^"#:]+)(?:#[^"]*)?"', page.read_text())
+
+
+def test_readme_is_the_home_page_with_its_links_turned_to_pages(site: Path) -> None:
+    found = links(site / "index.html")
+    assert {"coupled_speed.png", "methods.html", "examples/quickstart.html", "benchmarks/results/speed.html"} <= set(found)
+
+
+def test_no_link_of_any_page_leads_nowhere(site: Path) -> None:
+    pages = [page for page in site.rglob("*.html") if page.name != "404.html"]
+    assert len(pages) > 30
+    for page in pages:
+        for target in links(page):
+            assert (page.parent / target).exists(), (page.name, target)
+
+
+def test_a_script_is_shown_with_its_source_and_results_with_what_they_link_to(site: Path) -> None:
+    assert "travelled" in (site / "examples" / "coupled_speed.html").read_text()
+    results = site / "benchmarks" / "results"
+    assert {"resnet4_cifar10_10_epochs.csv", "resnet4_cifar10_10_epochs.png"} <= {path.name for path in results.iterdir()}
+
+
+def test_formulas_are_mathml(site: Path) -> None:
+    text = (site / "mathematics.html").read_text()
+    formulas = re.findall(r"<math .*?</math>", text, re.DOTALL)
+    for formula in formulas:
+        assert ElementTree.fromstring(formula).get("display") == "block"
+    sources = (ROOT / "docs" / "mathematics.md").read_text().count("$$")
+    assert len(formulas) == sources / 2 > 20 and "$$" not in text and "arithmatex" not in text
+
+
+def test_the_reference_shows_every_public_name(site: Path) -> None:
+    text = "".join((site / "api" / f"{page}.html").read_text() for page in ("anodev2", "diagnose", "testing"))
+    for name in anodev2.__all__:
+        assert f'id="anodev2.{name}' in text, name
