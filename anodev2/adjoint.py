@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -38,7 +38,12 @@ from .tableau import nearest
 
 
 class Adjoint(ABC):
-    """A gradient mode: runs a problem so that its outputs can be differentiated."""
+    """A gradient mode: runs a problem so that its outputs can be differentiated.
+
+    ``both_ways``: steps are taken backwards too, from their end to their start.
+    """
+
+    both_ways: ClassVar[bool] = False
 
     @abstractmethod
     def solve(self, problem: Problem, y0: Leaves, args: tuple[Any, ...]) -> Run:
@@ -173,6 +178,7 @@ class ReversibleAdjoint(Adjoint):
     Source: McCallum & Foster, Efficient, Accurate and Stable Gradients for Neural ODEs, arXiv 2410.11648 (2024).
     """
 
+    both_ways = True
     coupling: float = 0.999
 
     def __post_init__(self) -> None:
@@ -211,11 +217,15 @@ class BacksolveAdjoint(Adjoint):
 
     Args:
         rtol, atol: tolerances of the backward solve; None: on the same grid as forward where there is one, else those of
-            the first leaf of y0.
+            y0, leaf by leaf, of which the gradients of parameters get the smallest.
+
+    Raises:
+        SolveError: in the backward pass, where error control cannot go on, or has taken 1000 times the steps forward.
 
     Source: Chen, Rubanova, Bettencourt, Duvenaud, Neural Ordinary Differential Equations, arXiv 1806.07366 (2018).
     """
 
+    both_ways = True
     rtol: float | None = None
     atol: float | None = None
 

@@ -11,12 +11,14 @@ from torch import Tensor
 
 from .inputs import Inputs
 from .march import March
-from .problem import Problem, Run, SolveError, VectorField
+from .problem import Problem, Run, SolveError, Status, VectorField
 from .pullback import Grads, hooks_silent
 from .pytree import structure_of
 from .replay import Recording
 from .solvers import Leaves
 from .stepping import Adaptive, Control, Grid, Step
+
+PATIENCE = 1000  # a solve backwards that takes so many times the steps of the one forward has failed
 
 
 @dataclass
@@ -75,8 +77,14 @@ class Backsolve:
             stepping = Adaptive((nodes[0], nodes[-1]), rtol, atol, control)
         problem = Problem(cast(VectorField, field), self.problem.method, stepping, "end")
         march = March(problem, (), Recording([], set(), []))
-        for _, after in march.steps(state):
+        limit = PATIENCE * len(nodes)
+        for step, after in march.steps(state):
             state = after
+            if step.index > limit:
+                t = float(step.time(1.0))
+                raise SolveError(
+                    Status("max_steps", f"backwards in time, at t={t:.9g}: {limit} steps taken for {len(nodes) - 1} forward", t)
+                )
         if march.status is not None:
             raise SolveError(replace(march.status, message=f"backwards in time, {march.status.message}"))
         return state
@@ -101,7 +109,7 @@ class _Augmented:
 
     def __call__(self, args: tuple[Any, ...], step: Step, stage: int, node: float, state: Leaves) -> list[Tensor]:
         y = [leaf.detach().requires_grad_() for leaf in state[: self.width]]
-        step = replace(step, index=max(0, self.last - step.index))
+        step = replace(step, index=max(0, self.last - step.index), backwards=True)
         with torch.enable_grad(), self.recording.surroundings():
             slopes = self.problem.field(self.args, step, stage, node, y)
         pairs = [(k, -a) for k, a in zip(slopes, state[self.width : 2 * self.width], strict=True) if k.requires_grad]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from .adjoint import Adjoint, as_adjoint
+from .adjoint import Adjoint, ReversibleAdjoint, as_adjoint
 from .compiled import Compile, as_compile
 from .dynamics import Dynamics, Theta
 from .problem import CountedCall, signature_of
@@ -75,7 +75,7 @@ class ODEBlock(Unrollable):
 
     def written_out(self) -> Unrolled:
         """The solve as a module of fixed weights, which shares f; see ``unroll``."""
-        return self._unrolled([self.f], _ReadingPlan(self.method, self.t, self.steps, end_only=True))
+        return self._unrolled([self.f], _ReadingPlan(self.method, self.t, self.steps, end_only=True, both_ways=True))
 
     def _unrolled(self, copies: list[nn.Module], plan: _ReadingPlan) -> Unrolled:
         if type(self).forward is not ODEBlock.forward:
@@ -151,7 +151,7 @@ class CoupledODEBlock(ODEBlock):
         self.weight_method = self.method if weight_method is None else as_method(weight_method)
         self.which_weights = weights
         dynamics.bind(self._theta0())
-        self._plan = _ReadingPlan(self.method, self.t, self.steps, end_only=weights == "final")
+        self.readings = self._readings(both_ways=False)
 
     def weights(self, t: float | Sequence[float] | Tensor) -> Theta:
         """theta at time t, or at several times of the block stacked in front: a dict by parameter name."""
@@ -163,9 +163,10 @@ class CoupledODEBlock(ODEBlock):
         return {name: torch.stack([theta[name] for theta in path]) for name in self.evolving} if times.ndim else path[0]
 
     def _integrate(self, z0: Any, save: Literal["steps", "end"]) -> Any:
-        path = self._path(self._plan.times)
+        readings = self._readings(both_ways=True) if self.adjoint.both_ways else self.readings
+        path = self._path(readings.times)
         return integrate(
-            _EvolvingField(self.f, self._plan),
+            _EvolvingField(self.f, readings),
             z0,
             self.t,
             method=self.method,
@@ -179,8 +180,12 @@ class CoupledODEBlock(ODEBlock):
     def written_out(self) -> Unrolled:
         """The solve as a module of fixed weights, a copy of f for each time at which z reads theta; see ``unroll``."""
         start = self._theta0()
-        copies = [with_weights(self.f, {start[name]: theta[name] for name in start}) for theta in self._path(self._plan.times)]
-        return self._unrolled(copies, self._plan)
+        readings = self._readings(both_ways=isinstance(self.adjoint, ReversibleAdjoint))
+        copies = [with_weights(self.f, {start[name]: theta[name] for name in start}) for theta in self._path(readings.times)]
+        return self._unrolled(copies, readings)
+
+    def _readings(self, both_ways: bool) -> _ReadingPlan:
+        return _ReadingPlan(self.method, self.t, self.steps, end_only=self.which_weights == "final", both_ways=both_ways)
 
     def _theta0(self) -> Theta:
         present = dict(self.f.named_parameters(remove_duplicate=False))  # whatever stands for them now, as under torch.func.functional_call
@@ -212,33 +217,45 @@ class CoupledODEBlock(ODEBlock):
 
 
 class _ReadingPlan:
-    """When z reads theta: at the distinct nodes below 1 of every step, one step after the other, and at the end.
+    """When z reads theta: at the distinct times of all stages of all steps, rising along t; or at the end alone.
 
-    For rk4 and two steps over (0, 1): times 0, 1/4, 1/2, 3/4, 1; stage i of step k reads number 2 k + (0, 1, 1, 2)[i].
+    For rk4 and two steps over (0, 1): times 0, 1/4, 1/2, 3/4, 1; the stages of step 1 read number 2, 3, 3, 4. ``both_ways``: also
+    at the times of the stages of a step taken backwards, whose nodes are 1 - c.
     """
 
-    def __init__(self, method: Method, t: tuple[float, ...], steps: int, *, end_only: bool) -> None:
-        nodes = [] if end_only else sorted({node for node in method.nodes if node < 1})
-        self.per_step = len(nodes)
-        self.offsets = [nodes.index(node) if node in nodes else len(nodes) for node in method.nodes]
-        self.times = [float(step.time(node)) for step in uniform_grid(t, steps).steps() for node in nodes]
-        if end_only or 1.0 in method.nodes:
-            self.times.append(float(t[1]))
+    def __init__(self, method: Method, t: tuple[float, ...], steps: int, *, end_only: bool, both_ways: bool = False) -> None:
+        ways = [[1.0] * len(method.nodes)] * 2 if end_only else [list(method.nodes), [1 - node for node in method.nodes]]
+        first, last = (steps - 1, steps) if end_only else (0, steps)
+        read = [[[_place(step, node) for node in nodes] for step in range(first, last)] for nodes in ways[: 1 + both_ways]]
+        places = sorted({place for way in read for step in way for place in step})
+        number = {place: i for i, place in enumerate(places)}
+        self.read = [[[number[place] for place in step] for step in way] for way in read]
+        grid = uniform_grid(t, steps).steps()
+        self.times = [float(grid[step].time(node) if step < steps else t[1]) for step, node in places]
 
-    def number(self, step: int, stage: int) -> int:
-        return step * self.per_step + self.offsets[stage]
+    def number(self, step: int, stage: int, backwards: bool = False) -> int:
+        way = self.read[backwards]
+        return way[step if len(way) > 1 else 0][stage]
+
+
+def _place(step: int, node: float) -> tuple[int, float]:
+    """A time of a grid: the step that it is in, or begins, and the place within, equal nodes to the bit."""
+    node = round(node, 12)
+    return (step, node) if node < 1 else (step + 1, 0.0)
 
 
 class _EvolvingField:
     """f(t, z) with the weights that belong to the stage swapped in from a path of weights."""
+
+    counters_wanted = ("step", "stage", "backwards")
 
     def __init__(self, f: nn.Module, plan: _ReadingPlan) -> None:
         self.f = self.owner = f
         self.plan = plan
         self.counters = CountedCall(f).counters
 
-    def __call__(self, t: Tensor, z: Any, path: list[Theta], *, step: int, stage: int) -> Any:
-        theta = path[self.plan.number(step, stage)]
+    def __call__(self, t: Tensor, z: Any, path: list[Theta], *, step: int, stage: int, backwards: bool) -> Any:
+        theta = path[self.plan.number(step, stage, backwards)]
         return functional_call(self.f, theta, (t, z), self.counters(step, stage))
 
 

@@ -107,7 +107,7 @@ class Runs(Grid):
     def steps(self) -> list[Step]:
         single = self._single.steps()
         own = [tuple(single[start:end]) for start, end in self._bounds]
-        return [SeveralSteps(i, self.times, s[0].interval, s[0].part, s[0].parts, s) for i, s in enumerate(own)]
+        return [SeveralSteps(i, self.times, s[0].interval, s[0].part, s[0].parts, inner=s) for i, s in enumerate(own)]
 
     def outputs(self) -> tuple[int, ...]:
         done = {end: number + 1 for number, (_, end) in enumerate(self._bounds)}

@@ -37,9 +37,9 @@ class CountedCall:
         self.signature = signature_of(func)
         self.names = _counters_wanted(func, self.signature)
 
-    def counters(self, step: int, stage: int) -> Counters:
+    def counters(self, step: int, stage: int, backwards: bool = False) -> Counters:
         """The keyword arguments that func wants."""
-        return {name: value for name, value in (("step", step), ("stage", stage)) if name in self.names}
+        return {name: value for name, value in (("step", step), ("stage", stage), ("backwards", backwards)) if name in self.names}
 
     def check(self, *args: Any) -> None:
         """TypeError where func cannot be called with so many arguments."""
@@ -50,8 +50,8 @@ class CountedCall:
             call = ", ".join(["t", "y", *(f"args[{i}]" for i in range(len(args) - 2))])
             raise TypeError(f"func must be callable as func({call}), got func{self.signature}: {error}") from None
 
-    def __call__(self, *args: Any, step: int, stage: int) -> Any:
-        return self.func(*args, **self.counters(step, stage)) if self.names else self.func(*args)
+    def __call__(self, *args: Any, step: int, stage: int, backwards: bool = False) -> Any:
+        return self.func(*args, **self.counters(step, stage, backwards)) if self.names else self.func(*args)
 
 
 def _counters_wanted(func: Callable[..., Any], signature: inspect.Signature | None) -> set[str]:
@@ -106,7 +106,7 @@ class VectorField:
         if not torch.compiler.is_compiling():  # a side effect that its recompute would not allow
             self.evaluations += 1
         before = None if torch.compiler.is_compiling() else versions(y)
-        slope = (call or self.call)(t, build(self.structure, y), *args, step=step.index, stage=stage)
+        slope = (call or self.call)(t, build(self.structure, y), *args, step=step.index, stage=stage, backwards=step.backwards)
         if before is not None and before != versions(y):
             raise ValueError("func modifies its state y in place; work on y.clone(), or use operations that are not in place")
         return self._checked(slope, y)

@@ -75,7 +75,7 @@ def _increment(problem: Problem, step: Step, y: Leaves, args: tuple[Any, ...]) -
 
 
 def _backwards(step: Step) -> Step:
-    return Step(step.index, (step.time(1.0), step.time(0.0)), 0, 0, 1)
+    return Step(step.index, (step.time(1.0), step.time(0.0)), 0, 0, 1, backwards=True)
 
 
 def _mixed(coupling: float, y: Leaves, z: Leaves, increment: Leaves) -> Leaves:

@@ -28,13 +28,17 @@ Times = tuple[Time, ...]  # tensors where they require grad (zero-dimensional) o
 
 @dataclass(frozen=True)
 class Step:
-    """The ``part``-th of ``parts`` equal steps of one interval; ``index`` counts over the whole solve."""
+    """The ``part``-th of ``parts`` equal steps of one interval; ``index`` counts over the whole solve.
+
+    ``backwards``: the step goes from the end of that step to its start, its times being in this order.
+    """
 
     index: int
     times: Times
     interval: int
     part: int
     parts: int
+    backwards: bool = False
 
     @property
     def dt(self) -> Time:

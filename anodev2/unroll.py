@@ -92,7 +92,7 @@ def with_weights(f: nn.Module, weights: Mapping[Tensor, Tensor]) -> nn.Module:
 class ReadingPlan(Protocol):
     """Which copy of f a stage calls."""
 
-    def number(self, step: int, stage: int) -> int:
+    def number(self, step: int, stage: int, backwards: bool = False) -> int:
         """Its number."""
         ...
 
@@ -237,5 +237,5 @@ class _Field(VectorField):
         z = build(self.structure, y)
         if call is not None:
             return leaves_of(call(t, z, step=step.index, stage=stage), self.structure)
-        f = self.copies[self.module.plan.number(step.index, stage)]
+        f = self.copies[self.module.plan.number(step.index, stage, step.backwards)]
         return leaves_of(f(t, z, **self.module.counters(step.index, stage)), self.structure)

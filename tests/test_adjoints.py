@@ -17,7 +17,7 @@ from test_composition import StoredReversible
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
-from anodev2 import Adjoint, BacksolveAdjoint, CheckpointAdjoint, Leapfrog, ReversibleAdjoint, odeint, solve
+from anodev2 import Adjoint, BacksolveAdjoint, CheckpointAdjoint, Leapfrog, ReversibleAdjoint, SolveError, backsolve, odeint, solve
 from anodev2.testing import observed_order
 
 SCHEDULES: dict[str, Adjoint] = {
@@ -181,6 +181,14 @@ def test_tolerances_of_elements_and_of_leaves_hold_on_the_way_back(system: str) 
     options: dict[str, Any] = {"method": "dopri5", "rtol": tolerance, "atol": tolerance}
     found, exact = (gradients(func, y0, [0.0, 1.0], **options, adjoint=adjoint) for adjoint in ("backsolve", "direct"))
     torch.testing.assert_close(found, exact, rtol=1e-6, atol=1e-7)
+
+
+def test_a_reverse_solve_that_does_not_come_to_its_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backsolve, "PATIENCE", 3)
+    y0 = torch.ones(1, dtype=torch.float64, requires_grad=True)
+    end = odeint(lambda t, y: -y, y0, [0.0, 1.0], method="bosh3", steps=2, adjoint=BacksolveAdjoint(rtol=1e-10, atol=1e-10))[-1]
+    with pytest.raises(SolveError, match=r"backwards in time, at t=0\.\d+: 9 steps taken for 2 forward"):
+        end.sum().backward()
 
 
 def test_backsolve_names_what_it_cannot_solve_with() -> None:

@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from problems import Rates
+from problems import MLP, Rates
 from torch import Tensor, nn
 
-from anodev2 import CoupledODEBlock, CoupledSystem, NeuralDynamics, ODEBlock, ReactionDiffusionAdvection, Static, odeint
+from anodev2 import METHODS, CoupledODEBlock, CoupledSystem, NeuralDynamics, ODEBlock, ReactionDiffusionAdvection, Static, Tableau, odeint
+from anodev2.adjoint import as_adjoint
+from anodev2.testing import observed_order
 
 
 class Branch(nn.Module):
@@ -88,6 +90,37 @@ def test_block_and_joint_system_agree_at_the_order_of_the_method(dynamics: Any, 
         assert max(gaps) < 1e-14  # the same arithmetic: stepped alternately on one grid
     else:
         assert gaps[0] / gaps[1] > 2**order * 0.8
+
+
+ORDERS = {"euler": 1, "midpoint": 2, "ralston": 2, "rk4": 4, "backward_euler": 1, "implicit_midpoint": 2}
+
+
+@pytest.mark.parametrize("adjoint", ["direct", "reversible", "backsolve"])
+@pytest.mark.parametrize("method", ORDERS)
+@pytest.mark.parametrize("t", [(0.0, 1.0), (1.0, 0.0)], ids=["rising", "falling"])
+def test_moving_weights_are_read_at_the_times_of_the_stages_whichever_way_a_step_goes(method: str, adjoint: str, t: Any) -> None:
+    if adjoint != "direct" and not isinstance(METHODS[method], Tableau):
+        pytest.skip("these steps cannot be taken backwards")
+    torch.manual_seed(0)
+    f, z = MLP(), torch.randn(3, 4, dtype=torch.float64)
+
+    def found(method: str, steps: int, adjoint: str) -> Tensor:
+        block = CoupledODEBlock(f, NeuralDynamics(Rates()), steps=steps, method=method, weight_steps=64, weight_method="rk4", t=t)
+        block.adjoint = as_adjoint(adjoint)
+        start = z.clone().requires_grad_()
+        end = block(start)
+        return torch.cat([x.flatten() for x in (end, *torch.autograd.grad(end.square().sum(), [start, *f.parameters()]))]).detach()
+
+    exact = found("rk4", 64, "direct")
+    order = observed_order(lambda n: (found(method, n, adjoint) - exact).norm().item(), (8, 16))
+    assert order == pytest.approx(ORDERS[method], abs=0.25)
+
+
+@pytest.mark.parametrize("weights", ["along", "final"])
+def test_unrolled_reversible_steps_read_the_same_weights(weights: Any) -> None:
+    f, z = MLP(), torch.randn(3, 4, dtype=torch.float64)
+    block = CoupledODEBlock(f, NeuralDynamics(Rates()), steps=3, method="ralston", weights=weights, adjoint="reversible")
+    assert torch.equal(block.unroll()(z), block(z))
 
 
 def test_configuration_2_has_a_finer_grid_for_the_weights() -> None:

@@ -33,6 +33,7 @@ Gradient = dict[str, Tensor]  # by group, flat, real, in float64 on the CPU
 class Stored(Adjoint):
     """The reversible scheme by plain autograd: the exact gradient of that scheme."""
 
+    both_ways = True
     scheme: ReversibleAdjoint
 
     def solve(self, problem: Problem, y0: Leaves, args: tuple[Any, ...]) -> Run:

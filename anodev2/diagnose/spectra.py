@@ -394,7 +394,7 @@ def _of_theta(block: CoupledODEBlock, times: list[float], search: Search, record
 def _weight_step(block: CoupledODEBlock) -> float:
     """The longest step of theta between the times at which z reads it."""
     start, end = block.t
-    later = [time for time in block._plan.times if time != start]
+    later = [time for time in block.readings.times if time != start]
     grid = uniform_grid([start, *later], step_size=abs(end - start) / block.weight_steps)
     return max(abs(float(step.dt)) for step in grid.steps())
 
