@@ -55,7 +55,8 @@ def test_what_comes_back_is_what_left() -> None:
     ferry = Ferry(y)
     homes = ferry.stow(y)
     ferry.send_for(4, homes)
-    for at in (4, 5):
-        back = ferry.fetch(at, homes)
+    on_its_way = ferry.coming[4]
+    assert ferry.fetch(4, homes) is on_its_way  # it does not set out again
+    for back in (on_its_way, ferry.fetch(5, homes)):
         assert all(torch.equal(a, b) and a.data_ptr() != b.data_ptr() for a, b in zip(back, y, strict=True))
     assert not ferry.coming

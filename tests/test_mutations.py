@@ -311,6 +311,33 @@ MUTATIONS = {
     ),
     "files written in place": ("../examples/runs.py", 'f".{path.name}.partial"', "path.name", "test_train_cifar.py"),
     "pickled code loaded": ("../examples/runs.py", "weights_only=True", "weights_only=False", "test_train_cifar.py"),
+    "weights read at the wrong end of an implicit step": (
+        "block.py",
+        "return (step, node) if node < 1 else (step + 1, 0.0)",
+        "return (step, node % 1)",
+        "test_block.py::test_moving_weights_are_read_at_the_times_of_the_stages_whichever_way_a_step_goes",
+    ),
+    "weights of the mirrored stage": (
+        "block.py",
+        "[1 - node for node in method.nodes]",
+        "list(method.nodes)",
+        "test_block.py::test_moving_weights_are_read_at_the_times_of_the_stages_whichever_way_a_step_goes",
+    ),
+    "a state fetched when it is needed": (
+        "ferry.py",
+        "        if at in self.coming:\n            return\n",
+        "",
+        "test_ferry.py",
+    ),
+    # what diagnose says
+    "the referee overruled": ("diagnose/gradients.py", "if gap > self.tolerance and", "if False and", "test_diagnose_gradients.py"),
+    "steps undone in the wrong order": ("diagnose/reversal.py", "step=self.last - step", "step=step", "test_diagnose_reversal.py"),
+    "other draws in every product": (
+        "diagnose/jacobian.py",
+        "        self.recording.retreat()\n        with forward_ad",
+        "        with forward_ad",
+        "test_diagnose_spectra.py",
+    ),
     "diffusion backwards": ("dynamics.py", "rho.reshape(-1, 1) - tau", "rho.reshape(-1, 1) + tau", "test_dynamics.py"),
 }
 
