@@ -250,13 +250,13 @@ def test_wrong_arguments_are_named() -> None:
 def test_the_verdict_is_in_plain_words() -> None:
     start = torch.full((2,), 3.0, dtype=DOUBLE)
     safe = reversibility(decay(1.0), start, method="rk4", steps=20)
-    assert "finds z(0) again to" in safe.verdict and safe.verdict.endswith("a reverse solve is safe here")
+    assert "finds z(0) again to" in safe.verdict and safe.verdict.endswith("off by its discretisation alone")
     doubtful = reversibility(decay(1.0), start, method="euler", steps=20)
     assert 1e-3 < doubtful.worst < 0.1 and "off by some percent" in doubtful.verdict
     failing = reversibility(decay(20.0, rest=1.0), start, method="dopri5", rtol=1e-6, atol=1e-6)
     assert "misses z(0) by" in failing.verdict and "BacksolveAdjoint will fail; errors may grow by exp(20)" in failing.verdict
     lucky = reversibility(decay(20.0), start, method="rk4", steps=400)
-    assert lucky.verdict.endswith("a reverse solve is safe here; errors may grow by exp(20)")
+    assert lucky.verdict.endswith("off by its discretisation alone; errors may grow by exp(20)")
     lines = str(safe).splitlines()
     assert lines[0].split() == ["t", "error", "|z|", "Lipschitz", "mu", "backwards"] and lines[-1] == safe.verdict and len(lines) == 12
 

@@ -97,7 +97,8 @@ class Reversibility:
         found = f"solving backwards finds {start} again to {self.error:.1g}{self._elsewhere}"
         if worst > SAFE:
             return f"{found}: the gradient of BacksolveAdjoint will be off by some percent{growth}"
-        return f"{found}: a reverse solve is safe here{growth if self.exponent > CAUTION else ''}"
+        caution = growth if self.exponent > CAUTION else ""
+        return f"{found}: the way back is that of z, and the gradient of a reverse solve off by its discretisation alone{caution}"
 
     @property
     def _elsewhere(self) -> str:
