@@ -150,8 +150,9 @@ class CoupledODEBlock(ODEBlock):
         self.weight_steps = self.steps if weight_steps is None else as_count("weight_steps", weight_steps)
         self.weight_method = self.method if weight_method is None else as_method(weight_method)
         self.which_weights = weights
+        self._plans: dict[bool, tuple[Any, _ReadingPlan]] = {}  # by whether steps are taken both ways
+        self._readings()
         dynamics.bind(self._theta0())
-        self.readings = self._readings(both_ways=False)
 
     def weights(self, t: float | Sequence[float] | Tensor) -> Theta:
         """theta at time t, or at several times of the block stacked in front: a dict by parameter name."""
@@ -163,7 +164,7 @@ class CoupledODEBlock(ODEBlock):
         return {name: torch.stack([theta[name] for theta in path]) for name in self.evolving} if times.ndim else path[0]
 
     def _integrate(self, z0: Any, save: Literal["steps", "end"]) -> Any:
-        readings = self._readings(both_ways=True) if self.adjoint.both_ways else self.readings
+        readings = self._readings(both_ways=self.adjoint.both_ways)
         path = self._path(readings.times)
         return integrate(
             _EvolvingField(self.f, readings),
@@ -184,8 +185,16 @@ class CoupledODEBlock(ODEBlock):
         copies = [with_weights(self.f, {start[name]: theta[name] for name in start}) for theta in self._path(readings.times)]
         return self._unrolled(copies, readings)
 
-    def _readings(self, both_ways: bool) -> _ReadingPlan:
-        return _ReadingPlan(self.method, self.t, self.steps, end_only=self.which_weights == "final", both_ways=both_ways)
+    @property
+    def reading_times(self) -> list[float]:
+        """The times at which z reads theta."""
+        return self._readings().times
+
+    def _readings(self, both_ways: bool = False) -> _ReadingPlan:
+        now = (self.method, self.t, self.steps, self.which_weights)
+        if both_ways not in self._plans or self._plans[both_ways][0] != now:
+            self._plans[both_ways] = now, _ReadingPlan(*now[:3], end_only=self.which_weights == "final", both_ways=both_ways)
+        return self._plans[both_ways][1]
 
     def _theta0(self) -> Theta:
         present = dict(self.f.named_parameters(remove_duplicate=False))  # whatever stands for them now, as under torch.func.functional_call
@@ -223,7 +232,7 @@ class _ReadingPlan:
     at the times of the stages of a step taken backwards, whose nodes are 1 - c.
     """
 
-    def __init__(self, method: Method, t: tuple[float, ...], steps: int, *, end_only: bool, both_ways: bool = False) -> None:
+    def __init__(self, method: Method, t: tuple[float, ...], steps: int, *, end_only: bool, both_ways: bool) -> None:
         ways = [[1.0] * len(method.nodes)] * 2 if end_only else [list(method.nodes), [1 - node for node in method.nodes]]
         first, last = (steps - 1, steps) if end_only else (0, steps)
         read = [[[_place(step, node) for node in nodes] for step in range(first, last)] for nodes in ways[: 1 + both_ways]]

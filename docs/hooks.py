@@ -2,6 +2,7 @@
 
 Links in the pages are those of the repository, so that they lead somewhere on a forge too; here they are turned into links of the site.
 A script becomes a page with its source. Formulas become MathML, which browsers render by themselves.
+A public function that a module of its own name hides from mkdocstrings is looked up in that module.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ ROOT = Path(__file__).parent.parent
 FENCED = re.compile(r"(^```.*?^```$)", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"(?<=\]\()[^)#\s:]+")
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\s*\\[(\[](.*?)\\[)\]]\s*</\1>', re.DOTALL)
+HIDDEN = re.compile(r"^::: anodev2\.(solve|plan|unroll)$", re.MULTILINE)
 origins: dict[str, str] = {}  # page of the site -> file of the repository
 
 
@@ -44,7 +46,7 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    here = page.file.src_uri
+    here, markdown = page.file.src_uri, HIDDEN.sub(r"::: anodev2.\1.\1", markdown)
     return rewritten(markdown, here, lambda target: os.path.relpath(place_of(target), os.path.dirname(here)))
 
 

@@ -327,3 +327,12 @@ def test_user_mistakes_are_named(options: dict[str, Any], error: type[Exception]
 def test_repr_reads_well() -> None:
     text = repr(CoupledODEBlock(Branch(), ReactionDiffusionAdvection(), steps=2))
     assert "steps=2, method='euler'" in text and "evolving=['conv1.weight', 'conv2.weight']" in text
+
+
+def test_steps_and_method_may_be_changed_afterwards() -> None:
+    f, z = MLP(), torch.randn(3, 4, dtype=torch.float64)
+    block = CoupledODEBlock(f, NeuralDynamics(Rates()), steps=8, weight_steps=64)
+    for steps, method in ((4, "euler"), (16, "euler"), (4, "rk4")):
+        fresh = CoupledODEBlock(f, block.dynamics, steps=steps, method=method, weight_steps=64, weight_method="euler")
+        block.steps, block.method = steps, fresh.method
+        assert torch.equal(block(z), fresh(z))

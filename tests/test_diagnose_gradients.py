@@ -381,3 +381,45 @@ def test_misuse_is_told() -> None:
         gradient_report(MLP(), z0, steps=2, loss=lambda end: torch.zeros(()))
     with pytest.raises(ValueError, match="not finite"):
         gradient_report(lambda t, z: z * math.inf, z0, steps=2)
+
+
+def test_a_difference_between_precisions_that_rounding_cannot_make_is_no_round_off() -> None:
+    first = nn.Linear(4, 8)
+    first.weight.register_hook(lambda g: 2 * g)  # which the copy in float64 does not have
+    net = nn.Sequential(first, nn.Tanh(), nn.Linear(8, 4))
+    report = gradient_report(ODEBlock(OfState(net), steps=3, method="rk4"), torch.randn(3, 4), adjoints=("direct", "checkpoint"))
+    assert report.bad == ("direct", "checkpoint") and not report.ok
+    assert "differ by 1 in" in report.verdict and "a hook on a parameter" in report.verdict
+
+
+def test_a_reversible_scheme_that_leaves_the_solution_is_bad() -> None:
+    report = gradient_report(lambda t, z: -20 * z, torch.ones(1, dtype=torch.float64), method="rk4", steps=20, directions=0)
+    assert "reversible" in report.bad and "as the two solutions differ: take more steps" in report.verdict
+
+
+def test_the_projection_is_not_along_an_input_drawn_from_the_same_seed() -> None:
+    class Skew(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = nn.Parameter(torch.zeros(6, 6, dtype=torch.float64))
+
+        def forward(self, t: Tensor, z: Tensor) -> Tensor:
+            return z @ (self.w - self.w.mT)
+
+    torch.manual_seed(0)
+    report = gradient_report(Skew(), torch.randn(6, dtype=torch.float64), steps=3, adjoints=("direct",), directions=0)
+    assert report.lengths["w"] > 0.1
+
+
+def test_a_network_may_begin_in_place() -> None:
+    network = nn.Sequential(nn.ReLU(inplace=True), ODEBlock(OfState(nn.Linear(4, 4)), steps=2))
+    assert gradient_report(network, torch.randn(3, 4), adjoints=("checkpoint",), directions=0).ok
+
+
+class OfState(nn.Module):
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, t: Tensor, z: Tensor) -> Tensor:
+        return self.inner(z)

@@ -151,3 +151,27 @@ def test_pictures_and_films(tmp_path: Path) -> None:
         assert frames.n_frames == 3  # pyright: ignore[reportAttributeAccessIssue]
     with pytest.raises(ValueError, match=r"no weight with two axes; choose one of inner\.weight, outer\.weight"):
         matrices.animate(tmp_path / "none.gif", "inner.bias")
+
+
+class Sized(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(2, 2).double()
+
+    def forward(self, t: Tensor, z: Tensor) -> Tensor:
+        return self.inner(z)
+
+
+def test_stepped_weights_are_those_that_the_block_reads() -> None:
+    q = NeuralDynamics(lambda t, theta: {name: 3 * w for name, w in theta.items()})
+    block = CoupledODEBlock(Sized(), q, steps=2, method="rk4", weight_method="euler")
+    path = weight_path(block)
+    assert path.times == (0.0, 0.25, 0.5, 0.75, 1.0)
+    read = block.weights(block.reading_times)
+    for name in block.evolving:
+        assert torch.equal(path.theta[name], read[name])
+
+
+def test_weights_that_blow_up_are_told() -> None:
+    q = NeuralDynamics(lambda t, theta: {name: 1e300 * w for name, w in theta.items()})
+    assert "not finite" in str(weight_path(CoupledODEBlock(Sized(), q, steps=5)))

@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from problems import MLP
 from torch import Tensor, nn
 
-from anodev2 import CoupledODEBlock, ODEBlock, ReactionDiffusionAdvection, SolveError, Static, odeint
+from anodev2 import CoupledODEBlock, NeuralDynamics, ODEBlock, ReactionDiffusionAdvection, SolveError, Static, odeint
 from anodev2.diagnose import reversal
 from anodev2.diagnose.reversal import Reversibility, reversibility
 
@@ -252,7 +253,7 @@ def test_the_verdict_is_in_plain_words() -> None:
     safe = reversibility(decay(1.0), start, method="rk4", steps=20)
     assert "finds z(0) again to" in safe.verdict and safe.verdict.endswith("off by its discretisation alone")
     doubtful = reversibility(decay(1.0), start, method="euler", steps=20)
-    assert 1e-3 < doubtful.worst < 0.1 and "off by some percent" in doubtful.verdict
+    assert 1e-3 < doubtful.worst < 0.1 and "off, by a percent to a third" in doubtful.verdict
     failing = reversibility(decay(20.0, rest=1.0), start, method="dopri5", rtol=1e-6, atol=1e-6)
     assert "misses z(0) by" in failing.verdict and "BacksolveAdjoint will fail; errors may grow by exp(20)" in failing.verdict
     lucky = reversibility(decay(20.0), start, method="rk4", steps=400)
@@ -374,3 +375,21 @@ def test_the_error_tells_where_backsolve_adjoint_fails() -> None:
     for error, told in zip(wrong, foretold, strict=True):  # what the verdicts promise
         assert error > WRONG / 2 or told < reversal.FAILS
         assert error < 2 * WRONG or told > reversal.SAFE
+
+
+def test_inference_mode_hides_no_derivative() -> None:
+    with torch.inference_mode():
+        report = reversibility(lambda t, z: -20 * z, torch.ones(2, dtype=torch.float64), method="rk4", steps=20)
+    assert report.lipschitz[0] == pytest.approx(20) and report.expansion[0] == pytest.approx(20)
+
+
+def test_where_z_starts_at_zero_errors_are_relative_to_its_largest_size() -> None:
+    report = reversibility(lambda t, z: torch.cos(z), torch.zeros(2, dtype=torch.float64), method="rk4", steps=10)
+    assert report.worst < 1e-5 and "finds z(0) again" in report.verdict
+
+
+def test_theta_that_is_solved_backwards_too_is_mentioned() -> None:
+    block = CoupledODEBlock(MLP(), NeuralDynamics(lambda t, theta: {name: -w for name, w in theta.items()}), steps=5)
+    z0 = torch.randn(3, 4, dtype=torch.float64)
+    assert "also solves theta backwards" in str(reversibility(block, z0))
+    assert "theta" not in str(reversibility(ODEBlock(MLP(), steps=5), z0))

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from problems import MLP, Reacting
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
@@ -352,3 +353,39 @@ def test_the_picture_shows_modes_times_the_step() -> None:
     assert report.plot([left, right]) == [left, right] and len(left.lines) == 10
     alone = stability(linear(torch.diag(double(-1, 2))), double(1, 1), method="rk4")
     assert alone.plot(left) is left and left.get_title().startswith("df/dz, rk4, the largest stable step h = 2.79")
+
+
+def test_inference_mode_hides_no_derivative() -> None:
+    with torch.inference_mode():
+        report = stability(lambda t, z: -30 * z, torch.ones(2, dtype=torch.float64), method="euler", steps=10)
+    assert report.z.limit == pytest.approx(2 / 30) and report.inside is False
+    assert "a step multiplies -30 by 2 (the ODE by 0.05), all 10 by 1.02e+03" in str(report)
+
+
+def test_a_compiled_block_is_looked_at_as_it_is() -> None:
+    block = ODEBlock(MLP(), steps=4)
+    z0 = torch.randn(3, 4, dtype=torch.float64)
+    assert str(stability(torch.compile(block), z0)) == str(stability(block, z0))  # pyright: ignore[reportArgumentType]
+
+
+def test_what_a_split_method_leaves_says_nothing_of_growth() -> None:
+    equation = Reacting(n=16)
+    report = stability(equation, equation.start(), method="imex1", steps=10)
+    assert "grow in the ODE itself" not in str(report)
+
+
+def test_what_modules_keep_is_put_back() -> None:
+    class Keeping(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = nn.Parameter(torch.ones(3, dtype=torch.float64))
+            self.kept: Tensor | None = None
+
+        def forward(self, t: Tensor, z: Tensor) -> Tensor:
+            if self.kept is None:
+                self.kept = self.w.square()
+            return -self.kept * z
+
+    f = Keeping()
+    stability(f, torch.ones(3, dtype=torch.float64), steps=4)
+    assert f.kept is None

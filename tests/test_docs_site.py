@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from pathlib import Path
 from xml.etree import ElementTree
@@ -50,14 +51,23 @@ def test_a_script_is_shown_with_its_source_and_results_with_what_they_link_to(si
 
 def test_formulas_are_mathml(site: Path) -> None:
     text = (site / "mathematics.html").read_text()
-    formulas = re.findall(r"<math .*?</math>", text, re.DOTALL)
-    for formula in formulas:
-        assert ElementTree.fromstring(formula).get("display") == "block"
-    sources = (ROOT / "docs" / "mathematics.md").read_text().count("$$")
-    assert len(formulas) == sources / 2 > 20 and "$$" not in text and "arithmatex" not in text
+    shown = [ElementTree.fromstring(formula).get("display") for formula in re.findall(r"<math .*?</math>", text, re.DOTALL)]
+    source = re.sub(r"^```.*?^```$", "", (ROOT / "docs" / "mathematics.md").read_text(), flags=re.MULTILINE | re.DOTALL)
+    inline = re.sub(r"\$\$.*?\$\$", "", source).count("$") / 2
+    assert shown.count("block") == source.count("$$") / 2 > 20 and shown.count("inline") == inline > 20
+    assert len(shown) == shown.count("block") + shown.count("inline") and "$" not in text and "arithmatex" not in text
 
 
 def test_the_reference_shows_every_public_name(site: Path) -> None:
     text = "".join((site / "api" / f"{page}.html").read_text() for page in ("anodev2", "diagnose", "testing"))
     for name in anodev2.__all__:
         assert f'id="anodev2.{name}' in text, name
+
+
+def test_the_reference_shows_no_internal_name(site: Path) -> None:
+    text = (site / "api" / "anodev2.html").read_text()
+    assert not [name for name in ("check_compile", "problem_of", "with_weights") if name in text]
+    for name, rest in re.findall(r'id="anodev2\.(\w+)([\w.]*)"', text):
+        assert name in anodev2.__all__ and not rest.startswith("._"), name + rest
+        if inspect.isfunction(getattr(anodev2, name)):
+            assert rest in ("", f".{name}"), name + rest  # not what else is in the module of that name

@@ -61,7 +61,31 @@ def test_complex_inputs_and_linear_losses() -> None:
     assert taylor_test(lambda z: 3 * z.imag.sum(), z) == math.inf
 
 
+class Scaled(torch.autograd.Function):
+    """The identity, whose gradient is wrong by 1 %."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return 0.99 * grads[0]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_gradient_that_is_wrong_by_a_percent_is_told_along_any_direction(seed: int) -> None:
+    torch.manual_seed(seed)
+    x = torch.randn(10, dtype=torch.float64)
+    assert taylor_test(lambda x: Scaled.apply(x).square().sum(), x, seed=seed) < 1.5
+    assert taylor_test(lambda x: x.square().sum(), x, seed=seed) == pytest.approx(2, abs=0.01)
+    with pytest.raises(ValueError, match="too little beside its value"):
+        taylor_test(lambda x: 1e9 + 1e-3 * Scaled.apply(x).sum(), x)
+
+
 def test_misuse_is_named() -> None:
+    with pytest.raises(ValueError, match="does not depend on its inputs"):
+        taylor_test(lambda x: x.detach().sum(), torch.ones(2, dtype=torch.float64))
     with pytest.raises(ValueError, match=r"float64 or complex128 tensors, got \['torch.float32'\]; use x.double"):
         taylor_test(lambda x: x.sum(), torch.ones(2))
     with pytest.raises(ValueError, match="must return a real scalar"):

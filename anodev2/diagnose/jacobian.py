@@ -22,6 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..replay import Recording
 from ..solvers import Leaves
+from ..testing import SEED
 
 COMPLETE = 64  # unknowns up to which Arnoldi runs to completion: all eigenvalues, to round-off
 EVERY = 10  # vectors between two looks at whether the eigenvalues have settled
@@ -52,7 +53,7 @@ class Jacobian:
 
     def __init__(self, f: Callable[[Leaves], Leaves], y: Leaves, recording: Recording) -> None:
         self.f, self.recording = f, recording
-        self.y: Leaves = [leaf.detach() for leaf in y]
+        self.y: Leaves = [leaf.detach().clone() for leaf in y]  # those of inference mode have no derivatives
         self.unknowns = sum(leaf.numel() * (1 + leaf.is_complex()) for leaf in self.y)
         self.device = self.y[0].device
         eps = max(torch.finfo(leaf.dtype).eps for leaf in self.y)
@@ -131,7 +132,7 @@ def arnoldi(jacobian: Jacobian, search: Search, limiting: Callable[[Tensor, Tens
     Where V spans an invariant space it ends; for few unknowns it goes on with a new vector, so that multiple eigenvalues are all found.
     """
     most, n = search.most(jacobian.unknowns), jacobian.unknowns
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(SEED)
     basis = torch.zeros(most + 1, n, dtype=torch.float64, device=jacobian.device)
     H = torch.zeros(most + 1, most, dtype=torch.float64)
     basis[0] = _unit(_orthogonal(_random(n, generator, jacobian.device), basis[:0])[0])
@@ -185,7 +186,7 @@ def largest_eigenvalue(apply: Callable[[Leaves], Leaves], like: Leaves) -> float
     """Of a symmetric map, by Lanczos without reorthogonalisation, which costs copies of found eigenvalues and no accuracy of these."""
     size = sum(leaf.numel() * (2 if leaf.is_complex() else 1) for leaf in like)
     eps = max(torch.finfo(leaf.dtype).eps for leaf in like)
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(SEED)
     v: Leaves = [torch.randn(leaf.shape, generator=generator, dtype=leaf.dtype).to(leaf.device) for leaf in like]
     v, before, beta = _scaled(v, 1 / norm_of(v)), v, 0.0
     diagonal: list[float] = []

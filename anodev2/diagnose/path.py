@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..block import CoupledODEBlock, ODEBlock
 from ..stepping import as_count
-from .subject import Subject
+from .subject import Subject, uncompiled
 from .table import axes, each, number, table
 
 STILL, STEADY = 1e-3, 0.02  # relative change below which a weight hardly moves, and change of its norm below which it keeps its size
@@ -135,6 +135,8 @@ class WeightPath:
 
     def _moves(self, name: str) -> str:
         """Of a kernel how fine it is, of a matrix its largest singular value, at the start and end."""
+        if not bool(self.theta[name].isfinite().all()):
+            return "not finite"
         if name in self.kernels:
             k, modes, power = self.bands(name)
             fine = ((power * modes) @ k / (power @ modes.double())).nan_to_num()
@@ -271,14 +273,15 @@ class WeightPath:
         ax.legend()
 
 
-def weight_path(block: CoupledODEBlock, times: int | Sequence[float] = 11) -> WeightPath:
+def weight_path(block: CoupledODEBlock, times: int | Sequence[float] | None = None) -> WeightPath:
     """How the weights of a coupled block move, theta(t) at some times: norms, change, spectra; a table and pictures.
 
-    Where the dynamics has no closed form, its steps are cut further so that they meet these times.
+    Where the dynamics has no closed form, its steps are cut further so that they meet the times that are given.
 
     Args:
         block: a ``CoupledODEBlock``.
         times: so many equally spaced ones over the block's t, at least 2; or the times themselves, the first of which counts as the start.
+            None: 11, or where the dynamics has no closed form those at which z reads theta, whose steps are the block's own.
 
     Raises:
         TypeError: something else than a ``CoupledODEBlock``; of a network, its coupled blocks are named.
@@ -286,12 +289,13 @@ def weight_path(block: CoupledODEBlock, times: int | Sequence[float] = 11) -> We
 
     Source: ANODEV2, arXiv 1906.04596.
     """
+    block = uncompiled(block)
     if not isinstance(block, CoupledODEBlock):
         raise TypeError(f"block must be a CoupledODEBlock, {_instead(block)}")
-    chosen = _equally_spaced(block.t, as_count("times", times)) if isinstance(times, int) else [float(time) for time in times]
-    if len(chosen) < 2:
-        raise ValueError(f"times={times!r} must be at least two times, to see a change")
-    with torch.no_grad(), Subject(block, None, {}).untouched():
+    with torch.inference_mode(False), torch.no_grad(), Subject(block, None, {}).untouched():
+        chosen = _chosen(block, times)
+        if len(chosen) < 2:
+            raise ValueError(f"times={times!r} must be at least two times, to see a change")
         theta = block.weights(chosen)
     kept = {name: w.detach().cpu().to(torch.complex128 if w.is_complex() else torch.float64) for name, w in theta.items()}
     return WeightPath(tuple(chosen), kept, type(block.dynamics).__name__)
@@ -304,9 +308,14 @@ def _instead(block: Any) -> str:
     return f"got {type(block).__name__}" + (f"; give one of those inside it: {', '.join(inside)}" if inside else "")
 
 
-def _equally_spaced(t: tuple[float, ...], count: int) -> list[float]:
-    start, end = t
-    return [start + (end - start) * i / (count - 1) if i < count - 1 else end for i in range(count)]
+def _chosen(block: CoupledODEBlock, times: int | Sequence[float] | None) -> list[float]:
+    start, end = block.t
+    if times is None and block.dynamics.flow(block.weights(start), [0.0]) is None:
+        return list(dict.fromkeys([start, *block.reading_times, end]))
+    if times is not None and not isinstance(times, int):
+        return [float(time) for time in times]
+    count = 11 if times is None else as_count("times", times)
+    return [start + (end - start) * i / max(1, count - 1) if i < count - 1 or i == 0 else end for i in range(count)]
 
 
 def _flat(picture: Tensor) -> Tensor:

@@ -20,7 +20,8 @@ from ..reach import reach
 from ..solve import odeint, problem_of, solve
 from ..solvers import Leaves
 from ..stepping import Adaptive
-from .subject import Subject
+from ..testing import SEED
+from .subject import Subject, uncompiled
 
 MOST_GROUPS = 12
 RATIO = 4.0  # between the three moves of a finite difference; the smallest is (round-off)^(1/3) of the size of what is moved
@@ -106,7 +107,7 @@ class Program:
 
     def shaken(self, dtype: torch.dtype) -> Gradient:
         """The exact gradient with all leaves changed at random by round-off of ``dtype``, relative to their size."""
-        generator, eps = torch.Generator().manual_seed(self.seed), torch.finfo(dtype).eps
+        generator, eps = torch.Generator().manual_seed(SEED + self.seed), torch.finfo(dtype).eps
         leaves = [leaf for group in self.groups.values() for leaf in group]
         changes = [eps * _size([leaf]) * torch.randn(leaf.shape, dtype=torch.float64, generator=generator).to(leaf) for leaf in leaves]
         with _moved(leaves, changes):
@@ -133,7 +134,7 @@ class Program:
 
     def _end(self, adjoint: Adjoint, frozen: bool) -> Any:
         if self.options is None:
-            return self.func(self.z0)
+            return self.func(_mapped(self.z0, torch.clone))  # its first layer may work in place
         options: dict[str, Any] = self.options
         if frozen and self.adaptive:
             options = {"method": options.get("method", "rk4"), "grid": self.grid}
@@ -183,8 +184,7 @@ def program_of(
 ) -> Program:
     if loss is not None and not callable(loss):
         raise TypeError(f"loss must be callable as loss(end), got {type(loss).__name__}")
-    inside = getattr(target, "_orig_mod", None)
-    target = inside if isinstance(inside, nn.Module) else target  # of torch.compile(module)
+    target = uncompiled(target)
     network = _is_network(target, t, options)
     subject = Subject(target, t, {} if network else options)
     args = options["args"]
@@ -296,7 +296,7 @@ class _Projection:
         leaves = [leaf for leaf in _tensors(end) if _differentiable(leaf)]
         if not leaves:
             raise TypeError(f"the network returned {type(end).__name__} without floating tensors; give loss, of what it returns")
-        generator, total = torch.Generator().manual_seed(self.seed), torch.zeros((), device=leaves[0].device)
+        generator, total = torch.Generator().manual_seed(SEED + self.seed), torch.zeros((), device=leaves[0].device)
         for leaf in leaves:
             numbers = torch.view_as_real(leaf) if leaf.is_complex() else leaf
             along = torch.randn(numbers.shape, dtype=torch.float64, generator=generator).to(numbers)

@@ -41,13 +41,14 @@ class Reversibility:
 
     One entry for each of ``times``, from the start t0 to the end t1:
 
-    - errors: |z~ - z| / |z|, z solved forwards, z~ backwards from z(t1); inf where the solve backwards did not come;
+    - errors: |z~ - z| / |z| (where z is 0, relative to the largest |z|), z solved forwards, z~ backwards from z(t1); inf where the
+      solve backwards did not come;
     - norms: |z|;
     - lipschitz: the largest singular value of J = df/dz, by which nearby solutions separate or meet per unit of t at most;
     - expansion: mu, the largest eigenvalue of -(J + J^T)/2, by which they separate backwards: d|e|/ds <= mu |e|, s = t1 - t.
 
     J is that of the forward path, so expansion is about small errors. Both are nan where f has an operation without forward mode.
-    ``status``: how the solve backwards ended.
+    ``status``: how the solve backwards ended; ``note``: what was not looked at.
     """
 
     times: tuple[float, ...]
@@ -57,6 +58,7 @@ class Reversibility:
     expansion: tuple[float, ...]
     method: str
     status: Status
+    note: str = ""
 
     @property
     def error(self) -> float:
@@ -71,7 +73,8 @@ class Reversibility:
     @property
     def growth(self) -> float:
         """|z~ - z| at the start over that at the first of ``times`` on the way back: by which errors really grew."""
-        start, first = (self.errors[i] * self.norms[i] for i in (0, -2))
+        sizes = _sizes(self.norms)
+        start, first = (self.errors[i] * sizes[i] for i in (0, -2))
         return math.inf if math.isinf(start) else start / first if first else 1.0 if start == 0 else math.inf
 
     @property
@@ -83,7 +86,7 @@ class Reversibility:
         rows = list(zip(self.times, self.errors, self.norms, self.lipschitz, self.expansion, strict=True))
         lines = [table(["t", "error", "|z|", "Lipschitz", "mu backwards"], rows)]
         lines.append(f"error: |z~ - z| / |z|, z~ solved backwards with {self.method} from z({self.times[-1]:g})")
-        return "\n".join([*lines, self.verdict])
+        return "\n".join([*lines, self.verdict, *([self.note] if self.note else [])])
 
     @property
     def verdict(self) -> str:
@@ -96,7 +99,7 @@ class Reversibility:
             return f"solving backwards misses {start} by {_share(self.error)}{self._elsewhere}: BacksolveAdjoint will fail{growth}"
         found = f"solving backwards finds {start} again to {self.error:.1g}{self._elsewhere}"
         if worst > SAFE:
-            return f"{found}: the gradient of BacksolveAdjoint will be off by some percent{growth}"
+            return f"{found}: the gradient of BacksolveAdjoint will be off, by a percent to a third{growth}"
         caution = growth if self.exponent > CAUTION else ""
         return f"{found}: the way back is that of z, and the gradient of a reverse solve off by its discretisation alone{caution}"
 
@@ -180,7 +183,7 @@ def reversibility(
     subject = Subject(block_or_func, t, given)
     if as_count("times", times) < 2:
         raise ValueError(f"times={times} must be at least 2, the start and the end")
-    with torch.no_grad():
+    with torch.inference_mode(False), torch.no_grad():
         run = _Run(subject, z0, times)
         forwards, taken = run.forwards()
         backwards, status = run.backwards(forwards[-1], PATIENCE * taken)
@@ -190,8 +193,20 @@ def reversibility(
         norm_of([a - b for a, b in zip(*pair, strict=True)]) for pair in zip(reversed(backwards), forwards[-len(backwards) :], strict=True)
     ]
     gaps = [math.inf] * (len(norms) - len(gaps)) + gaps
-    errors = [gap / norm if norm else math.inf if gap else 0.0 for gap, norm in zip(gaps, norms, strict=True)]
-    return Reversibility(run.times, tuple(errors), tuple(norms), lipschitz, expansion, run.problem.method.name, status)
+    errors = [gap / size if gap else 0.0 for gap, size in zip(gaps, _sizes(norms), strict=True)]
+    return Reversibility(
+        run.times, tuple(errors), tuple(norms), lipschitz, expansion, run.problem.method.name, status, _about_theta(subject)
+    )
+
+
+def _about_theta(subject: Subject) -> str:
+    """What a reverse solve does besides."""
+    block = subject.block
+    if not isinstance(block, CoupledODEBlock) or block.dynamics.flow(block.weights(block.t[0]), [0.0]) is not None:
+        return ""
+    return (
+        "the way of z alone is looked at: BacksolveAdjoint also solves theta backwards, which may fail by itself (reversibility of q tells)"
+    )
 
 
 class _Run:
@@ -257,6 +272,12 @@ class _Run:
             yield recording
             recording.kept.finish()
             recording.kept.rewind()
+
+
+def _sizes(norms: Sequence[float]) -> list[float]:
+    """What errors are relative to: |z|, or where z passes through 0 the largest |z|."""
+    largest = max(norms) or 1.0
+    return [norm if norm > 1e-12 * largest else largest for norm in norms]
 
 
 class _LastFirst:

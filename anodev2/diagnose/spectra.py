@@ -73,7 +73,8 @@ class StepLimit:
 
     - step: the longest step that is taken, None where error control finds it, or none is taken;
     - function: R of the method, None where it is not known or no steps are taken;
-    - direction: 1, or -1 where t falls and -J decides.
+    - direction: 1, or -1 where t falls and -J decides;
+    - whole: whether the spectra are those of all of f, and not of what a method leaves of it.
     """
 
     name: str
@@ -84,6 +85,7 @@ class StepLimit:
     spectra: tuple[Spectrum, ...]
     function: StabilityFunction | None
     note: str = ""
+    whole: bool = True
 
     @property
     def limit(self) -> float:
@@ -178,7 +180,8 @@ class StepLimit:
             return f"the step {step:.3g} of {self.method} is inside its stability region{share}"
         count, (factor, mode) = round(self.span / step), self.spurious()
         total = _power(factor, count)
-        grows = f"of {_complex(mode)} it makes {factor:.3g} times more in a step than the ODE, {total:.3g} times over all {count}"
+        own, right = self._multiplied(mode, step)
+        grows = f"a step multiplies {_complex(mode)} by {own:.3g} (the ODE by {right:.2g}), all {count} by {_power(own, count):.3g}"
         mild = ", which is little" if total < MILD else ""
         if self.limit == 0:
             return (
@@ -190,7 +193,14 @@ class StepLimit:
             f"{self.steps_needed} steps instead of {count} are inside"
         )
 
+    def _multiplied(self, mode: Tensor, step: float) -> tuple[float, float]:
+        """By how much a step of the method makes a mode larger, and the ODE over the same time."""
+        assert self.function is not None
+        return self.function(step * mode).abs().item(), math.exp(min(step * mode.real.item(), 700))
+
     def _about_growth(self, what: str) -> Iterator[str]:
+        if not self.whole:
+            return
         fastest = [modes[0] for spectrum in self.spectra if len(modes := self.growing(spectrum))]
         if fastest:
             mode = max(fastest, key=lambda mode: mode.real.item())
@@ -308,7 +318,7 @@ def stability(
         raise ValueError(f"tolerance={tolerance} must be positive: a residual in units of the largest eigenvalue, such as 1e-4")
     chosen = as_method(subject.options.setdefault("method", "rk4"))
     search = Search(as_count("count", count), as_count("vectors", vectors), tolerance)
-    with subject.untouched() as recording, forward_mode():
+    with torch.inference_mode(False), subject.untouched() as recording, forward_mode():
         path, problem = _path(subject, z0)
         return Stability(
             _of_z(subject, chosen, path, search, recording, problem),
@@ -360,7 +370,7 @@ def _of_z(subject: Subject, method: Method, path: list[tuple[float, Any]], searc
     apart = "df/dz is that of the rest of f, without its linear part, whose damping is not counted" if method.splits else ""
     step = span / subject.steps if subject.steps else None
     said = "; ".join(filter(None, (note, missing, apart)))
-    return StepLimit("df/dz", method.name, span, direction, step, spectra, function, said)
+    return StepLimit("df/dz", method.name, span, direction, step, spectra, function, said, whole=not method.splits)
 
 
 def _rest(subject: Subject, time: float) -> Callable[[Any], Any]:
@@ -394,7 +404,7 @@ def _of_theta(block: CoupledODEBlock, times: list[float], search: Search, record
 def _weight_step(block: CoupledODEBlock) -> float:
     """The longest step of theta between the times at which z reads it."""
     start, end = block.t
-    later = [time for time in block.readings.times if time != start]
+    later = [time for time in block.reading_times if time != start]
     grid = uniform_grid([start, *later], step_size=abs(end - start) / block.weight_steps)
     return max(abs(float(step.dt)) for step in grid.steps())
 

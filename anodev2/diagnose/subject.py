@@ -22,6 +22,13 @@ from ..stepping import numbers, uniform_grid
 Field = Callable[..., Any]
 
 
+def uncompiled(target: Any) -> Any:
+    """The module inside torch.compile(module)."""
+    while isinstance(inside := getattr(target, "_orig_mod", None), nn.Module):
+        target = inside
+    return target
+
+
 class Subject:
     """dz/dt = field(t, z) over t, and the options of ``odeint`` by which it is solved.
 
@@ -32,6 +39,7 @@ class Subject:
     """
 
     def __init__(self, target: Callable[..., Any], t: Sequence[float] | None, options: dict[str, Any]) -> None:
+        target = uncompiled(target)
         given = {name: value for name, value in options.items() if value is not None and value != ()}
         if isinstance(target, ODEBlock):
             if given or t is not None:
@@ -67,7 +75,7 @@ class Subject:
 
     @contextmanager
     def untouched(self) -> Iterator[Recording]:
-        """The target may be evaluated inside; buffers and random generators are as they were afterwards."""
+        """The target may be evaluated inside; buffers, random generators and tensors kept by modules are as they were afterwards."""
         found = reach(self.target, *self.options.get("args", ()))
         devices = {leaf.device for leaf in (*found.leaves, *found.constants, *found.inner)}
         recording = Recording(replayable(found.modules), devices, found.generators)
@@ -76,6 +84,8 @@ class Subject:
             yield recording
         finally:
             recording.retreat()
+            recording.kept.finish()
+            recording.kept.rewind()
 
     def step_of(self, time: float) -> int:
         """The number of the step that begins at this time or has it inside, the last one at the end; 0 where steps are not known."""
