@@ -158,8 +158,10 @@ def draw(path: Path, fits: dict[str, list[Fit]]) -> None:
     draw_losses(losses, fits)
     best = {name: min(found, key=lambda fit: fit.best) for name, found in fits.items()}
     draw_weights(weights, best["coupled"].block)
-    draw_paths(left, best["static"].block, f"static, best of {len(fits['static'])}: loss {best['static'].best:.4f}")
+    words = f"static, best of {len(fits['static'])}: loss {best['static'].best:.4f}"
+    draw_paths(left, best["static"].block, f"{words}\n(ways leave the picture)")
     draw_paths(right, best["coupled"].block, f"coupled, best of {len(fits['coupled'])}: loss {best['coupled'].best:.0e}")
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=9)
     figure.savefig(path, dpi=80)
 
 
@@ -202,10 +204,9 @@ def draw_paths(ax: Any, block: ODEBlock, title: str) -> None:
         ax.plot(*ends[i].tolist(), marker, color=colour, zorder=3)
     ax.plot(wanted[:, 0].numpy(), wanted[:, 1].numpy(), "x", color="#222222", markersize=8, zorder=4, label="wanted: M z(0)")
     ax.plot([], [], "o", color="#555555", fillstyle="none", label="z(0)")
-    ax.plot([], [], "o", color="#555555", label="z(1)")
-    ax.set(xlabel="$z_1$", ylabel="$z_2$", title=title, aspect="equal", xlim=(-2.9, 2.9), ylim=(-2.5, 2.9))
+    ax.plot([], [], "o", color="#555555", label="z(1), in the shape and colour of its point")
+    ax.set(xlabel="$z_1$", ylabel="$z_2$", title=title, aspect="equal", xlim=(-2.9, 2.9), ylim=(-2.5, 2.5))
     ax.grid(alpha=0.3)
-    ax.legend(loc="upper left", ncols=3, fontsize=9)
 
 
 def count(block: nn.Module) -> int:

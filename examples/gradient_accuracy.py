@@ -188,6 +188,7 @@ def draw_steps(ax: Any, counts: list[int], errors: Errors, named: bool) -> None:
         ax.set_title("against the gradient of the discrete J")
         return
     ax.set_title("against the gradient of the continuous J")
+    ax.text(0.03, 0.18, "lines as on the left", fontsize=8, transform=ax.transAxes)
     for height, method in zip((0.11, 0.04), METHODS, strict=True):
         told = ", ".join(f"{kind} {slope(counts, errors[method, kind]):.2f}" for kind in GRADIENTS)
         ax.text(0.03, height, f"slopes, {method}: {told}", fontsize=8, transform=ax.transAxes)
