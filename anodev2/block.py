@@ -240,7 +240,8 @@ class _ReadingPlan:
         number = {place: i for i, place in enumerate(places)}
         self.read = [[[number[place] for place in step] for step in way] for way in read]
         grid = uniform_grid(t, steps).steps()
-        self.times = [float(grid[step].time(node) if step < steps else t[1]) for step, node in places]
+        exact = {round(node, 12): node for way in reversed(ways) for node in way}
+        self.times = [float(grid[step].time(exact.get(node, node)) if step < steps else t[1]) for step, node in places]
 
     def number(self, step: int, stage: int, backwards: bool = False) -> int:
         way = self.read[backwards]
@@ -248,9 +249,8 @@ class _ReadingPlan:
 
 
 def _place(step: int, node: float) -> tuple[int, float]:
-    """A time of a grid: the step that it is in, or begins, and the place within, equal nodes to the bit."""
-    node = round(node, 12)
-    return (step, node) if node < 1 else (step + 1, 0.0)
+    """A time of a grid: the step that it is in, or begins, and the place within, to 12 digits."""
+    return (step, round(node, 12)) if node < 1 - 1e-12 else (step + 1, 0.0)
 
 
 class _EvolvingField:

@@ -102,9 +102,11 @@ class Sweep:
 
     def _send_ahead(self, states: dict[int, Leaves], action: int) -> None:
         """Let the state that is restored next, if it is kept by now, set out from host memory."""
+        if self.ferry is None:
+            return
         later = (self.schedule.backward[i] for i in range(action + 1, len(self.schedule.backward)))
         following = next((at for kind, at, _ in later if kind == "restore"), None)
-        if self.ferry is not None and following in states:
+        if following in states:
             self.ferry.send_for(following, states[following])
 
 
