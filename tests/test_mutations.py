@@ -269,7 +269,7 @@ MUTATIONS = {
         "test_solvers.py",
     ),
     "steps not passed on": ("problem.py", '("step", step), ("stage"', '("step", 0), ("stage"', "test_models.py"),
-    "theta of the step's start in every stage": ("block.py", "+ self.offsets[stage]", "+ 0 * stage", "test_block.py"),
+    "theta of the step's start in every stage": ("block.py", "len(way) > 1 else 0][stage]", "len(way) > 1 else 0][0]", "test_block.py"),
     "every step with the first weights": (
         "unroll.py",
         "number, counters = self.plan.number(",
