@@ -21,7 +21,6 @@ ROOT = Path(__file__).parent.parent
 FENCED = re.compile(r"(^```.*?^```$)", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"(?<=\]\()[^)#\s:]+")
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\s*\\[(\[](.*?)\\[)\]]\s*</\1>', re.DOTALL)
-HIDDEN = re.compile(r"^::: anodev2\.(solve|plan|unroll)$", re.MULTILINE)
 origins: dict[str, str] = {}  # page of the site -> file of the repository
 
 
@@ -46,7 +45,7 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    here, markdown = page.file.src_uri, HIDDEN.sub(r"::: anodev2.\1.\1", markdown)
+    here = page.file.src_uri
     return rewritten(markdown, here, lambda target: os.path.relpath(place_of(target), os.path.dirname(here)))
 
 

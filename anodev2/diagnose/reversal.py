@@ -7,8 +7,7 @@ them into the largest singular value of J = df/dz and the largest eigenvalue of 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -17,10 +16,8 @@ import torch
 from torch import Tensor
 
 from ..block import CoupledODEBlock
-from ..inputs import untouched
 from ..problem import CountedCall, Status
 from ..pytree import build, leaves_of
-from ..replay import Recording
 from ..solve import problem_of, solve
 from ..solvers import Leaves
 from ..stepping import Grid, Step, as_count
@@ -213,7 +210,7 @@ class _Run:
     """The solve of a subject, both ways, and its field at the ``times`` where these are compared."""
 
     def __init__(self, subject: Subject, z0: Any, times: int) -> None:
-        options = {"method": "rk4", **subject.options}
+        self.subject, options = subject, {"method": "rk4", **subject.options}
         self.func = subject.field if isinstance(subject.block, CoupledODEBlock) else subject.call.func
         self.names = subject.call.names  # of the counters that it takes
         self.args = options.get("args", ())
@@ -234,7 +231,7 @@ class _Run:
 
     def forwards(self) -> tuple[list[Leaves], int]:
         """The states at ``times``, and how many steps were taken."""
-        with self._untouched():
+        with self.subject.untouched(self.z0):
             solution = solve(self.func, self.z0, self.times, **self._grid(self.nodes), **self.options)
         return self._states(solution.ys, len(solution.ts)), solution.stats.accepted
 
@@ -242,7 +239,7 @@ class _Run:
         """The states that were reached, from the last of ``times`` on, and how the solve ended."""
         func = _LastFirst(self.func, len(self.nodes) - 2) if "step" in self.names else self.func
         state, back = build(self.problem.field.structure, end), self._grid(self.nodes[::-1])
-        with self._untouched():
+        with self.subject.untouched(self.z0):
             solution = solve(func, state, self.times[::-1], **back, **self.options, max_steps=limit, throw=False)
         return self._states(solution.ys, len(solution.ts)), solution.status
 
@@ -250,7 +247,7 @@ class _Run:
         """The largest singular value of J = df/dz and the largest eigenvalue of -(J + J^T)/2 along t, at one of ``times``."""
         direction = math.copysign(1.0, self.times[-1] - self.times[0])
         step = Step(min(self.places[place], max(0, len(self.nodes) - 2)), (self.times[place],) * 2, 0, 0, 1)
-        with self._untouched() as recording, forward_mode():
+        with self.subject.untouched(self.z0) as recording, forward_mode():
             jacobian = Jacobian(lambda y: self.problem.field(self.args, step, 0, 0.0, y), state, recording)
             try:
                 square = largest_eigenvalue(lambda v: jacobian.pulled(jacobian.pushed(v)), state)
@@ -264,14 +261,6 @@ class _Run:
     def _states(self, ys: Any, count: int) -> list[Leaves]:
         leaves = leaves_of(ys, self.problem.field.structure)
         return [[leaf[i] for leaf in leaves] for i in range(count)]
-
-    @contextmanager
-    def _untouched(self) -> Iterator[Recording]:
-        """f may be evaluated inside, and leaves generators, buffers and what its modules keep as they were."""
-        with untouched(self.problem, self.leaves, self.args) as recording:
-            yield recording
-            recording.kept.finish()
-            recording.kept.rewind()
 
 
 def _sizes(norms: Sequence[float]) -> list[float]:

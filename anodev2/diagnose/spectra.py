@@ -318,7 +318,7 @@ def stability(
         raise ValueError(f"tolerance={tolerance} must be positive: a residual in units of the largest eigenvalue, such as 1e-4")
     chosen = as_method(subject.options.setdefault("method", "rk4"))
     search = Search(as_count("count", count), as_count("vectors", vectors), tolerance)
-    with torch.inference_mode(False), subject.untouched() as recording, forward_mode():
+    with torch.inference_mode(False), subject.untouched(z0) as recording, forward_mode():
         path, problem = _path(subject, z0)
         return Stability(
             _of_z(subject, chosen, path, search, recording, problem),

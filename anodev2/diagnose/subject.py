@@ -59,7 +59,6 @@ class Subject:
             self.options = given
             self.call = CountedCall(target)
         self.target = target
-        self.modules = [m for m in (target, *self.options.get("args", ())) if isinstance(m, nn.Module)]
 
     @property
     def steps(self) -> int | None:
@@ -74,10 +73,10 @@ class Subject:
         return self._call(self._theta(time), t, z, args, self.call.counters(step, stage))
 
     @contextmanager
-    def untouched(self) -> Iterator[Recording]:
-        """The target may be evaluated inside; buffers, random generators and tensors kept by modules are as they were afterwards."""
+    def untouched(self, z: Any = ()) -> Iterator[Recording]:
+        """The target may be evaluated inside, at states like z; buffers, generators and what modules keep are set back afterwards."""
         found = reach(self.target, *self.options.get("args", ()))
-        devices = {leaf.device for leaf in (*found.leaves, *found.constants, *found.inner)}
+        devices = {leaf.device for leaf in (*found.leaves, *found.constants, *found.inner, *leaves_of(z, structure_of(z)))}
         recording = Recording(replayable(found.modules), devices, found.generators)
         recording.mark()
         try:
