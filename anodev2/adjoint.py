@@ -20,21 +20,21 @@ import torch
 from torch import Tensor
 from torch._C._functorch import peek_interpreter_stack
 from torch.autograd import forward_ad
-from torch.nn.utils import parametrize
 from torch.utils.checkpoint import checkpoint
 
 from .backsolve import Backsolve
 from .ferry import Ferry
-from .inputs import Inputs, record
 from .march import March
-from .problem import Problem, Run
-from .pullback import Grads
-from .reversible import Pairs, Undo
-from .schedule import fewest_redone, positions, reversal
+from .per_step import PerStep, TooLarge
+from .problem import Problem, Run, bytes_of
+from .replay import Recording
+from .reversible import Pairs, Undo, increment
+from .schedule import Schedule, most_slots, positions
+from .slots import Slots
 from .solvers import Implicit, Leapfrog, Leaves, RungeKutta
-from .stepping import Adaptive, Grid, as_count
-from .sweep import Sweep
+from .stepping import Adaptive, Grid, as_count, wants_grad
 from .tableau import nearest
+from .vjp import Captured, Grads, hooks_silent
 
 
 class Adjoint(ABC):
@@ -70,7 +70,7 @@ class DirectAdjoint(Adjoint):
                     states[step.index + 1] = y
             return Run([states[index] for index in outputs], grid)
         _refuse_data_dependent_steps(grid)
-        march = March(problem, args, record(problem, y0, args)[0])
+        march = March(problem, args, Recording(problem.field.func, y0, args))
         for _ in march.steps(y0):
             pass
         return Run(march.outputs(), march.grid, march.status, march.rejected)
@@ -128,31 +128,47 @@ class CheckpointAdjoint(Adjoint):
     def solve(self, problem: Problem, y0: Leaves, args: tuple[Any, ...]) -> Run:
         if torch.compiler.is_compiling():
             return _compiled(problem, y0, args)
-        if not torch.is_grad_enabled() or transformed():
+        if not torch.is_grad_enabled() or transformed() or torch.jit.is_tracing():
             return DirectAdjoint().solve(problem, y0, args)
-        _refuse_cached_parametrizations()
-        inputs, handed, recording = Inputs.of(problem, y0, args)
-        if not any(tensor.requires_grad for tensor in (*handed, *inputs.reached)):
-            return DirectAdjoint().solve(problem, y0, args)
-        if self.memory is not None and not isinstance(problem.stepping, Grid):
+        grid = problem.stepping if isinstance(problem.stepping, Grid) else None
+        if self.memory is not None and grid is None:
             raise ValueError("memory= needs the number of steps beforehand: give slots= to an adaptive solve, or pass grid=solution.grid")
-        choose = self.choose if self.memory is not None else None
-        sweep = Sweep(problem, inputs, recording, self.slots, choose, Ferry(y0) if self.offload is not None else None)
-        states, kept = sweep.forward(handed, args)
-        return Run(_attached(sweep, inputs, states, kept, handed), sweep.grid, sweep.status, sweep.rejected, sweep.costs)
+        budget = None if self.memory is None else as_bytes(self.memory)
+        whole = self.slots is None or (grid is not None and self.slots >= len(grid))
+        ferry, counted, graph = Ferry(y0) if self.offload is not None else None, problem.field.evaluations, 0
+        while True:
+            recording = Recording(problem.field.func, y0, args)
+            try:
+                if whole:
+                    return PerStep(problem, recording, args, budget, ferry).run(y0)
+                slots = self.slots if budget is None or grid is None else self.schedule(len(grid), bytes_of(y0), graph).slots
+                captured = Captured(problem, recording, args)
+                return _attached(Slots(problem, recording, captured, slots, None if budget is None else graph, ferry), y0)
+            except TooLarge as error:
+                graph = error.graph_bytes
+            except RuntimeError as error:  # torch.func.grad, vjp and jacrev inside f refuse hooks
+                if not whole or "saved tensor hooks" not in str(error):
+                    raise
+            whole = False
+            recording.retreat(0)
+            problem.field.evaluations = counted
 
-    def choose(self, steps: int, state: int, graph: int) -> tuple[int | None, int]:
-        """Slots, and how many of the last steps keep their graph, for states and step graphs of so many bytes."""
+    def schedule(self, steps: int, state: int, graph: int) -> Schedule:
+        """What is kept of so many steps with states and step graphs of so many bytes."""
         if self.memory is None:
-            return self.slots, 0
-        best = fewest_redone(steps, as_bytes(self.memory), state, graph)
-        if best is None:
-            least = reversal(steps, positions(steps, 1), 1).peak(state, graph)
+            return Schedule(steps, positions(steps, self.slots), self.slots)
+        budget = as_bytes(self.memory)
+        left = budget - (steps + 1) * state
+        if left >= graph:
+            return Schedule(steps, tuple(range(steps)), None, min(steps, left // max(graph, 1)))
+        slots = most_slots(steps, budget, state, graph)
+        if slots < 1:
+            least = Schedule(steps, positions(steps, 1), 1).peak(state, graph)
             raise ValueError(
                 f"memory={self.memory!r} is below the smallest schedule for {steps} steps, {mebibytes(least)}: states of "
                 f"{mebibytes(state)} and a step's graph of {mebibytes(graph)}; give it that, or let f store less"
             )
-        return best
+        return Schedule(steps, positions(steps, slots), slots)
 
 
 @dataclass(frozen=True)
@@ -190,17 +206,13 @@ class ReversibleAdjoint(Adjoint):
             raise ValueError("ReversibleAdjoint solves on grids: record one adaptively first and pass grid=solution.grid")
         _refuse_one_way(problem, "ReversibleAdjoint takes steps backwards")
         if torch.is_grad_enabled() and not torch.compiler.is_compiling() and not transformed():
-            _refuse_cached_parametrizations()
-            inputs, handed, recording = Inputs.of(problem, y0, args)
-            if any(tensor.requires_grad for tensor in (*handed, *inputs.reached)):
-                back = Undo(problem, self.coupling, inputs, recording)
-                states, kept = back.forward(handed, args)
-                return Run(_attached(back, inputs, states, kept, handed), back.grid, back.status, costs=back.costs)
+            recording = Recording(problem.field.func, y0, args)
+            return _attached(Undo(problem, recording, Captured(problem, recording, args), self.coupling), y0)
         return self.stored(problem, y0, args)
 
     def stored(self, problem: Problem, y0: Leaves, args: tuple[Any, ...]) -> Run:
         """The same scheme by plain autograd."""
-        pairs = Pairs(problem, self.coupling, args)
+        pairs = Pairs(problem, self.coupling, lambda step, backwards, y: increment(problem, step, backwards, y, args))
         states, _, _ = pairs.run(y0)
         return Run(states, pairs.grid, pairs.status)
 
@@ -251,12 +263,10 @@ class BacksolveAdjoint(Adjoint):
             )
         if isinstance(problem.stepping, Grid):
             problem.stepping.nodes()  # which refuses times that differ from sample to sample
-        inputs, handed, recording = Inputs.of(problem, y0, args)
-        if inputs.timed:
+        if any(map(wants_grad, problem.stepping.times)):
             raise ValueError("BacksolveAdjoint gives no gradient with respect to times; detach t, or use adjoint='checkpoint'")
-        back = Backsolve(problem, inputs, recording, self.rtol, self.atol)
-        states, kept = back.forward(handed, args)
-        return replace(back.run, states=_attached(back, inputs, states, kept, handed))
+        recording = Recording(problem.field.func, y0, args)
+        return _attached(Backsolve(problem, recording, Captured(problem, recording, args), self.rtol, self.atol), y0)
 
 
 def _refuse_one_way(problem: Problem, reason: str) -> None:
@@ -319,11 +329,6 @@ def _refuse_data_dependent_steps(stepping: Grid | Adaptive) -> None:
         )
 
 
-def _refuse_cached_parametrizations() -> None:
-    if parametrize._cache_enabled:
-        raise ValueError("a recompute cannot see through parametrize.cached(): solve outside it, or with adjoint='direct'")
-
-
 def _compiled(problem: Problem, y0: Leaves, args: tuple[Any, ...]) -> Run:
     """One state per step by the compiler's own means: what it traces as recomputed, it recomputes exactly, buffers untouched."""
     grid = problem.stepping
@@ -335,20 +340,20 @@ def _compiled(problem: Problem, y0: Leaves, args: tuple[Any, ...]) -> Run:
     return Run([states[index] for index in problem.outputs(grid)], grid)
 
 
-def _attached(sweep: Any, inputs: Inputs, states: list[Tensor], kept: list[Tensor], handed: list[Tensor]) -> list[Leaves]:
-    """The wanted states, now with a history; ``sweep.backward`` gives their gradients."""
-    inner = [tensor.view_as(tensor) for tensor in inputs.inner]  # an operation, so that a solve around this one sees them
-    flat = _Solved.apply(sweep, [leaf.detach() for leaf in states], [leaf.detach() for leaf in kept], *handed, *inputs.leaves, *inner)
-    return [flat[i : i + inputs.width] for i in range(0, len(flat), inputs.width)]
+def _attached(solve: Slots | Undo | Backsolve, y0: Leaves) -> Run:
+    """The solve run forward; the wanted states have a history, whose gradients ``solve.backward`` gives."""
+    run, kept = solve.forward(y0)
+    states = [leaf.detach() for state in run.states for leaf in state]
+    flat = _Solved.apply(solve, len(y0), states, [leaf.detach() for leaf in kept], *y0, *solve.captured.inputs)
+    return replace(run, states=[flat[i : i + len(y0)] for i in range(0, len(flat), len(y0))])
 
 
 class _Solved(torch.autograd.Function):
-    """Ties the outputs of a pass forward, computed without a graph, to everything they depend on."""
+    """Ties the outputs of a pass forward, computed without a lasting graph, to everything they depend on."""
 
     @staticmethod
-    def forward(ctx: Any, sweep: Any, outputs: list[Tensor], kept: list[Tensor], *inputs: Tensor) -> tuple[Tensor, ...]:
-        ctx.sweep = sweep
-        ctx.inputs = len(inputs)
+    def forward(ctx: Any, solve: Any, width: int, outputs: list[Tensor], kept: list[Tensor], *inputs: Tensor) -> tuple[Tensor, ...]:
+        ctx.solve, ctx.width, ctx.inputs = solve, width, len(inputs)
         ctx.save_for_backward(*inputs, *kept)
         ctx.set_materialize_grads(False)
         return tuple(outputs)
@@ -359,11 +364,11 @@ class _Solved(torch.autograd.Function):
         inputs, kept = saved[: ctx.inputs], list(saved[ctx.inputs :])
         del saved
         ctx.maybe_clear_saved_tensors()  # unless the graph is retained: states go as they are used up
-        with torch.no_grad():
-            gradients = ctx.sweep.backward(inputs, kept, cotangents, ctx.needs_input_grad[3:])
+        with torch.no_grad(), hooks_silent(ctx.solve.captured.leaves.values()):
+            gradients = ctx.solve.backward(kept, cotangents, ctx.needs_input_grad[4 : 4 + ctx.width])
         if torch.is_grad_enabled():  # create_graph=True
             gradients = _FirstOrderOnly.apply(gradients, "this adjoint", *inputs, *cotangents)
-        return (None, None, None, *gradients)
+        return (None, None, None, None, *gradients)
 
 
 def first_order_only(tensors: Leaves, what: str) -> Leaves:

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from .inputs import Inputs
-from .march import March
+from .march import March, Take
 from .problem import Problem, Run, SolveError, Status, VectorField
-from .pullback import Grads, hooks_silent
 from .pytree import structure_of
 from .replay import Recording
 from .solvers import Leaves
 from .stepping import Adaptive, Control, Grid, Step
+from .vjp import Captured, Grads
 
 PATIENCE = 1000  # a solve backwards that takes so many times the steps of the one forward has failed
 
@@ -26,34 +25,38 @@ class Backsolve:
     """One solve; backward, the state, its cotangent alpha and the gradients are one state that is solved from end to start."""
 
     problem: Problem
-    inputs: Inputs
     recording: Recording
+    captured: Captured
     rtol: float | None
     atol: float | None
     run: Run = field(init=False)
 
-    def forward(self, inputs: list[Tensor], args: tuple[Any, ...]) -> tuple[list[Tensor], list[Tensor]]:
-        """The leaves of the wanted states, all of which the way back starts again from."""
-        march = March(self.problem, args, self.recording)
-        with self.recording.making(), self.inputs.instead([tensor.detach() for tensor in self.inputs.inner]) as mode:
-            for _ in march.steps([leaf.detach() for leaf in inputs[: self.inputs.width]]):
-                pass
-        self.inputs.narrow(mode)
-        self.run = Run([], march.grid, march.status, march.rejected)
-        outputs = [leaf for state in march.outputs() for leaf in state]
-        return outputs, [leaf.clone() for leaf in outputs]
+    def forward(self, y0: Leaves) -> tuple[Run, Leaves]:
+        """The wanted states, all of which the way back starts again from."""
+        march = March(self.problem, self.captured.args, self.recording, self._attempt, reuse="none")
+        for _ in march.steps([leaf.detach() for leaf in y0]):
+            pass
+        self.run = Run(march.outputs(), march.grid, march.status, march.rejected)
+        return self.run, [leaf.clone() for state in self.run.states for leaf in state]
 
-    def backward(self, inputs: Leaves, kept: list[Tensor], cotangents: Sequence[Tensor | None], wants: Sequence[bool]) -> Grads:
+    def _attempt(self, take: Take, y: Leaves, first: Leaves | None, between: Callable[[], None]) -> tuple[list[Tensor], list[Leaves]]:
+        slopes: list[Leaves] = []
+
+        def taken(start: list[Tensor]) -> list[Tensor]:
+            end, found = take(start, None, between)
+            slopes.extend([k.detach() for k in slope] for slope in found)
+            return end
+
+        return self.captured.forward(y, taken)[0], slopes
+
+    def backward(self, kept: list[Tensor], cotangents: Sequence[Tensor | None], wants: Sequence[bool]) -> Grads:
         """Gradients of all inputs from those of the outputs: solved backwards from each output to the one before."""
-        width = self.inputs.width
-        stand_ins = self.inputs.stand_ins(inputs, wants)
-        known = [*stand_ins.arguments, *self.inputs.leaves, *stand_ins.inner]
+        width, known = len(wants), self.captured.sources
         places, nodes = self.problem.outputs(self.run.grid), self.run.grid.nodes()
-        alpha: Leaves = [torch.zeros_like(leaf) for leaf in inputs[:width]]
+        alpha: Leaves = [torch.zeros_like(leaf) for leaf in kept[:width]]
         sums: Leaves = [torch.zeros_like(leaf) for leaf in known]
-        with self.recording.replaying(), hooks_silent(self.inputs.leaves), self.inputs.instead(stand_ins.inner):
-            self.recording.rewind(0)  # buffers that f moves are copies from here on
-            field = _Augmented(self.problem, self.recording, self.inputs.args(stand_ins), known, width)
+        with self.recording.replaying(0), self.captured.hidden:
+            field = _Augmented(self.problem, self.captured.args, known, width)
             for i in reversed(range(len(places))):
                 arriving = cotangents[i * width : (i + 1) * width]
                 alpha = [a if c is None else a + c for a, c in zip(alpha, arriving, strict=True)]
@@ -70,13 +73,15 @@ class Backsolve:
         forward = self.problem.stepping
         stepping: Grid | Adaptive = Grid(nodes, (1,) * (len(nodes) - 1))
         if isinstance(forward, Adaptive) or self.rtol is not None or self.atol is not None:
-            width = self.inputs.width
+            width = len(self.run.states[0])
             of_states = (forward.rtol, forward.atol) if isinstance(forward, Adaptive) else ((1e-6,) * width, (1e-9,) * width)
             rtol, atol = (_for_all(own, given, len(state)) for own, given in zip((self.rtol, self.atol), of_states, strict=True))
             control = forward.control if isinstance(forward, Adaptive) else Control()
             stepping = Adaptive((nodes[0], nodes[-1]), rtol, atol, control)
         problem = Problem(cast(VectorField, field), self.problem.method, stepping, "end")
-        march = March(problem, (), Recording([], set(), []))
+        recording = Recording(None, state, ())
+        recording.opaque = True
+        march = March(problem, (), recording)
         limit = PATIENCE * len(nodes)
         for step, after in march.steps(state):
             state = after
@@ -101,8 +106,8 @@ def _for_all(own: float | None, given: tuple[Any, ...], count: int) -> tuple[Any
 class _Augmented:
     """d/dt of (y, alpha, sums) = (f, -(df/dy)^T alpha, -(df/dp)^T alpha), as a field on flat leaves."""
 
-    def __init__(self, problem: Problem, recording: Recording, args: tuple[Any, ...], known: Leaves, width: int) -> None:
-        self.problem, self.recording, self.args, self.known, self.width = problem, recording, args, known, width
+    def __init__(self, problem: Problem, args: tuple[Any, ...], known: Leaves, width: int) -> None:
+        self.problem, self.args, self.known, self.width = problem, args, known, width
         self.structure = structure_of(("y", "alpha", *range(2 * width - 2 + len(known))))
         self.last = 0  # the forward step that the first step backwards undoes
         self.used: set[int] = set()
@@ -110,7 +115,7 @@ class _Augmented:
     def __call__(self, args: tuple[Any, ...], step: Step, stage: int, node: float, state: Leaves) -> list[Tensor]:
         y = [leaf.detach().requires_grad_() for leaf in state[: self.width]]
         step = replace(step, index=max(0, self.last - step.index), backwards=True)
-        with torch.enable_grad(), self.recording.surroundings():
+        with torch.enable_grad():
             slopes = self.problem.field(self.args, step, stage, node, y)
         pairs = [(k, -a) for k, a in zip(slopes, state[self.width : 2 * self.width], strict=True) if k.requires_grad]
         sources = [*y, *(leaf for leaf in self.known if leaf.requires_grad)]

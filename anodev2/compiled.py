@@ -22,11 +22,9 @@ import torch
 from torch import Tensor
 from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 from torch._inductor.exc import InductorError
-from torch.overrides import _get_current_function_mode_stack
 
-from .inputs import untouched
 from .problem import Given, Problem, VectorField
-from .pullback import Instead
+from .replay import untouched
 from .solvers import Leaves, Method, RungeKutta
 from .stepping import Grid, Step, Time, as_count
 from .tableau import Tableau
@@ -124,6 +122,7 @@ def _pieces(count: int, longest: int) -> int:
 class CompiledSteps(Method):
     """``inner``, several steps at a time."""
 
+    traced = True
     inner: Method
     options: Compile
     graphs: Graphs = field(compare=False)
@@ -135,8 +134,7 @@ class CompiledSteps(Method):
     def step(self, field: Any, step: Step, y: Leaves) -> list[Tensor]:
         assert isinstance(step, SeveralSteps) and isinstance(field, Given)
         vector, args = field.field, field.args
-        # stand-ins for inner tensors are others in every solve, and would be compiled anew each time
-        if self.graphs.refused or any(isinstance(mode, Instead) for mode in _get_current_function_mode_stack()):
+        if self.graphs.refused:
             return _eagerly(self.inner, field, step, y)
         count, first = len(step.inner), step.inner[0].index if "step" in vector.call.names else 0
         times = _tensor_of([step.inner[0].time(0.0), *(one.time(1.0) for one in step.inner)], vector)

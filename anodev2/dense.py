@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .inputs import untouched
 from .problem import Problem
 from .pytree import build
+from .replay import untouched
 from .solvers import Leaves, RungeKutta
 from .stepping import Grid, Step, Time, numbers
 

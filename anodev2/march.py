@@ -10,34 +10,75 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from .problem import Problem, SolveError, Status
+from .problem import Problem, SolveError, Status, saved_apart
 from .pytree import build, paths_of
 from .replay import Recording
 from .solvers import Leaves, RungeKutta
 from .stepping import Adaptive, Grid, Step, StepSizes, numbers
 
-Advance = Callable[[Step, Leaves], list[Tensor]]
+Slope = tuple[Step, int, float]  # which evaluation of f: step, stage, node
+
+
+def _nothing() -> None: ...
+
+
+@dataclass(frozen=True)
+class Take:
+    """One step, or an attempt at one, that can be taken again: from y to the next state and, under error control, all slopes.
+
+    ``known`` is the evaluation that gave the step's first slope, where an earlier step did it.
+    """
+
+    problem: Problem
+    args: tuple[Any, ...]
+    step: Step
+    known: Slope | None = None
+
+    def __call__(self, y: Leaves, first: Leaves | None = None, between: Callable[[], None] = _nothing) -> tuple[list[Tensor], list[Leaves]]:
+        problem = self.problem
+        if isinstance(problem.stepping, Grid):
+            return problem.advance(self.step, y, self.args), []
+        assert isinstance(problem.method, RungeKutta)
+        if first is None and self.known is not None:
+            with saved_apart():  # its graph is that of the step that did it first
+                found = problem.field(self.args, *self.known, y)
+            first = [k.detach().requires_grad_(k.requires_grad) for k in found]
+        return problem.method.attempt(partial(problem.field, self.args), self.step, y, first, between)
+
+
+Attempt = Callable[[Take, Leaves, "Leaves | None", Callable[[], None]], tuple[list[Tensor], list[Leaves]]]
 
 
 class March:
     """One pass through a problem; afterwards ``grid``, ``status`` and ``rejected`` tell what it was.
 
-    ``recording`` is marked before every step and after the last. ``advance`` replaces the plain step on a grid.
+    ``recording`` is marked before every step and after the last, and observes the first. ``attempt`` takes each step. ``reuse``:
+    which slopes may be the first of the next attempt, those of rejected ones too, or of accepted ones.
     """
 
-    def __init__(self, problem: Problem, args: tuple[Any, ...], recording: Recording | None = None, advance: Advance | None = None) -> None:
+    def __init__(
+        self,
+        problem: Problem,
+        args: tuple[Any, ...],
+        recording: Recording | None = None,
+        attempt: Attempt | None = None,
+        reuse: Literal["all", "accepted", "none"] = "all",
+    ) -> None:
         self.problem = problem
         self.args = args
         self.recording = recording
-        self.advance: Advance = advance or (lambda step, y: problem.advance(step, y, args))
+        self.attempt: Attempt = attempt or (lambda take, y, first, between: take(y, first, between))
+        self.reuse = reuse
+        self.first: Leaves | None = None  # the first slope of the next step, where it is known
         self.status: Status | None = None
         self.rejected = 0
         self._nodes, self._wanted = [problem.stepping.times[0]], [0]  # of an adaptive solve, so far
@@ -91,7 +132,8 @@ class March:
             if self.recording is not None:
                 self.recording.mark()
             try:
-                y_next = self.advance(step, y)
+                with nullcontext() if self.recording is None or step.index else self.recording.observing(y):
+                    y_next = self.attempt(Take(self.problem, self.args, step), y, None, _nothing)[0]
             except SolveError as error:
                 self.status, self._stop = error.status, step.index
                 if self.recording is not None:
@@ -103,10 +145,14 @@ class March:
     def _controlled(self, adaptive: Adaptive, y: Leaves) -> Iterator[tuple[Step, Leaves]]:
         method, recording = self.problem.method, self.recording
         assert isinstance(method, RungeKutta) and recording is not None
-        field = partial(self.problem.field, self.args)
         ends, nodes = numbers(adaptive.times), self._nodes
         recording.mark()
-        first, sizes = self._start(adaptive, method, y)
+        with recording.observing(y):
+            self.first, sizes = self._start(adaptive, method, y)
+        if recording.moved() or self.reuse == "none":
+            recording.retreat()
+            self.first = None
+        known: Slope = (Step(0, adaptive.times, 0, 0, 1), 0, 0.0)
         for interval, (start, end) in enumerate(pairwise(ends)):
             while start != end:
                 if recording.marks < len(nodes):
@@ -114,7 +160,8 @@ class March:
                 stop = sizes.next_end(start, end)
                 step = Step(len(nodes) - 1, (nodes[-1], adaptive.times[interval + 1] if stop == end else stop), 0, 0, 1)
                 marks = recording.marks
-                y_next, slopes = method.attempt(field, step, y, first, lambda: recording.mark() if recording.moved() else None)
+                take = Take(self.problem, self.args, step, None if self.first is None else known)
+                y_next, slopes = self.attempt(take, y, self.first, lambda: recording.mark() if recording.moved() else None)
                 if recording.marks > marks:  # stages that only estimate the error leave no trace either
                     recording.retreat()
                     recording.unmark()
@@ -123,14 +170,15 @@ class March:
                 moved = recording.moved()
                 if not sizes.judge(error, abs(stop - start)):
                     self.rejected += 1
-                    first = None if moved else slopes[0]
+                    self.first = slopes[0] if self.reuse == "all" and not moved else None
                     recording.retreat()
                     broken = first_not_finite(slopes[0])
                     if broken is not None or abs(stop - start) <= sizes.least(start) + math.ulp(start):
                         self.status = self._stuck(step.index, start, abs(stop - start), ratios, y, broken)
                         return
                     continue
-                first = slopes[-1] if method.tableau.fsal and not moved else None
+                self.first = slopes[-1] if method.tableau.fsal and not moved and self.reuse != "none" else None
+                known = (step, method.tableau.stages - 1, method.tableau.nodes[-1])
                 nodes.append(step.times[1])
                 if stop == end:
                     self._wanted.append(len(nodes) - 1)
@@ -138,7 +186,7 @@ class March:
                 yield step, y_next
                 y, start = y_next, stop
 
-    def _start(self, adaptive: Adaptive, method: RungeKutta, y: Leaves) -> tuple[Leaves | None, StepSizes]:
+    def _start(self, adaptive: Adaptive, method: RungeKutta, y: Leaves) -> tuple[Leaves, StepSizes]:
         """The first slope and the first step size (Hairer, Norsett, Wanner, Solving ODEs I, II.4)."""
         recording, control = self.recording, adaptive.control
         embedded = method.tableau.embedded_order
@@ -161,9 +209,6 @@ class March:
                 h1 = max(1e-6, h0 * 1e-3) if max(d1, d2) <= 1e-15 else (0.01 / max(d1, d2)) ** (1 / (embedded + 1))
                 size = min(100 * h0, h1) if 0 < h1 < math.inf else h0
         size = min(max(size, control.min_step), control.max_step)
-        if recording.moved():
-            recording.retreat()
-            return None, StepSizes(control, embedded + 1, size)
         return first, StepSizes(control, embedded + 1, size)
 
     def _stuck(

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from .adjoint import first_order_only
-from .inputs import record
 from .march import first_not_finite
 from .problem import Problem, Status
 from .pytree import build, paths_of
+from .replay import Recording
 from .solvers import Leaves
 from .stepping import Step, numbers
 
@@ -108,7 +108,7 @@ class Crossing:
         G(s, y) = g(s, step(t, s, y)). Its gradient is that of one Newton step from the solution, s - G / (dG/ds).
         """
         step, start = self.step, self.step.time(0.0)
-        recording = record(problem, y, args)[0]
+        recording = Recording(problem.field.func, y, args)
         recording.mark()
 
         def ends_at(s: float | Tensor) -> Leaves:

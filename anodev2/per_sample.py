@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .inputs import untouched
 from .march import error_ratios
 from .problem import Problem, SolveError, Status
 from .reach import reach
+from .replay import untouched
 from .solvers import Leaves, RungeKutta
 from .stepping import Adaptive, Control, Grid, Step, numbers
 

@@ -6,18 +6,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from .adjoint import Adjoint, BacksolveAdjoint, CheckpointAdjoint, DirectAdjoint, ReversibleAdjoint, as_adjoint, mebibytes
-from .inputs import belongings, untouched
 from .problem import bytes_of
-from .schedule import Schedule, positions, reversal
+from .replay import untouched
+from .schedule import Schedule
 from .solve import problem_of
 from .solvers import Method
 from .stepping import Grid
-from .sweep import weighed
 from .tableau import Tableau
+from .vjp import Captured
 
 
 @dataclass(frozen=True)
@@ -83,16 +82,16 @@ def plan(
     if isinstance(chosen, BacksolveAdjoint) and (chosen.rtol is not None or chosen.atol is not None):
         raise ValueError("BacksolveAdjoint with its own tolerances does not know its steps backward; leave rtol and atol out for a plan")
     before, first = problem.field.evaluations, problem.stepping.steps()[0]
-    with untouched(problem, leaves, args) as recording, torch.enable_grad():
-        start = [leaf.detach().requires_grad_() for leaf in leaves]
-        _, graph = weighed(problem, recording, lambda: problem.advance(first, start, args), [*start, *belongings(problem, args)])
+    with untouched(problem, leaves, args) as recording:
+        captured = Captured(problem, recording, args)
+        with recording.observing(leaves):
+            _, kinds, graph = captured.forward(leaves, lambda y: captured.problem.advance(first, y, captured.args), weigh=True)
     once, state = problem.field.evaluations - before, bytes_of(leaves)
     fixed = (chosen, problem.method.name, count, state, graph)
     if isinstance(chosen, CheckpointAdjoint):
-        slots, graphs = chosen.choose(count, state, graph)
-        schedule = reversal(count, positions(count, slots, graphs), slots, graphs)
-        peak = int(schedule.peak(state, graph))
-        return Plan(*fixed, peak, count * once, schedule.redone * once, schedule.redone, slots, graphs, schedule)
+        schedule = chosen.schedule(count, state, graph)
+        peak, redone = int(schedule.peak(state, graph)), schedule.redone
+        return Plan(*fixed, peak, count * once, redone * once, redone, schedule.slots, schedule.graphs, schedule)
     if isinstance(chosen, ReversibleAdjoint):
         return Plan(*fixed, 4 * state + graph, 2 * count * once, 2 * count * once, count)
     if isinstance(chosen, BacksolveAdjoint):

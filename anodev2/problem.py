@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 
 from .linear import LinearOperator, as_operator
 from .pytree import LEAF, Structure, build, leaves_of
@@ -68,6 +70,21 @@ def versions(tensors: Sequence[Tensor]) -> list[int]:
         return [tensor._version for tensor in tensors]
     except RuntimeError:
         return [0 if tensor.is_inference() else tensor._version for tensor in tensors]
+
+
+def storage(tensor: Tensor) -> int:
+    """What tells which tensors share memory."""
+    try:
+        return tensor.untyped_storage()._cdata
+    except (NotImplementedError, RuntimeError):  # sparse
+        return id(tensor)
+
+
+def saved_apart() -> AbstractContextManager[object]:
+    """What is saved inside for a backward pass is not given to the hooks of a solve around this one."""
+    if torch._C._autograd._top_saved_tensors_default_hooks(False) is None:
+        return nullcontext()
+    return saved_tensors_hooks(lambda tensor: tensor.detach(), lambda tensor: tensor)  # a result that holds itself is never freed
 
 
 def bytes_of(leaves: Leaves) -> int:

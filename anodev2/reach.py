@@ -1,9 +1,8 @@
-"""What a vector field can reach besides its arguments: tensors that want gradients, modules, random generators.
+"""What a vector field can reach besides its arguments: modules, random generators, tensors.
 
-A custom autograd Function only differentiates with respect to what it is handed, so all of it has to be found before
-the solve. The search follows what Python can see: module attributes, closures, defaults, partials, bound methods, the
-globals a function names, and plain containers. What it cannot see (a tensor behind a C extension) is caught in the
-backward pass, where the recomputed graph of every step is compared with the list made here.
+Modules and generators have a state that a redone step must find as it was. The search follows what Python can see: module
+attributes, closures, defaults, partials, bound methods, the globals a function names, and plain containers. What it cannot see
+(a module behind a weak reference) is observed while the first step runs, see ``replay``.
 """
 
 from __future__ import annotations
@@ -31,18 +30,12 @@ _CachedFunction = type(lru_cache(len))
 
 @dataclass
 class Reach:
-    """Everything found, each object once.
+    """Everything found, each object once; ``compiled``: whether something of torch.compile is among it."""
 
-    ``leaves`` are leaf tensors that require grad (parameters among them); ``inner`` are results of earlier operations
-    that do; ``constants`` are those that do not. ``modules`` own buffers or a training flag; ``generators`` are private
-    sources of random numbers.
-    """
-
-    leaves: list[Tensor] = field(default_factory=list)
-    inner: list[Tensor] = field(default_factory=list)
-    constants: list[Tensor] = field(default_factory=list)
+    tensors: list[Tensor] = field(default_factory=list)
     modules: list[nn.Module] = field(default_factory=list)
     generators: list[torch.Generator] = field(default_factory=list)
+    compiled: bool = False
 
 
 def reach(*roots: Any) -> Reach:
@@ -59,15 +52,21 @@ def _search(queue: list[Any]) -> Reach:
             continue
         seen.add(id(item))
         if isinstance(item, Tensor):
-            (found.constants if not item.requires_grad else found.leaves if item.is_leaf else found.inner).append(item)
+            found.tensors.append(item)
         elif isinstance(item, torch.Generator):
             found.generators.append(item)
         else:
             if isinstance(item, nn.Module):
                 found.modules.append(item)
+            found.compiled = found.compiled or _is_compiled(item)
             if len(queue) < LARGEST_WALK or isinstance(item, nn.Module):
                 queue.extend(_inside(item))
     return found
+
+
+def _is_compiled(item: Any) -> bool:
+    own = getattr(item, "__dict__", {})
+    return "_torchdynamo_orig_callable" in own or "_orig_mod" in own.get("_modules", ()) or own.get("_compiled_call_impl") is not None
 
 
 def _inside(item: Any) -> Iterator[Any]:

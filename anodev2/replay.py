@@ -1,57 +1,87 @@
-"""What must be as it was in the forward pass for a recomputed step to be the same step.
+"""What must be as it was in the forward pass for a redone step to be the same step, and what redoing it leaves as it is.
 
-A ``Recording`` is made around the forward pass and asked to ``rewind`` to each step in the backward pass:
+A ``Recording`` is marked before every step. ``replaying(index)`` puts back, for as long as a step is redone, what it was before
+that step:
 
-- random numbers: the states of the default generators of every device in use and of private generators f can reach,
-  kept per step only where a step drew from them;
-- buffers (BatchNorm statistics, the vectors of spectral norm): values at the start of each step that changed them,
-  lent to the recompute as copies, so that the real ones move once per forward pass;
-- which tensors stand for the parameters (``torch.func.functional_call`` may be around), whether they want gradients,
-  training flags, autocast, and the choice of kernels that depends on grad mode.
+- random numbers: the states of the default generators of every device in use and of private generators that f reaches;
+- tensors that f writes to (BatchNorm statistics, the vectors of spectral norm): buffers of the modules that f reaches, and what
+  the first step was seen to write to, wherever it is; their values are set in place, and set back afterwards;
+- what modules hold: parameters (``torch.func.functional_call`` may be around), buffers, training flags, and attributes that are
+  tensors, numbers, flags or strings; and whether parameters want gradients;
+- autocast.
 
-Tensors that f keeps as attributes of a module are set back for the first step, to see whether they want a gradient.
-Python state that f changes by itself (a counter on a module, ``random``, numpy's generator) is not replayed. A step that
-comes out differently because of it, or of anything else that changed since, is refused by ``Comparison``. Backward passes
-through one module with buffers must not run in two threads at once: they would take each other's copies for its own.
+Each is kept per step only where it changes. Constants that the first step was seen to read must not have been modified in place
+since. Other Python state that f changes by itself (a list, ``random``, numpy's generator) is not put back. Backward passes through
+one module that writes to tensors must not run in two threads at once.
 """
 
 from __future__ import annotations
 
-import atexit
+import ctypes
 import math
-import threading
 import weakref
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
-from typing import Any
+from contextlib import ExitStack, contextmanager
+from operator import is_
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.grad_mode import _unsafe_preserve_version_counter
+from torch.nn.parameter import is_lazy
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from .problem import versions
-from .reach import MODULE_FIELDS
+from .problem import Problem, storage, versions
+from .pytree import leaves_of, structure_of
+from .reach import MODULE_FIELDS, reach
+from .solvers import Leaves
 
-Buffers = dict[str, Tensor | None]
+T = TypeVar("T")
 
-# Kernels may depend on whether a graph is recorded, so a recomputed state need not agree to the last bit; accelerators
-# also round float32 products to fewer bits (TF32). Tolerances are relative to what the step changed, and to the state by
-# so many units of round-off.
-ROUND_OFF = 64
-TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
-LOW_PRECISION_TOLERANCE = 5e-2
-ACCELERATOR_TOLERANCE = 1e-2
+# A redone step runs the same kernels on the same numbers: what it computes agrees to the bit on most devices, to some units of
+# round-off of the largest element on all.
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
+LOW_PRECISION_TOLERANCE = 2e-2
+ACCELERATOR_TOLERANCE = 1e-3  # whose sums may be in another order each time
 SAMPLE = 1024  # about so many elements of a leaf are compared
+PLAIN = (Tensor, bool, int, float, complex, str, type(None))  # attributes that are put back
+# their schemas do not tell that they move running_mean and running_var in training, nor do their kernels count it
+BATCH_NORM = {"native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm"}
+
+
+class Track(Generic[T]):
+    """A value per mark, kept where it changes."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.starts: list[int] = []
+        self.values: list[T] = []
+
+    def append(self, value: T) -> None:
+        if not self.values or value is not self.values[-1]:
+            self.starts.append(self.count)
+            self.values.append(value)
+        self.count += 1
+
+    def pop(self) -> None:
+        self.count -= 1
+        if self.starts[-1] == self.count:
+            self.starts.pop()
+            self.values.pop()
+
+    def __getitem__(self, index: int) -> T:
+        return self.values[bisect_right(self.starts, index) - 1]
 
 
 class _Randomness:
-    """The states of some random generators, kept per step where they move."""
+    """The states of some random generators."""
 
     def __init__(self, devices: Iterable[torch.device], generators: Iterable[torch.Generator]) -> None:
         self.devices = [device for device in devices if device.type not in {"cpu", "meta"}]
         self.generators = [torch.default_generator, *generators]
-        self.states: list[list[Tensor]] = []
-        self.moved = False
+        self.track: Track[list[Tensor]] = Track()
+        self.last: list[bytes] = []
 
     def read(self) -> list[Tensor]:
         own = [generator.get_state() for generator in self.generators]
@@ -64,315 +94,371 @@ class _Randomness:
             torch.get_device_module(device).set_rng_state(state, device)
 
     def mark(self) -> None:
-        """Note the state before the next step."""
         states = self.read()
-        if self.states and all(map(torch.equal, states, self.states[-1])):
-            states = self.states[-1]
-        self.moved = self.moved or bool(self.states and states is not self.states[-1])
-        self.states.append(states)
+        now = _bytes(states)
+        self.track.append(self.track.values[-1] if now == self.last else states)
+        self.last = now
 
-    def rewind(self, index: int) -> None:
-        if self.moved:
-            self.write(self.states[index])
+    def pop(self) -> None:
+        self.track.pop()
+        self.last = _bytes(self.track.values[-1])
 
     def moved_since_mark(self) -> bool:
-        return not all(map(torch.equal, self.read(), self.states[-1]))
+        return _bytes(self.read()) != self.last
 
 
-class _Buffers:
-    """The buffers of one module, kept per step where they change; those that require grad are inputs instead, never replaced."""
+def _bytes(states: list[Tensor]) -> list[bytes]:
+    return [ctypes.string_at(state.data_ptr(), state.numel()) for state in states]  # no operation, which a mode would see
+
+
+class _Written:
+    """Tensors that f may write to: the buffers of a module, or one that an operation was seen to write to.
+
+    The version counters of all of a module's buffers speak for each: BatchNorm's kernel moves running_mean without counting,
+    but num_batches_tracked beside it is counted. A tensor by itself (``counted`` False) is taken to move in every step.
+    """
+
+    def __init__(self, module: nn.Module | None, tensors: Sequence[Tensor] = ()) -> None:
+        self.module, self.alone = module, list(tensors)
+        self.seen: list[tuple[Tensor, int]] = []
+        self.track: Track[list[tuple[Tensor, Tensor]]] = Track()  # each tensor and a copy of it
+
+    def tensors(self) -> list[Tensor]:
+        own = self.alone if self.module is None else self.module._buffers.values()
+        return [b for b in own if b is not None and not b.requires_grad and not is_lazy(b)]
+
+    def moved_since_mark(self) -> bool:
+        if self.module is None:
+            return True
+        tensors, seen = self.tensors(), self.seen
+        now = versions(tensors)
+        return len(now) != len(seen) or any(a is not b or m != n for a, m, (b, n) in zip(tensors, now, seen, strict=True))
+
+    def mark(self, copies: dict[int, Tensor]) -> None:
+        """Note the values; ``copies`` keeps what modules share shared."""
+        if self.track.values and not self.moved_since_mark():
+            return self.track.append(self.track.values[-1])
+        tensors = self.tensors()
+        self.track.append([(tensor, copies.setdefault(id(tensor), tensor.detach().clone())) for tensor in tensors])
+        self.seen = list(zip(tensors, versions(tensors), strict=True))
+
+    def pop(self) -> None:
+        self.track.pop()
+        self.seen = [(tensor, -1) for tensor, _ in self.track.values[-1]]  # looks moved
+
+    def stands(self) -> bool:
+        """Whether nothing has ever moved."""
+        return len(self.track.values) == 1 and not self.moved_since_mark()
+
+
+@torch.no_grad()
+def _set(pairs: list[tuple[Tensor, Tensor]]) -> None:
+    """Values in place, uncounted, like BatchNorm's kernel, whose backward does not read it."""
+    if pairs:
+        tensors = [tensor for tensor, _ in pairs]
+        with _unsafe_preserve_version_counter(tuple(tensors)):
+            torch._foreach_copy_([tensor.detach() for tensor in tensors], [value for _, value in pairs])
+
+
+class _Past:
+    """A tensor with a history that a module held: itself while it lives, else its value."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor, self.value = weakref.ref(tensor), tensor.detach()  # a reference to the graph of a step would outlive it
+
+    def now(self) -> Tensor:
+        tensor = self.tensor()
+        return self.value.detach().requires_grad_() if tensor is None else tensor
+
+
+Held = tuple[dict[str, Any], dict[str, Tensor | None], dict[str, Tensor | None]]
+
+
+class _Module:
+    """What one module holds: plain attributes, parameters, buffers."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
-        self.inputs = {name for name, b in module._buffers.items() if b is not None and b.requires_grad}
-        self.seen: list[list[tuple[str, Tensor, int]]] = []
-        self.values: list[Buffers] = []
+        # weight_norm and spectral_norm of torch.nn.utils set a fresh weight in every call
+        self.plain = not any(type(hook).__module__.startswith("torch.nn.utils") for hook in module._forward_pre_hooks.values())
+        self.dicts = (vars(module), module._parameters, module._buffers)
+        self.seen: tuple[Any, ...] = ()
+        self.track: Track[Held] = Track()
 
-    def mark(self, copies: dict[int, Tensor]) -> None:
-        """Note the values before the next step; ``copies`` keeps buffers that modules share shared.
+    def mark(self) -> None:
+        module = self.module
+        now = (*vars(module).values(), *module._parameters.values(), *module._buffers.values())
+        if self.track.values and len(now) == len(self.seen) and all(map(is_, now, self.seen)):
+            return self.track.append(self.track.values[-1])
+        held = {name: _Past(x) if isinstance(x, Tensor) and x.grad_fn is not None else x for name, x in self._attributes()}
+        self.track.append((held, dict(module._parameters), dict(module._buffers)))
+        self.seen = now
 
-        The version counters of all of a module's buffers speak for each: BatchNorm's kernel moves running_mean
-        without counting, but num_batches_tracked beside it is counted.
-        """
-        if self.values and not self.moved_since_mark():
-            self.values.append(self.values[-1])
-            self.seen.append(self.seen[-1])
-        else:
-            present = {name: b for name, b in self.module._buffers.items() if name not in self.inputs}
-            self.values.append({name: None if b is None else copies.setdefault(id(b), b.clone()) for name, b in present.items()})
-            self.seen.append(self._now())
+    def pop(self) -> None:
+        self.track.pop()
+        self.seen = ()
 
-    def unmark(self) -> None:
-        self.values.pop()
-        self.seen.pop()
+    def _attributes(self) -> list[tuple[str, Any]]:
+        own = vars(self.module).items()
+        names = [(n, x) for n, x in own if n == "training" or (self.plain and n not in MODULE_FIELDS and isinstance(x, PLAIN))]
+        return names
 
-    def _now(self) -> list[tuple[str, Tensor, int]]:
-        present = [(name, buffer) for name, buffer in self.module._buffers.items() if buffer is not None and name not in self.inputs]
-        return [(name, buffer, version) for (name, buffer), version in zip(present, versions([b for _, b in present]), strict=True)]
-
-    def moved_since_mark(self) -> bool:
-        now, seen = self._now(), self.seen[-1]
-        return len(now) != len(seen) or any(a is not b or m != n for (_, a, m), (_, b, n) in zip(now, seen, strict=True))
-
-    @torch.no_grad()
-    def retreat(self) -> None:
-        """The real buffers get the values of the last mark back."""
-        self.module._buffers.update({name: None for name in self.values[-1]})
-        for name, buffer, _ in self.seen[-1]:
-            with _unsafe_preserve_version_counter(buffer):  # like BatchNorm's kernel, whose backward does not read it
-                self.module._buffers[name] = buffer.copy_(self.values[-1][name])  # pyright: ignore[reportArgumentType]
-        self.seen[-1] = self._now()
-
-    def rewind(self, index: int, copies: dict[int, Tensor]) -> None:
-        """Lend the module the values of step ``index``, as copies where the step is going to change them."""
-        values = self.values[index]
-        if values is not self.values[index + 1]:
-            values = {name: None if v is None else copies.setdefault(id(v), v.clone()) for name, v in values.items()}
-        self.module._buffers.update(values)
+    def put(self, index: int) -> None:
+        """As it was at a mark."""
+        module, (attributes, parameters, buffers) = self.module, self.track[index]
+        own = vars(module)
+        for name, value in attributes.items():
+            value = value.now() if isinstance(value, _Past) else value
+            if own.get(name, PLAIN) is not value:
+                own[name] = value
+        if len(attributes) < len(own) - len(MODULE_FIELDS) + 1:
+            for name, _ in self._attributes():
+                if name not in attributes:
+                    del own[name]
+        for now, then in ((module._parameters, parameters), (module._buffers, buffers)):
+            _become(now, then)
 
 
-class _Kept:
-    """Tensors that f came to keep as plain attributes of modules during a forward pass: a cache, a running sum."""
-
-    MISSING = object()
-
-    def __init__(self, modules: list[nn.Module]) -> None:
-        self.modules = [module for module in modules if not any(map(_sets_weight, module._forward_pre_hooks.values()))]
-        self.before = [self._plain(module) for module in self.modules]
-        self.changed: list[tuple[nn.Module, str, object]] = []
-        self.inputs = [weakref.ref(b) for module in modules for b in module._buffers.values() if b is not None and b.requires_grad]
-
-    def _plain(self, module: nn.Module) -> dict[str, object]:
-        return {name: value for name, value in vars(module).items() if name not in MODULE_FIELDS}
-
-    def finish(self) -> None:
-        for module, before in zip(self.modules, self.before, strict=True):
-            for name, value in self._plain(module).items():
-                if isinstance(value, Tensor) and value is not (old := before.get(name, self.MISSING)):
-                    self.changed.append((module, name, old))
-        self.before.clear()
-
-    def rewind(self) -> None:
-        """As before the first step, so that f fills them again, now with a graph."""
-        for module, name, old in self.changed:
-            vars(module).pop(name, None)
-            if old is not self.MISSING:
-                vars(module)[name] = old
-
-    def refuse_gradients(self) -> None:
-        """After the first step was redone: what wants a gradient now had no graph in the forward pass and would lose it."""
-        attributes = [(module, name, vars(module).get(name)) for module, name, _ in self.changed]
-        buffers = [(module, name, buffer) for module in self.modules for name, buffer in module._buffers.items()]
-        for module, name, value in attributes + buffers:
-            if isinstance(value, Tensor) and value.requires_grad and not any(value is given() for given in self.inputs):
-                raise ValueError(
-                    f"func keeps a tensor that requires grad as {type(module).__name__}.{name}, where CheckpointAdjoint would lose its "
-                    "gradient; keep value.detach(), make it part of the state y, or solve with adjoint='direct'"
-                )
+def _become(now: dict[str, Any], then: dict[str, Any]) -> None:
+    if len(now) != len(then) or not all(map(is_, now.values(), then.values())):
+        now.clear()
+        now.update(then)
 
 
-def _sets_weight(hook: object) -> bool:
-    return type(hook).__module__.startswith("torch.nn.utils")  # weight_norm and spectral_norm set a fresh weight in every call
+class _SideEffects(TorchDispatchMode):
+    """Notes the tensors from outside that operations read or write, as their schemas say."""
+
+    def __init__(self, own: Leaves) -> None:
+        super().__init__()
+        self.made = {storage(tensor) for tensor in own}
+        self.outside: dict[int, Tensor] = {}
+        self.read: dict[int, tuple[Tensor, int]] = {}
+        self.written: dict[int, tuple[Tensor, Tensor, int]] = {}  # a tensor, its value before, its version then; -1: not counted
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+        kwargs = kwargs or {}
+        silent = func.overloadpacket.__name__ in BATCH_NORM and bool(args[5])
+        for place, argument in enumerate(func._schema.arguments):
+            value = args[place] if place < len(args) else kwargs.get(argument.name)
+            if isinstance(value, (Tensor, list, tuple)):
+                moves = silent and place in (3, 4)
+                writes = moves or (argument.alias_info is not None and argument.alias_info.is_write)
+                for tensor in (value,) if isinstance(value, Tensor) else value:
+                    if isinstance(tensor, Tensor):
+                        self._note(tensor, writes, moves)
+        result = func(*args, **kwargs)
+        for tensor in result if isinstance(result, (tuple, list)) else (result,):
+            if isinstance(tensor, Tensor) and (key := storage(tensor)) not in self.outside:
+                self.made.add(key)
+        return result
+
+    def _note(self, tensor: Tensor, writes: bool, silent: bool) -> None:
+        key = storage(tensor)
+        if key in self.made:
+            return
+        self.outside[key] = tensor
+        if writes and (id(tensor) not in self.written or silent):
+            before = self.written.get(id(tensor), (tensor, tensor.detach().clone(), tensor._version))
+            self.written[id(tensor)] = (*before[:2], -1 if silent else before[2])
+        elif not writes and not tensor.requires_grad:
+            self.read.setdefault(id(tensor), (tensor, tensor._version))
 
 
 class Recording:
-    """One forward pass, for replaying any of its steps.
+    """One forward pass, for redoing any of its steps.
 
-    Run the steps inside ``making()`` with a ``mark()`` before each and one after the last; ``retreat()`` undoes what came
-    after the last mark. Then, inside ``replaying()``, ``rewind(index)`` and redo the step inside ``surroundings()``.
+    ``mark()`` before each step and after the last; ``retreat()`` undoes what came after the last mark. Then, inside
+    ``replaying(index)``, redo the step.
     """
 
-    def __init__(self, modules: Iterable[nn.Module], devices: set[torch.device], generators: Iterable[torch.Generator]) -> None:
-        modules = list(modules)
-        self.random = _Randomness(devices, generators)
-        self.buffers = [_Buffers(module) for module in modules if module._buffers]
-        self.kept = _Kept(modules)
-        self.training = [(module, module.training) for module in modules]
-        self.parameters = [(module, dict(module._parameters)) for module in modules if module._parameters]
-        leaves = [p for _, own in self.parameters for p in own.values() if p is not None and p.is_leaf]
-        self.wants = [(leaf, leaf.requires_grad) for leaf in leaves]
+    def __init__(self, func: Any, y0: Leaves, args: tuple[Any, ...]) -> None:
+        rest = leaves_of(args, structure_of(args))
+        found = reach(func, *(leaf for leaf in rest if not isinstance(leaf, Tensor)))
+        devices = {leaf.device for leaf in (*y0, *rest, *found.tensors) if isinstance(leaf, Tensor)}
+        modules = _replayable(found.modules)
+        self.opaque = found.compiled  # something that cannot be looked into is at work
+        self.random = _Randomness(devices, found.generators)
+        self.written = [_Written(module) for module in modules if module._buffers]
+        self.modules = [_Module(module) for module in modules]
+        leaves = {id(p): p for module in modules for p in module._parameters.values() if p is not None and p.is_leaf}
+        self.wants = [(leaf, leaf.requires_grad) for leaf in leaves.values()]
+        self.constants: list[tuple[weakref.ref[Tensor], int]] = []
+        self.outside: set[int] = set()  # storages of these
         self.autocast = [
             (kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))
             for kind in sorted({"cpu", *(device.type for device in devices)})
             if torch.amp.is_autocast_available(kind)
         ]
-
-    @contextmanager
-    def making(self) -> Iterator[None]:
-        """For the pass forward: no graph, and afterwards it is known what f keeps."""
-        with without_graph():
-            yield
-        self.kept.finish()
+        self.low_precision = any(enabled for _, _, enabled in self.autocast)
 
     def mark(self) -> None:
+        if self.low_precision:
+            torch.clear_autocast_cache()  # so that each step casts weights itself, and their gradients are summed in full precision
         self.random.mark()
         copies: dict[int, Tensor] = {}
-        for buffers in self.buffers:
-            buffers.mark(copies)
+        for written in self.written:
+            written.mark(copies)
+        for module in self.modules:
+            module.mark()
 
     @property
     def marks(self) -> int:
         """How many marks there are."""
-        return len(self.random.states)
+        return self.random.track.count
+
+    def moving(self) -> set[int]:
+        """The storages of tensors that f may write to."""
+        return {storage(tensor) for written in self.written for tensor in written.tensors()}
+
+    def close(self) -> None:
+        """What modules hold now is no longer held here: it may have a history that leads back."""
+        for module in self.modules:
+            module.seen = ()
 
     def moved(self) -> bool:
-        """Whether f drew random numbers or moved buffers since the last mark."""
-        return self.random.moved_since_mark() or any(buffers.moved_since_mark() for buffers in self.buffers)
+        """Whether f drew random numbers or wrote to buffers since the last mark."""
+        return self.random.moved_since_mark() or any(written.moved_since_mark() for written in self.written)
 
-    def retreat(self) -> None:
-        """Undo what happened to generators and buffers since the last mark."""
-        self.random.write(self.random.states[-1])
-        for buffers in self.buffers:
-            if buffers.moved_since_mark():
-                buffers.retreat()
+    def retreat(self, mark: int | None = None) -> None:
+        """Undo what happened since the last mark, or since an earlier one, which is then the last."""
+        while mark is not None and self.marks > mark + 1:
+            self.unmark()
+        self.random.write(self.random.track.values[-1])
+        _set([pair for written in self.written if written.moved_since_mark() for pair in written.track.values[-1]])
+        for written in self.written:
+            written.seen = list(zip(tensors := written.tensors(), versions(tensors), strict=True))
+        for module in self.modules:
+            module.put(self.marks - 1)
 
     def unmark(self) -> None:
         """Forget the last mark, as if what happened since the one before were one step."""
-        self.random.states.pop()
-        for buffers in self.buffers:
-            buffers.unmark()
-
-    def rewind(self, index: int) -> None:
-        self.random.rewind(index)
-        copies: dict[int, Tensor] = {}
-        for buffers in self.buffers:
-            buffers.rewind(index, copies)
-        if index == 0:
-            self.kept.rewind()
-
-    def surroundings(self) -> AbstractContextManager[object]:
-        """Autocast of the forward pass, for redoing a step; derivatives are taken outside it, in the types that it chose."""
-        stack = ExitStack()
-        for kind, dtype, enabled in self.autocast:
-            if enabled:
-                stack.enter_context(torch.autocast(kind, dtype))
-        return stack
+        for part in (self.random, *self.written, *self.modules):
+            part.pop()
 
     @contextmanager
-    def replaying(self) -> Iterator[None]:
-        """The forward pass's modules and generators; the present ones come back at the end, whatever happens."""
+    def observing(self, y: Leaves) -> Iterator[None]:
+        """For the first step, marked: what it reads and writes beside its state, where modules do not tell."""
+        if self.opaque:
+            yield
+            return
+        with _SideEffects(y) as seen:
+            yield
+        known = {id(tensor) for written in self.written if written.moved_since_mark() for tensor in written.tensors()}
+        for tensor, before, version in seen.written.values():
+            if tensor._version != version and id(tensor) not in known:
+                if tensor.requires_grad:
+                    raise ValueError(
+                        f"func changes a tensor of shape {tuple(tensor.shape)} that requires grad in place, which a redone step would do "
+                        "again; write x = x + ... instead of x += ..., make it part of the state y, or solve with adjoint='direct'"
+                    )
+                alone, pairs = _Written(None, [tensor]), [(tensor, before)]
+                for _ in range(self.marks):
+                    alone.track.append(pairs)
+                self.written.append(alone)
+        moving = {id(tensor) for written in self.written for tensor in written.tensors()}
+        self.outside = {storage(tensor) for tensor, _ in seen.read.values()}
+        self.constants = [(weakref.ref(tensor), version) for key, (tensor, version) in seen.read.items() if key not in moving]
+
+    @contextmanager
+    def replaying(self, index: int) -> Iterator[None]:
+        """All as it was before step ``index``; as it is now again at the end, whatever happens."""
+        if any(tensor is not None and tensor._version != version for tensor, version in ((ref(), v) for ref, v in self.constants)):
+            raise ValueError(
+                "a tensor that func reads was modified in place between the forward and the backward pass, so a step cannot be redone; "
+                "modify a copy, or solve with adjoint='direct'"
+            )
         with ExitStack() as stack:
-            for kind, _, _ in self.autocast:
-                if torch.is_autocast_enabled(kind):
-                    stack.enter_context(torch.autocast(kind, enabled=False))
-            if self.random.moved:
+            if len(self.random.track.values) > 1:
                 stack.callback(self.random.write, self.random.read())
-            for buffers in self.buffers:
-                stack.callback(buffers.module._buffers.update, dict(buffers.module._buffers))
-            for module, name, _ in self.kept.changed:
-                stack.callback(vars(module).update, {name: vars(module).get(name)})
-            for module, parameters in self.parameters:
-                if any(module._parameters.get(name) is not parameter for name, parameter in parameters.items()):
-                    stack.callback(module._parameters.update, dict(module._parameters))
-                    module._parameters.update(parameters)  # pyright: ignore[reportArgumentType]
-            for module, training in self.training:
-                if module.training != training:
-                    stack.callback(setattr, module, "training", module.training)
-                    module.training = training
+                self.random.write(self.random.track[index])
+            held = [(own, own.copy()) for module in self.modules for own in module.dicts]
+            stack.callback(lambda: [_become(*pair) for pair in held])
+            for module in self.modules:
+                module.put(index)
+            moving = [written for written in self.written if not written.stands()]
+            if moving:
+                own = {id(tensor): tensor for written in moving for tensor in (*written.tensors(), *(t for t, _ in written.track[index]))}
+                stack.callback(_set, [(tensor, tensor.detach().clone()) for tensor in own.values()])
+                stack.enter_context(_unsafe_preserve_version_counter(tuple(own.values())))
+                _set([pair for written in moving for pair in written.track[index]])
             for leaf, wants in self.wants:
                 if leaf.requires_grad != wants:
                     stack.callback(leaf.requires_grad_, leaf.requires_grad)
                     leaf.requires_grad_(wants)
+            for kind, dtype, enabled in self.autocast:
+                if enabled or torch.is_autocast_enabled(kind):
+                    stack.enter_context(torch.autocast(kind, dtype, enabled=enabled))
             yield
 
-    def comparison(self) -> Comparison:
-        """For the states that steps of this recording lead to."""
-        return Comparison(low_precision=any(enabled for _, _, enabled in self.autocast))
+    def tolerance(self, leaf: Tensor) -> float:
+        """How far a redone tensor may be off, relative to its largest element."""
+        own = LOW_PRECISION_TOLERANCE if self.low_precision else TOLERANCE.get(leaf.dtype.to_real(), LOW_PRECISION_TOLERANCE)
+        return own if leaf.device.type in ("cpu", "meta") else max(own, ACCELERATOR_TOLERANCE)
+
+
+def _replayable(modules: Sequence[nn.Module]) -> list[nn.Module]:
+    """All but TorchScript's modules; one with buffers is refused."""
+    scripted = [module for module in modules if isinstance(module, torch.jit.ScriptModule)]
+    if any(True for module in scripted for _ in module.buffers()):
+        raise ValueError("the buffers of a TorchScript module cannot be replayed; solve on a grid with adjoint='direct'")
+    return [module for module in modules if not isinstance(module, torch.jit.ScriptModule)]
 
 
 @contextmanager
-def without_graph() -> Iterator[None]:
-    """No graph is recorded, but the kernels are those of a pass that records one."""
-    with _no_fast_path, torch.no_grad():
-        yield
-
-
-class _NoFastPath:
-    """Switches the fast path of attention, a flag of the whole process, off while any thread is inside."""
-
-    def __init__(self) -> None:
-        self.lock, self.inside, self.before = threading.Lock(), 0, True
-
-    def __enter__(self) -> None:
-        with self.lock:
-            if self.inside == 0:
-                self.before = torch.backends.mha.get_fastpath_enabled()
-                torch.backends.mha.set_fastpath_enabled(False)
-            self.inside += 1
-
-    def __exit__(self, *_: object) -> None:
-        with self.lock:
-            self.inside -= 1
-            if self.inside == 0:
-                torch.backends.mha.set_fastpath_enabled(self.before)
-
-
-_no_fast_path = _NoFastPath()
-
-
-class Underway:
-    """Results of comparisons on their way from a device, each with an event that tells when it is there."""
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.waiting: list[tuple[Tensor, Any]] = []
-
-    def add(self, excess: Tensor, event: Any) -> None:
-        with self.lock:
-            self.waiting.append((excess, event))
-
-    def arrived(self) -> list[Tensor]:
-        """Those that are there, each handed out once."""
-        with self.lock:
-            there = [event.query() for _, event in self.waiting]
-            found = [excess for (excess, _), arrived in zip(self.waiting, there, strict=True) if arrived]
-            self.waiting = [pair for pair, arrived in zip(self.waiting, there, strict=True) if not arrived]
-        return found
-
-
-underway = Underway()
-atexit.register(lambda: Comparison(low_precision=False).verify())
+def untouched(problem: Problem, y0: Leaves, args: tuple[Any, ...]) -> Iterator[Recording]:
+    """f may be evaluated inside, and leaves random generators, buffers and attributes as they were."""
+    recording = Recording(problem.field.func, y0, args)
+    recording.mark()
+    try:
+        yield recording
+    finally:
+        recording.retreat()
 
 
 class Comparison:
-    """Collects how far redone states are from the first ones; looked at once, so that a GPU is not kept waiting."""
+    """Redone values against samples of the first ones; on a device that would have to be waited for, at the end of the backward pass."""
 
-    def __init__(self, low_precision: bool) -> None:
-        self.low_precision = low_precision
+    def __init__(self, recording: Recording) -> None:
+        self.recording = recording
         self.worst: dict[tuple[torch.device, torch.dtype], Tensor] = {}
 
-    def add(self, found: Sequence[Tensor], samples: Sequence[Tensor], starts: Sequence[Tensor]) -> None:
-        """Compare leaves after a step with samples of what they should be, and of the state before: positive is too far.
-
-        NaN and inf pass, the loss will tell.
-        """
-        for leaf, expected, start in zip(found, samples, starts, strict=True):
-            again = sample(leaf)
-            if expected.numel() and not (leaf.is_cpu and torch.equal(again, expected)):  # no need to look closer; a GPU would have to wait
-                gap = torch.linalg.vector_norm(again - expected, math.inf)
-                excess = torch.sub(gap, torch.linalg.vector_norm(expected - start, math.inf), alpha=self._tolerance(leaf))
-                excess = torch.sub(excess, torch.linalg.vector_norm(expected, math.inf), alpha=ROUND_OFF * torch.finfo(leaf.dtype).eps)
+    def add(self, found: Sequence[Tensor], samples: Sequence[Tensor]) -> None:
+        """Refuse what differs. NaN and inf pass, the loss will tell."""
+        for tensor, expected in zip(found, samples, strict=True):
+            if expected.is_meta or not expected.numel() or type(expected) is not Tensor:  # no values
+                continue
+            again = sample(tensor)
+            if again.is_cpu and torch.equal(again, expected):
+                continue
+            gap = torch.linalg.vector_norm(again - expected, math.inf)
+            size = torch.linalg.vector_norm(expected, math.inf)
+            excess = torch.sub(gap, size, alpha=self.recording.tolerance(tensor)).detach()
+            if excess.is_cpu:
+                _refuse(excess)
+            elif not (excess.is_cuda and torch.cuda.is_current_stream_capturing()):
                 kind = (excess.device, excess.dtype)
+                if not self.worst:
+                    torch.autograd.Variable._execution_engine.queue_callback(self.verify)  # pyright: ignore[reportAttributeAccessIssue]
                 self.worst[kind] = torch.fmax(self.worst[kind], excess) if kind in self.worst else excess
 
-    def _tolerance(self, leaf: Tensor) -> float:
-        """Relative to the largest change."""
-        own = LOW_PRECISION_TOLERANCE if self.low_precision else TOLERANCE.get(leaf.dtype.to_real(), LOW_PRECISION_TOLERANCE)
-        return own if leaf.device.type == "cpu" else max(own, ACCELERATOR_TOLERANCE)
-
     def verify(self) -> None:
-        """Refuse a replay that was not one; on CUDA, whose results arrive later, so do a later backward pass and the end of the program."""
-        here = [excess for excess in self.worst.values() if not excess.is_cuda]
-        for excess in self.worst.values():
-            if excess.is_cuda and not torch.cuda.is_current_stream_capturing():
-                home = torch.empty_like(excess, device="cpu", pin_memory=True).copy_(excess, non_blocking=True)
-                underway.add(home, torch.cuda.current_stream(excess.device).record_event())
-        if any(bool(excess > 0) for excess in [*here, *underway.arrived()]):
-            raise RuntimeError(
-                "a step redone in a backward pass came out differently than in the forward pass, so its gradient is wrong: "
-                "func reads something that changed since (a variable, an attribute, a tensor modified in place, a random number "
-                "from elsewhere than torch generators it holds); pass what varies in args=(...), or solve with adjoint='direct'"
-            )
+        worst, self.worst = self.worst, {}
+        for excess in worst.values():
+            _refuse(excess)
+
+
+def _refuse(excess: Tensor) -> None:
+    if bool(excess > 0):
+        raise changed("came out differently")
+
+
+def changed(how: str) -> ValueError:
+    """A step redone was not the same step."""
+    return ValueError(
+        f"a step redone in a backward pass {how} than in the forward pass, so its gradient would be wrong: func reads something that "
+        "changed since (a variable, a container, a cache that it filled, a random number from elsewhere than torch generators it holds); "
+        "pass what varies in args=(...), or solve with adjoint='direct'"
+    )
 
 
 def sample(leaf: Tensor) -> Tensor:

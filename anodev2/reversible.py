@@ -11,30 +11,33 @@ Source: McCallum & Foster, arXiv 2410.11648 (2024).
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .inputs import Inputs, StandIns
-from .problem import Costs, Problem, Status, bytes_of
-from .pullback import Grads, StepGraph, Totals, hooks_silent
-from .replay import Recording
+from .problem import Costs, Problem, Run, Status, bytes_of
+from .replay import Recording, Track, changed
 from .solvers import Leaves
 from .stepping import Grid, Step
+from .vjp import Captured, Grads, Kinds
 
 ROUND_OFF = {torch.float64: 1e-6, torch.float32: 1e-5}  # of y0 found again, relative
 COARSE_ROUND_OFF = 1e-2
 
 
+Increment = Callable[[Step, bool, Leaves], list[Tensor]]  # y(t + dt) - y of one step of the method, or of one taken backwards
+
+
 class Pairs:
     """The scheme forward: the pair after every step, the states that are wanted, and how it ended."""
 
-    def __init__(self, problem: Problem, coupling: float, args: tuple[Any, ...], recording: Recording | None = None) -> None:
+    def __init__(self, problem: Problem, coupling: float, increment: Increment, recording: Recording | None = None) -> None:
         assert isinstance(problem.stepping, Grid)
-        self.problem, self.coupling, self.args, self.recording = problem, coupling, args, recording
+        self.problem, self.coupling, self.increment, self.recording = problem, coupling, increment, recording
         self.grid: Grid = problem.stepping
         self.status: Status | None = None
 
@@ -44,13 +47,16 @@ class Pairs:
         wanted = set(self.problem.outputs(self.grid))
         for step in self.grid.steps():
             self._mark()
-            y_next = _mixed(self.coupling, y, z, _increment(self.problem, step, z, self.args))
+            with nullcontext() if self.recording is None or step.index else self.recording.observing(y):
+                y_next = _mixed(self.coupling, y, z, self.increment(step, False, z))
             self._mark()
-            z_next = _sum(z, _increment(self.problem, _backwards(step), y_next, self.args), -1.0)
+            z_next = _sum(z, self.increment(step, True, y_next), -1.0)
             self.status = self.problem.watch(step, y, y_next) if self.problem.watch is not None else None
             if self.status is not None:
                 self.grid = replace(self.grid, stop=step.index)
-                self._undo_step()
+                if self.recording is not None:  # the step that ended the solve leaves no trace
+                    self.recording.retreat(self.recording.marks - 2)
+                    self.recording.unmark()
                 break
             y, z = y_next, z_next
             if step.index + 1 in wanted:
@@ -63,26 +69,18 @@ class Pairs:
         if self.recording is not None:
             self.recording.mark()
 
-    def _undo_step(self) -> None:
-        """The step that ended the solve leaves no trace."""
-        if self.recording is not None:
-            self.recording.unmark()
-            self.recording.retreat()
 
-
-def _increment(problem: Problem, step: Step, y: Leaves, args: tuple[Any, ...]) -> Leaves:
+def increment(problem: Problem, step: Step, backwards: bool, y: Leaves, args: tuple[Any, ...]) -> list[Tensor]:
+    """What one step of the method adds to y."""
+    step = Step(step.index, (step.time(1.0), step.time(0.0)), 0, 0, 1, backwards=True) if backwards else step
     return _sum(problem.advance(step, y, args), y, -1.0)
-
-
-def _backwards(step: Step) -> Step:
-    return Step(step.index, (step.time(1.0), step.time(0.0)), 0, 0, 1, backwards=True)
 
 
 def _mixed(coupling: float, y: Leaves, z: Leaves, increment: Leaves) -> Leaves:
     return [coupling * a + (1 - coupling) * b + c for a, b, c in zip(y, z, increment, strict=True)]
 
 
-def _sum(a: Leaves, b: Leaves, scale: float) -> Leaves:
+def _sum(a: Leaves, b: Leaves, scale: float) -> list[Tensor]:
     return [torch.add(x, y, alpha=scale) for x, y in zip(a, b, strict=True)]
 
 
@@ -91,40 +89,42 @@ class Undo:
     """One solve by the reversible scheme, forward without a graph and backward by undoing its steps."""
 
     problem: Problem
-    coupling: float
-    inputs: Inputs
     recording: Recording
-    grid: Grid = field(init=False)
-    status: Status | None = None
+    captured: Captured
+    coupling: float
     costs: Costs = field(default_factory=Costs)
+    kinds: Track[Kinds] = field(default_factory=Track)  # of nodes, two per step
 
-    def forward(self, inputs: list[Tensor], args: tuple[Any, ...]) -> tuple[list[Tensor], list[Tensor]]:
-        """The leaves of the wanted states; y and z at the end, which is all that the way back needs."""
-        pairs = Pairs(self.problem, self.coupling, args, self.recording)
-        with self.recording.making(), self.inputs.instead([tensor.detach() for tensor in self.inputs.inner]) as mode:
-            outputs, y, z = pairs.run([leaf.detach() for leaf in inputs[: self.inputs.width]])
-        self.inputs.narrow(mode)
-        self.grid, self.status = pairs.grid, pairs.status
+    def forward(self, y0: Leaves) -> tuple[Run, Leaves]:
+        """The wanted states; y and z at the end, which is all that the way back needs."""
+        pairs = Pairs(self.captured.problem, self.coupling, self._increment, self.recording)
+        states, y, z = pairs.run([leaf.detach() for leaf in y0])
+        self.grid, self.starts = pairs.grid, [leaf.detach() for leaf in y0]
         self.costs.hold(2 * bytes_of(y))
-        return [leaf for state in outputs for leaf in state], [leaf.clone() for leaf in (*y, *z)]
+        grid = replace(self.grid, times=tuple(map(self.captured.original, self.grid.times)))
+        return Run(states, grid, pairs.status, costs=self.costs), [leaf.clone() for leaf in (*y, *z)]
 
-    def backward(self, inputs: Leaves, kept: list[Tensor], cotangents: Sequence[Tensor | None], wants: Sequence[bool]) -> Grads:
+    def _increment(self, step: Step, backwards: bool, y: Leaves) -> list[Tensor]:
+        captured = self.captured
+        end, kinds, _ = captured.forward(y, lambda start: increment(captured.problem, step, backwards, start, captured.args))
+        self.kinds.append(kinds if not self.kinds.values or kinds != self.kinds.values[-1] else self.kinds.values[-1])
+        return end
+
+    def backward(self, kept: list[Tensor], cotangents: Sequence[Tensor | None], wants: Sequence[bool]) -> Grads:
         """Gradients of all inputs from those of the outputs: steps undone, last to first."""
-        width = self.inputs.width
-        stand_ins = self.inputs.stand_ins(inputs, wants)
-        back = _Undoing(self, stand_ins, kept[:width], kept[width:])
-        sizes = [torch.maximum(*map(torch.linalg.vector_norm, pair)) for pair in zip(inputs, back.y, strict=False)]
+        width = len(wants)
+        back = _Undoing(self, kept[:width], kept[width:])
+        sizes = [torch.maximum(*map(torch.linalg.vector_norm, pair)) for pair in zip(self.starts, back.y, strict=True)]
         kept.clear()
         arriving = {index: cotangents[i * width : (i + 1) * width] for i, index in enumerate(self.problem.outputs(self.grid))}
         nothing: Grads = [None] * width
-        with self.recording.replaying(), hooks_silent(self.inputs.leaves), self.inputs.instead(stand_ins.inner):
-            for step in reversed(self.inputs.steps(self.grid, stand_ins)):
-                back.y_bar = _plus(back.y_bar, arriving.get(step.index + 1, nothing))
-                back.undo(step)
-                self.costs.redone += 1
-        self._warn(inputs[:width], sizes, back)
+        for step in reversed(self.grid.steps()):
+            back.y_bar = _plus(back.y_bar, arriving.get(step.index + 1, nothing))
+            back.undo(step)
+            self.costs.redone += 1
+        self._warn(self.starts, sizes, back)
         y_bar = _plus(_plus(back.y_bar, back.z_bar), arriving.get(0, nothing))
-        return [*y_bar, *back.totals.values]
+        return [*y_bar, *back.totals]
 
     def _warn(self, y0: Leaves, sizes: Leaves, back: _Undoing) -> None:
         """Where y0 was not found again, relative to the larger of its size and that of the end."""
@@ -142,13 +142,12 @@ class Undo:
 class _Undoing:
     """The pair on its way back, its cotangents, and the sums so far."""
 
-    def __init__(self, undo: Undo, stand_ins: StandIns, y: Leaves, z: Leaves) -> None:
-        self.problem, self.coupling, self.recording = undo.problem, undo.coupling, undo.recording
-        self.args, self.places = undo.inputs.args(stand_ins), stand_ins.places
+    def __init__(self, undo: Undo, y: Leaves, z: Leaves) -> None:
+        self.undone, self.coupling, self.captured, self.recording = undo, undo.coupling, undo.captured, undo.recording
         self.y, self.z = y, z
         self.y_bar: Grads = [None] * len(y)
         self.z_bar: Grads = [None] * len(y)
-        self.totals = Totals(len(stand_ins.places))
+        self.totals: Grads = [None] * len(undo.captured.sources)
 
     def undo(self, step: Step) -> None:
         """Both halves of the step, last first."""
@@ -160,21 +159,16 @@ class _Undoing:
         self.y = [(a - (1 - c) * b - d) / c for a, b, d in zip(self.y, self.z, increment, strict=True)]
         self.z_bar = _plus(_plus(self.z_bar, _scaled(self.y_bar, 1 - c)), z_bar)
         self.y_bar = _scaled(self.y_bar, c)
-        if step.index == 0:
-            self.recording.kept.refuse_gradients()
 
     def _pulled(self, mark: int, step: Step, at: Leaves, seeds: Grads) -> tuple[Leaves, Grads]:
         """The increment of one half of ``step`` from the state ``at``, and the cotangents pulled back through it."""
-        self.recording.rewind(mark)
-        at = [leaf.detach().requires_grad_() for leaf in at]
-        with self.recording.surroundings(), torch.enable_grad():
-            increment = _increment(self.problem, _backwards(step) if mark % 2 else step, at, self.args)
-        values = [leaf.detach() for leaf in increment]
-        graph = StepGraph.of(increment, seeds)
-        del increment
-        cotangents, gradients = graph.pull_back(at, self.places)
-        self.totals.add(gradients)
-        return values, cotangents
+        captured = self.captured
+        with self.recording.replaying(mark):
+            graph = captured.graph(at, lambda start: increment(captured.problem, step, mark % 2 == 1, start, captured.args))
+        if graph.kinds != self.undone.kinds[mark]:
+            raise changed("led to another graph")
+        values = [leaf.detach() for leaf in graph.end]
+        return values, captured.pull_back(graph, seeds, [None] * len(at), self.totals, [True] * len(at))
 
 
 def _plus(a: Sequence[Tensor | None], b: Sequence[Tensor | None]) -> Grads:

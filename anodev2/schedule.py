@@ -1,11 +1,12 @@
-"""Which states to keep on the way forward and in which order to redo steps on the way back: pure Python, no tensors.
+"""Which states to keep on the way forward, and which on the way back: pure Python, no tensors.
 
 One instance read aloud, 10 steps and 3 slots: forward keeps the states before steps 0, 4 and 7 and that before the last
-step, 9; backward reverses step 9; restores 7, advances to 8 and reverses 8; restores 7 once more and reverses it; ...
+step, 9; backward reverses step 9; starts from 7, advances to 8 and reverses it; reverses 7; starts from 4, keeps 5 on the way ...
 
-The binomial schedule redoes the fewest steps that any schedule with so many slots can (Griewank & Walther, Algorithm 799:
-revolve, ACM TOMS 26, 2000); it is supplied by checkpoint_schedules. Where the number of steps is not known beforehand,
-states are kept at every 2^k-th step, k as small as the slots allow, and each gap is reversed with the slots that are free.
+A step is reversed from the nearest kept state; on the way there the binomial positions of the gap are kept in the slots that are
+free. The binomial schedule redoes the fewest steps that any schedule with so many slots can (Griewank & Walther, Algorithm 799:
+revolve, ACM TOMS 26, 2000); its positions are supplied by checkpoint_schedules. Where the number of steps is not known beforehand,
+states are kept at every 2^k-th step, k as small as the slots allow.
 """
 
 from __future__ import annotations
@@ -14,23 +15,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from math import comb
-from typing import Literal, NamedTuple
-
-
-class Action(NamedTuple):
-    """One order to whoever holds the states.
-
-    "restore": make the kept state ``at`` the working one; "keep": keep the working state, which is ``at``; "forget": let
-    go of the kept state ``at``; "advance": from ``at`` to ``to`` without a graph; "reverse": redo step ``at`` from the
-    working state with a graph and pull the gradient back through it (the working state is gone then).
-    """
-
-    kind: Literal["restore", "keep", "forget", "advance", "reverse"]
-    at: int
-    to: int = 0
-
-    def shifted(self, by: int) -> Action:
-        return Action(self.kind, self.at + by, self.to + by if self.kind == "advance" else 0)
 
 
 @dataclass(frozen=True)
@@ -39,28 +23,35 @@ class Schedule:
 
     steps: int
     kept: tuple[int, ...]
-    backward: tuple[Action, ...]
+    slots: int | None = None
     graphs: int = 0
+
+    def backward(self) -> Iterator[tuple[int, int, tuple[int, ...]]]:
+        """For every step, last to first: the kept state that it is reached from, and the states to keep on the way."""
+        held = list(self.kept)
+        for index in reversed(range(self.steps)):
+            while held[-1] > index:
+                held.pop()
+            start, way = held[-1], ()
+            if start < index:
+                free = max(1, (self.slots or self.steps) - len(held) + 1)
+                way = tuple(start + place for place in positions(index + 1 - start, free) if 0 < place < index - start)
+            yield index, start, way
+            held += way
 
     @property
     def redone(self) -> int:
-        """Steps done again on the way back, with or without a graph."""
-        advanced = sum(action.to - action.at for action in self.backward if action.kind == "advance")
-        return advanced + self.steps - self.graphs
+        """Steps done again on the way back, with or without a use of their graph."""
+        return self.steps - self.graphs + sum(index - start for index, start, _ in self.backward())
 
     def peak(self, state: float, graph: float) -> float:
-        """The most held at once, in the unit of ``state`` and ``graph``: kept and working states, kept graphs, the graph being redone."""
-        kept, working = set(self.kept), -1
-        most = len(kept) * state + self.graphs * graph + state  # at the end of the way forward, with the last state
-        for action in self.backward:
-            if action.kind == "keep":
-                kept.add(action.at)
-            elif action.kind == "forget":
-                kept.discard(action.at)
-            working = action.to if action.kind == "advance" else action.at
-            graphs = max(1, self.graphs - (self.steps - 1 - action.at)) if action.kind == "reverse" else 0
-            after = state if action.kind in ("reverse", "advance") else 0
-            most = max(most, len(kept | {working}) * state + graphs * graph + after)
+        """The most held at once, in the unit of ``state`` and ``graph``: kept states, those around a step, kept graphs, the step's graph."""
+        kept, most = set(self.kept), 0.0
+        for index, _, way in self.backward():
+            kept |= set(way)
+            kept = {at for at in kept if at <= index}
+            graphs = max(1, self.graphs - (self.steps - 1 - index))
+            most = max(most, len(kept | {index, index + 1}) * state + graphs * graph)
         return most
 
     def draw(self, width: int = 96) -> str:
@@ -68,11 +59,8 @@ class Schedule:
         scale = max(1, -(-self.steps // width))
         graphs = dict.fromkeys(range(self.steps - self.graphs, self.steps), "=")
         lines = [{**dict.fromkeys(range(self.steps), "-"), **dict.fromkeys(self.kept, "o"), **graphs}, {}]
-        for action in self.backward:
-            if action.kind == "advance":
-                new = {at: lines[-1].get(at, "-") for at in range(action.at, action.to)}
-            else:
-                new = {action.at: mark} if (mark := {"keep": "o", "reverse": "<"}.get(action.kind)) else {}
+        for index, start, way in self.backward():
+            new = {**{at: lines[-1].get(at, "-") for at in range(start, index)}, **dict.fromkeys(way, "o"), index: "<"}
             if any(lines[-1].get(at, mark) != mark for at, mark in new.items()):
                 lines.append({})
             lines[-1].update(new)
@@ -84,77 +72,27 @@ def _line(steps: int, scale: int, marks: dict[int, str]) -> str:
     return "".join(min(cell, key="o=<- ".index) for cell in cells).rstrip()
 
 
-@lru_cache(maxsize=256)
-def positions(steps: int, slots: int | None, graphs: int = 0) -> tuple[int, ...]:
-    """Before which steps to keep the state on the way forward.
-
-    The slots, spread over the steps without a kept graph; then the state before the last of these, so that reversing it
-    needs no advance, and those that the graphs start from.
-    """
-    plain = steps - graphs
-    if slots is None or slots >= plain:
+@lru_cache(maxsize=1024)
+def positions(steps: int, slots: int | None) -> tuple[int, ...]:
+    """Before which steps to keep the state on the way forward: the slots, and the last step, so that reversing it needs no advance."""
+    if slots is None or slots >= steps:
         return tuple(range(steps))
-    starts = [0] if plain == 1 else [at for kind, at, _ in _forward(plain, slots) if kind == "keep"]
-    return (*starts, *range(max(plain - 1, 1), steps))
-
-
-@lru_cache(maxsize=64)
-def reversal(steps: int, kept: tuple[int, ...], slots: int | None, graphs: int = 0) -> Schedule:
-    """The way back from ``kept``: gap by gap, last to first, each with the slots that are free by then."""
-    actions: list[Action] = []
-    for place in reversed(range(len(kept))):
-        start, end = kept[place], kept[place + 1] if place + 1 < len(kept) else steps
-        free = max(1, (slots or steps) - place)
-        actions += (action.shifted(start) for action in _gap(end - start, free))
-    return Schedule(steps, kept, tuple(actions), graphs)
-
-
-@lru_cache(maxsize=1024)
-def _gap(steps: int, slots: int) -> tuple[Action, ...]:
-    """Reverse ``steps`` steps from the state before the first, which is kept and takes one of the slots."""
-    return (Action("restore", 0), *_binomial(steps, slots)[1])
-
-
-def _forward(steps: int, slots: int) -> tuple[Action, ...]:
-    return _binomial(steps, slots)[0]
-
-
-@lru_cache(maxsize=1024)
-def _binomial(steps: int, slots: int) -> tuple[tuple[Action, ...], tuple[Action, ...]]:
-    """The actions of the first sweep of the optimal schedule; and all of them but for keeping state 0."""
-    if steps == 1:
-        return (), (Action("forget", 0), Action("reverse", 0))
     from checkpoint_schedules import multistage  # imports numpy, which a solve without slots does not need
 
     multistage.n_advance = getattr(multistage.n_advance, "py_func", multistage.n_advance)  # numba would compile for seconds
-    actions: list[Action] = []
-    first_sweep = 0
+    kept = []
     for order in multistage.MultistageCheckpointSchedule(steps, min(slots, steps - 1), 0):
-        actions += _translated(order)
         if type(order).__name__ == "EndForward":
-            first_sweep = len(actions)
-    return tuple(actions[:first_sweep]), tuple(action for action in actions if action != Action("keep", 0))
-
-
-def _translated(order: object) -> Iterator[Action]:
-    """An action of checkpoint_schedules in ours; its step with adjoint data and the reversal after it are one of ours."""
-    kind = type(order).__name__
-    if kind == "Forward" and not order.write_adj_deps:  # pyright: ignore[reportAttributeAccessIssue]
-        if order.write_ics:  # pyright: ignore[reportAttributeAccessIssue]
-            yield Action("keep", order.n0)  # pyright: ignore[reportAttributeAccessIssue]
-        yield Action("advance", order.n0, order.n1)  # pyright: ignore[reportAttributeAccessIssue]
-    elif kind == "Reverse":
-        yield Action("reverse", order.n0)  # pyright: ignore[reportAttributeAccessIssue]
-    elif kind in ("Copy", "Move"):
-        yield Action("restore", order.n)  # pyright: ignore[reportAttributeAccessIssue]
-        if kind == "Move":
-            yield Action("forget", order.n)  # pyright: ignore[reportAttributeAccessIssue]
+            break
+        if getattr(order, "write_ics", False):
+            kept.append(order.n0)  # pyright: ignore[reportAttributeAccessIssue]
+    return (*kept, *range(max(steps - 1, 1), steps))
 
 
 class Thinning:
     """States kept on the way forward while the number of steps is not known: at every 2^k-th step, at most ``slots``."""
 
-    def __init__(self, slots: int) -> None:
+    def __init__(self, slots: int | None) -> None:
         self.slots = slots
         self.stride = 1
         self.kept: list[int] = []
@@ -164,7 +102,7 @@ class Thinning:
         if index % self.stride:
             return [index]
         self.kept.append(index)
-        if len(self.kept) <= self.slots:
+        if self.slots is None or len(self.kept) <= self.slots:
             return []
         self.stride *= 2
         gone = [at for at in self.kept if at % self.stride]
@@ -172,24 +110,9 @@ class Thinning:
         return gone
 
 
-@lru_cache(maxsize=64)
-def fewest_redone(steps: int, budget: int, state: int, graph: int) -> tuple[int, int] | None:
-    """Slots, and how many of the last steps keep their graph, that redo the fewest steps with at most ``budget`` held at once.
-
-    None where a single slot is too much. What is held (``Schedule.peak``) is largest at the end of the way forward or
-    while the first step without a kept graph is redone.
-    """
-    state = max(state, 1)
-    choices: list[tuple[int, int, int]] = []
-    for graphs in range(steps + 1):
-        plain = steps - graphs
-        forward = (budget - graphs * graph) // state - graphs - 1  # states without a kept graph, at the end of the way forward
-        if plain == 0 and forward >= 0:
-            choices.append((0, -graphs, 1))
-        elif plain and (most := min(forward, (budget - graph) // state - 1)) >= min(plain, 2):
-            slots = plain if most >= plain else most - 1  # one is the state before the last of these steps
-            choices.append((redone_by(plain, slots), -graphs, slots))
-    return (min(choices)[2], -min(choices)[1]) if choices else None
+def most_slots(steps: int, budget: int, state: int, graph: int) -> int:
+    """So many slots that at most ``budget`` bytes are held at once (``Schedule.peak``); 0 where one is too much."""
+    return max(0, min(steps, (budget - graph) // max(state, 1) - 2))
 
 
 def redone_by(steps: int, slots: int) -> int:

@@ -14,11 +14,11 @@ from torch import Tensor
 from .adjoint import Adjoint, CheckpointAdjoint, DirectAdjoint, as_adjoint, transformed
 from .compiled import Compile, as_compile, compiled
 from .dense import Dense
-from .inputs import untouched
 from .observe import Observer
 from .per_sample import find_grid
 from .problem import Costs, Problem, SolveError, Status, VectorField
 from .pytree import LEAF, Structure, build, leaves_of, structure_of
+from .replay import untouched
 from .solution import Solution, Stats
 from .solvers import METHODS, Leapfrog, Leaves, Method, RungeKutta, as_method, halves
 from .stepping import Adaptive, Control, Grid, Step, as_count, as_times, given_grid, numbers, tolerances, uniform_grid

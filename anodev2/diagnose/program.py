@@ -60,7 +60,7 @@ class Program:
         self.modules, self.generators = [m for m in around.modules if not isinstance(m, torch.jit.ScriptModule)], around.generators
         self.blocks = [module for module in self.modules if isinstance(module, ODEBlock)]
         self.groups, named = _groups(self.func, self.z0, self.args)
-        unnamed = [leaf for leaf in found.leaves if id(leaf) not in named]
+        unnamed = [leaf for leaf in found.tensors if leaf.is_leaf and leaf.requires_grad and id(leaf) not in named]
         if not self.groups and not unnamed:
             raise ValueError("nothing here has a gradient: z0 holds no floating tensor, and no parameter or argument requires grad")
         self.closure = list(self.used(unnamed)) if unnamed else []

@@ -12,10 +12,8 @@ from torch.func import functional_call
 
 from ..block import CoupledODEBlock, ODEBlock
 from ..dynamics import Theta
-from ..inputs import replayable
 from ..problem import CountedCall, Counters
 from ..pytree import leaves_of, structure_of
-from ..reach import reach
 from ..replay import Recording
 from ..stepping import numbers, uniform_grid
 
@@ -75,16 +73,12 @@ class Subject:
     @contextmanager
     def untouched(self, z: Any = ()) -> Iterator[Recording]:
         """The target may be evaluated inside, at states like z; buffers, generators and what modules keep are set back afterwards."""
-        found = reach(self.target, *self.options.get("args", ()))
-        devices = {leaf.device for leaf in (*found.leaves, *found.constants, *found.inner, *leaves_of(z, structure_of(z)))}
-        recording = Recording(replayable(found.modules), devices, found.generators)
+        recording = Recording(self.target, leaves_of(z, structure_of(z)), self.options.get("args", ()))
         recording.mark()
         try:
             yield recording
         finally:
             recording.retreat()
-            recording.kept.finish()
-            recording.kept.rewind()
 
     def step_of(self, time: float) -> int:
         """The number of the step that begins at this time or has it inside, the last one at the end; 0 where steps are not known."""

@@ -39,13 +39,14 @@ class Method(ABC):
     """A one-step method.
 
     ``nodes`` are the stage times, in units of the step, at which a step evaluates f; ``order`` is that of its global error.
-    ``splits``: whether a step needs the linear part of f, of ``func.split()``.
+    ``splits``: whether a step needs the linear part of f, of ``func.split()``. ``traced``: whether torch.compile traces it.
     """
 
     name: str
     order: int
     nodes: tuple[float, ...]
     splits: bool = False
+    traced: bool = False
 
     @abstractmethod
     def step(self, field: SplitField, step: Step, y: Leaves) -> list[Tensor]:

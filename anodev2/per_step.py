@@ -1,0 +1,304 @@
+"""A state per step: the graph is that of the forward pass; what it saved is dropped, and a step redone when a backward pass asks.
+
+``torch.autograd.graph.saved_tensors_hooks`` see every tensor that an operation saves for its derivative. The frame of a step
+keeps them while it runs, then lets them go; the nodes hold places in the frame. When a node first asks for its tensor, the step
+is taken again from its kept state, with everything as it was (``replay``), until it has saved the last one. As nodes are never
+made anew, whatever f does with tensors (closures, caches, attributes, hooks, derivatives inside) is differentiated as without
+checkpoints, any number of times. Only values are redone, and they are compared: how many, their shapes, types and versions, a
+sample of the last, and samples of all in the last step, with which every backward pass begins.
+
+The first step is not let go before the second has saved as much: a cache that it filled would not be filled again.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import Counter, deque
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+
+from .ferry import Ferry
+from .march import March, Take
+from .problem import Costs, Problem, Run, bytes_of, storage, versions
+from .replay import Comparison, Recording, changed, sample
+from .solvers import Leaves
+from .stepping import Grid, Step, numbers
+
+Kind = tuple[torch.Size, torch.dtype, int]  # of what is saved: shape, dtype, version
+MODIFIED = "one of the variables needed for gradient computation has been modified by an inplace operation"
+
+
+class TooLarge(Exception):
+    """A step's graph of so many bytes does not fit beside the states that are planned for."""
+
+    def __init__(self, graph_bytes: int) -> None:
+        self.graph_bytes = graph_bytes
+
+
+class PerStep:
+    """One solve. ``budget``: bytes of states and of graphs; those of the last steps are kept as far as they fit."""
+
+    def __init__(
+        self, problem: Problem, recording: Recording, args: tuple[Any, ...], budget: int | None = None, ferry: Ferry | None = None
+    ) -> None:
+        self.problem, self.recording, self.args, self.budget, self.ferry = problem, recording, args, budget, ferry
+        self.outer = torch._C._autograd._top_saved_tensors_default_hooks(False) if ferry is None else None
+        self.march: March | None = None
+        self.costs = Costs()
+        self.comparison = Comparison(recording)
+        self.frame: Frame | None = None  # of the last attempt
+        self.redone: weakref.ref[Frame] | None = None  # the frame redone last
+        self.whole: deque[Frame] = deque()  # those that hold what they saved, oldest first
+        self.graphs = 0  # bytes of these
+
+    def run(self, y0: Leaves) -> Run:
+        """The wanted states, with their history."""
+        march = self.march = March(self.problem, self.args, self.recording, self.attempt, reuse="accepted")
+        try:
+            for step, y in march.steps(y0):
+                self._settle(step, y)
+            if self.budget is None and len(march.grid) == 1:
+                self.whole[0].let_go()
+        finally:  # whatever has a history would hold itself
+            if self.frame is not None and self.frame.running:  # failed, or did not count
+                self.frame.let_go()
+            self.recording.close()
+            self.frame = self.march = None
+            self.whole.clear()
+        return Run(march.outputs(), march.grid, march.status, march.rejected, self.costs)
+
+    def attempt(self, take: Take, y: Leaves, first: Leaves | None, between: Callable[[], None]) -> tuple[list[Tensor], list[Leaves]]:
+        """Take a step with a frame around it."""
+        if self.frame is not None and self.frame.running:  # rejected
+            self.frame.let_go()
+        self.frame = frame = Frame(self, take, y, self.frame)
+
+        def advanced() -> None:
+            frame.advancing = len(frame.saved)
+            between()
+
+        with saved_tensors_hooks(frame.pack, unpack):
+            return take(y, first, advanced)
+
+    def _settle(self, step: Step, y: Leaves) -> None:
+        """The step just taken is accepted: what it holds, and who lets go for it."""
+        frame, stepping, state = self.frame, self.problem.stepping, bytes_of(y)
+        assert frame is not None and self.march is not None
+        steps = len(stepping) if isinstance(stepping, Grid) else step.index + 1
+        last = step.index + 1 == steps if isinstance(stepping, Grid) else numbers((step.time(1.0),)) == numbers(stepping.times[-1:])
+        if last or self.march.first is None:
+            frame.forget_estimate()
+        frame.end(y, everything=last)
+        if step.index == 0 or self.budget is not None:
+            frame.hold()
+            self.whole.append(frame)
+        else:
+            frame.let_go()
+        if self.budget is None:
+            if step.index == 1 and not Counter(self.whole[0].saved) - Counter(frame.saved):
+                self.whole[0].let_go()
+            self.costs.hold((step.index + 2) * state)
+            return
+        self.graphs += frame.bytes
+        while self.graphs > self.budget - (steps + 1) * state:
+            if len(self.whole) == 1:
+                raise TooLarge(frame.bytes)
+            gone = self.whole.popleft()
+            self.graphs -= gone.bytes
+            gone.let_go()
+        self.costs.hold((step.index + 2) * state + self.graphs)
+
+
+class Frame:
+    """One step: the state before it, what it saved, and these tensors while it runs or has been redone."""
+
+    __slots__ = (
+        "__weakref__", "advancing", "at", "before", "bytes", "kinds", "live", "place", "running", "samples", "saved", "solve", "take",
+        "versions", "y",
+    )  # fmt: skip
+
+    def __init__(self, solve: PerStep, take: Take, y: Leaves, before: Frame | None) -> None:
+        self.solve, self.take, self.before = solve, take, None if before is None else weakref.ref(before)
+        self.place = solve.recording.marks - 1
+        self.kinds = [(leaf.requires_grad, leaf.is_leaf) for leaf in y]
+        if solve.ferry is not None:
+            self.y: list[Any] = solve.ferry.stow(y)
+        else:
+            self.y = [leaf.detach() if solve.outer is None else solve.outer[0](leaf.detach()) for leaf in y]
+        self.versions = versions(y)
+        self.live: list[Tensor | None] | None = []
+        self.saved: list[Kind] = []
+        self.samples: list[tuple[int, Tensor]] = []
+        self.advancing: int | None = None  # how many had been saved when the next state was there
+        self.bytes, self.running = 0, True
+
+    def pack(self, tensor: Tensor) -> tuple[Any, int, int]:
+        """A place in the frame; parameters go by reference, as autograd keeps them."""
+        if tensor.is_leaf and isinstance(tensor, nn.Parameter):
+            return tensor, -1, tensor._version
+        assert self.live is not None
+        self.live.append(tensor)
+        self.saved.append(_kind(tensor))
+        return self, len(self.live) - 1, 0
+
+    def forget_estimate(self) -> None:
+        """What only the estimate of the error saved has no nodes any more."""
+        if self.advancing is not None and self.live is not None:
+            del self.live[self.advancing :], self.saved[self.advancing :]
+
+    def end(self, y: Leaves, everything: bool) -> None:
+        """The step has been taken and led to y."""
+        live = self.live or []
+        for place in reversed(range(len(live))):
+            tensor = live[place]
+            if tensor is not None and self._is_result(tensor):
+                self.samples.append((place, sample(tensor).clone()))
+                if not everything:
+                    break
+        before = self.before() if self.before is not None else None
+        if before is not None and before.saved == self.saved:
+            self.saved = before.saved  # one list for all that are alike
+        if self.solve.budget is not None:
+            self.bytes = bytes_saved(live, [*y, *self.y], self.solve.recording)
+
+    def _is_result(self, tensor: Tensor) -> bool:
+        """Whether a redone step must find these values: not views of parameters, nor what f writes to."""
+        if not (tensor.is_floating_point() or tensor.is_complex()) or tensor.layout is not torch.strided:
+            return False
+        if tensor.requires_grad:
+            return not isinstance(tensor._base, nn.Parameter)
+        return storage(tensor) not in self.solve.recording.moving()
+
+    def hold(self) -> None:
+        """Keep what was saved, apart from its nodes: a result that holds itself would never be freed."""
+        self.live, self.running = [None if tensor is None else tensor.detach() for tensor in self.live or ()], False
+        self.at = [version for _, _, version in self.saved]
+
+    def let_go(self) -> None:
+        self.live, self.running = None, False
+
+    def tensor(self, place: int) -> Tensor:
+        """What was saved at this place, redone where it is gone."""
+        if self.live is None or self.live[place] is None:
+            self.redo()
+        assert self.live is not None
+        tensor = self.live[place]
+        assert tensor is not None
+        if not self.running and tensor._version != self.at[place]:  # with hooks autograd does not look
+            raise RuntimeError(f"{MODIFIED}: a tensor of shape {tuple(tensor.shape)} is at version {tensor._version}, not {self.at[place]}")
+        if not (self.running or torch._C._autograd._get_current_graph_task_keep_graph()):
+            self.live[place] = None  # nobody will ask again
+        return tensor
+
+    def state(self) -> tuple[list[Tensor], list[Tensor]]:
+        """The state before the step as leaves, and in the role that it had."""
+        solve, before = self.solve, self.before() if self.before is not None else None
+        if solve.ferry is not None:
+            y = solve.ferry.fetch(self.place, self.y)
+            if before is not None:
+                solve.ferry.send_for(before.place, before.y)
+        elif solve.outer is not None:
+            y = [solve.outer[1](packed) for packed in self.y]
+        else:
+            y = self.y
+            if versions(y) != self.versions:
+                raise RuntimeError(f"{MODIFIED}: the state before step {self.take.step.index}; change a copy of it")
+        leaves = [leaf.detach().requires_grad_(wants) for leaf, (wants, _) in zip(y, self.kinds, strict=True)]
+        return leaves, [leaf if is_leaf else leaf.view_as(leaf) for leaf, (_, is_leaf) in zip(leaves, self.kinds, strict=True)]
+
+    def redo(self) -> None:
+        """Take the step again, until all that it saved is there."""
+        solve, live, saved, wanted = self.solve, [], [], len(self.saved)
+        last = solve.redone() if solve.redone is not None else None
+        if last is not None and last is not self:
+            last.let_go()
+        solve.redone = weakref.ref(self)
+
+        def pack(tensor: Tensor) -> tuple[Any, int, int]:
+            if tensor.is_leaf and isinstance(tensor, nn.Parameter):
+                return tensor, -1, tensor._version
+            live.append(tensor)
+            saved.append(_kind(tensor))
+            if len(live) == wanted:
+                raise _Complete
+            return live, len(live) - 1, 0
+
+        solve.costs.redone += 1
+        with torch.enable_grad():
+            leaves, y = self.state()
+            with solve.recording.replaying(self.place), saved_tensors_hooks(pack, unpack):
+                try:
+                    self.take(y)
+                except _Complete:
+                    pass
+        if saved != self.saved:
+            self._check(live, saved, y)
+        self.live, self.at = [tensor.detach() for tensor in live], versions(live)
+        if self.at != [version for _, _, version in saved]:
+            self._check(live, [(*kind[:2], version) for kind, version in zip(saved, self.at, strict=True)], y, saved)
+        live.clear()  # the nodes of the redone step hold what holds them
+        for leaf in leaves:
+            if leaf.requires_grad:
+                leaf.register_hook(_refuse_kept)
+        solve.comparison.add([self.live[place] for place, _ in self.samples], [expected for _, expected in self.samples])
+        if solve.budget is not None:
+            solve.costs.hold((self.place + 1) * bytes_of(y) + self.bytes)
+
+    def _check(self, live: list[Tensor], saved: list[Kind], y: Leaves, expected: list[Kind] | None = None) -> None:
+        """Refuse what differs from what was ``expected``, but for versions of tensors that f writes to, and of copies of the state."""
+        expected = expected or self.saved
+        same = [kind[:2] for kind in saved] == [kind[:2] for kind in expected]
+        free = self.solve.recording.moving() | {storage(leaf) for leaf in y}
+        wrong = [t for t, now, then in zip(live, saved, expected, strict=False) if now != then and storage(t) not in free] if same else []
+        if wrong or not same:
+            self.live = None
+            live.clear()
+        if not same:
+            raise changed(f"saved other tensors ({len(saved)}, not {len(expected)}, or of other shapes)")
+        if wrong:
+            raise changed(f"found a tensor of shape {tuple(wrong[0].shape)} modified in place, otherwise")
+
+
+class _Complete(BaseException):
+    """A redone step has saved all that it saved at first."""
+
+
+def unpack(packed: tuple[Any, int, int]) -> Tensor:
+    holder, place, version = packed
+    if isinstance(holder, Frame):
+        return holder.tensor(place)
+    if isinstance(holder, Tensor):
+        if holder._version != version:  # with hooks autograd does not look
+            raise RuntimeError(f"{MODIFIED}: a parameter of shape {tuple(holder.shape)} is at version {holder._version}, not {version}")
+        return holder
+    if place >= len(holder):
+        _refuse_kept()
+    return holder[place]
+
+
+def _refuse_kept(*_: Tensor) -> Any:
+    raise ValueError(
+        "func keeps a tensor with a history outside itself, and in a backward pass has put that of a redone step in its place, which "
+        "has no history before it; use what is kept before that backward pass, return it as part of the state, or solve with adjoint='direct'"
+    )
+
+
+def _kind(tensor: Tensor) -> Kind:
+    return tensor.shape, tensor.dtype, tensor._version
+
+
+def bytes_saved(live: list[Tensor | None], around: list[Any], recording: Recording) -> int:
+    """Of what a step saved, apart from states and constants."""
+    sizes = {
+        storage(tensor): tensor.untyped_storage().nbytes()
+        for tensor in live
+        if tensor is not None and not isinstance(tensor._base, nn.Parameter)
+    }
+    for tensor in around:
+        if isinstance(tensor, Tensor):
+            sizes.pop(storage(tensor), None)
+    return sum(size for key, size in sizes.items() if key not in recording.outside)

@@ -1,0 +1,119 @@
+"""Memory flat in the number of steps: some states are kept, no graph; steps are redone as the binomial schedule says.
+
+An autograd Function ties the outputs to what the steps were observed to use (``vjp``). Steps of the pass forward have a graph too,
+which is dropped at once: it shows what they use, and which nodes a redone step must have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+from torch import Tensor
+
+from .ferry import Ferry
+from .march import March, Take
+from .per_step import TooLarge
+from .problem import Costs, Problem, Run, bytes_of
+from .replay import Comparison, Recording, Track, changed, sample
+from .schedule import Schedule, Thinning, positions
+from .solvers import Leaves
+from .stepping import Grid, Step
+from .vjp import Captured, Grads, Kinds
+
+
+@dataclass
+class Slots:
+    """One solve with ``slots`` states (None: all); ``graph_bytes``: what a step's graph may take, where there is a budget."""
+
+    problem: Problem
+    recording: Recording
+    captured: Captured
+    slots: int | None
+    graph_bytes: int | None = None
+    ferry: Ferry | None = None
+    costs: Costs = field(default_factory=Costs)
+    kinds: Track[Kinds] = field(default_factory=Track)
+
+    def forward(self, y0: Leaves) -> tuple[Run, Leaves]:
+        """The wanted states, without a history, and the kept ones."""
+        stepping = self.problem.stepping
+        places = set(positions(len(stepping), self.slots)) if isinstance(stepping, Grid) else None
+        thinning, states = Thinning(self.slots), dict[int, Leaves]()
+        march = March(self.captured.problem, self.captured.args, self.recording, self._attempt, reuse="none")
+        y: Leaves = [leaf.detach() for leaf in y0]
+        before: Leaves = []
+        for step, y_next in march.steps(y):
+            self.kinds.append(self._last if not self.kinds.values or self._last != self.kinds.values[-1] else self.kinds.values[-1])
+            if places is None or step.index in places:
+                states[step.index] = self._stowed(y)
+                for gone in thinning.admit(step.index) if places is None else ():
+                    del states[gone]
+            before, y = y, y_next
+        self.grid = march.grid
+        times = tuple(map(self.captured.original, self.grid.times))
+        if len(self.grid) and len(self.grid) - 1 not in states:
+            states[len(self.grid) - 1] = self._stowed(before)  # from which the way back starts
+        kept = tuple(sorted(at for at in states if at < len(self.grid)))
+        self.schedule = Schedule(len(self.grid), kept, self.slots)
+        self.state_bytes = bytes_of(y)
+        self.expected = [sample(leaf).clone() for leaf in y]
+        self.costs.hold((len(kept) + 1) * self.state_bytes)
+        run = Run(march.outputs(), replace(self.grid, times=times), march.status, march.rejected, self.costs)
+        return run, [leaf for at in kept for leaf in states[at]]
+
+    def _attempt(self, take: Take, y: Leaves, first: Leaves | None, between: Callable[[], None]) -> tuple[list[Tensor], list[Leaves]]:
+        slopes: list[Leaves] = []
+
+        def taken(start: list[Tensor]) -> list[Tensor]:
+            end, found = take(start, None, between)
+            slopes.extend([k.detach() for k in slope] for slope in found)
+            return end
+
+        end, self._last, size = self.captured.forward(y, taken, weigh=self.graph_bytes is not None)
+        if self.graph_bytes is not None and size > self.graph_bytes:
+            raise TooLarge(size)
+        return end, slopes
+
+    def backward(self, kept: list[Tensor], cotangents: Sequence[Tensor | None], wants: Sequence[bool]) -> Grads:
+        """Gradients of all inputs from those of the outputs: steps redone as the schedule says, last to first."""
+        width, steps = len(wants), self.grid.steps()
+        outputs = self.problem.outputs(self.grid)
+        arriving = {index: list(cotangents[i * width : (i + 1) * width]) for i, index in enumerate(outputs)}
+        nothing: Grads = [None] * width
+        states: dict[int, Leaves] = {at: kept[i * width : (i + 1) * width] for i, at in enumerate(self.schedule.kept)}
+        kept.clear()
+        totals: Grads = [None] * len(self.captured.sources)
+        comparison = Comparison(self.recording)
+        y_bar, expected = arriving.get(len(steps), nothing), self.expected
+        for index, start, way in self.schedule.backward():
+            for gone in [at for at in states if at > index]:
+                del states[gone]
+            here = arriving.get(index, nothing)
+            if all(seed is None for seed in y_bar):  # no later state was asked for
+                y_bar, expected = here, []
+                continue
+            y = states[start] if self.ferry is None else self.ferry.fetch(start, states[start])
+            for at in range(start, index):
+                if at in way:
+                    states[at] = self._stowed(y)
+                with self.recording.replaying(at):
+                    y = self.captured.end(y, lambda start, step=steps[at]: self._taken(step, start))
+            if self.ferry is not None and (ahead := [at for at in states if at < index]):
+                self.ferry.send_for(ahead[-1], states[ahead[-1]])
+            with self.recording.replaying(index):
+                graph = self.captured.graph(y, lambda start, step=steps[index]: self._taken(step, start))
+            if graph.kinds != self.kinds[index]:
+                raise changed("led to another graph")
+            comparison.add(graph.end, expected or graph.end)
+            self.costs.redone += index - start + 1
+            self.costs.hold((len({*states, index}) + 1) * self.state_bytes + (self.graph_bytes or 0))
+            expected = [sample(leaf) for leaf in y]
+            y_bar = self.captured.pull_back(graph, y_bar, here, totals, wants if index == 0 else [True] * width)
+        return [*y_bar, *totals]
+
+    def _taken(self, step: Step, y: list[Tensor]) -> list[Tensor]:
+        return self.captured.problem.advance(step, y, self.captured.args)
+
+    def _stowed(self, y: Leaves) -> Leaves:
+        return y if self.ferry is None else self.ferry.stow(y)
