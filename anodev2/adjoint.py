@@ -126,9 +126,9 @@ class CheckpointAdjoint(Adjoint):
             raise ValueError(f"offload={self.offload!r} must be None or 'cpu'")
 
     def solve(self, problem: Problem, y0: Leaves, args: tuple[Any, ...]) -> Run:
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
             return _compiled(problem, y0, args)
-        if not torch.is_grad_enabled() or transformed() or torch.jit.is_tracing():
+        if not torch.is_grad_enabled() or torch.compiler.is_exporting() or torch.jit.is_tracing() or transformed():
             return DirectAdjoint().solve(problem, y0, args)
         grid = problem.stepping if isinstance(problem.stepping, Grid) else None
         if self.memory is not None and grid is None:

@@ -12,10 +12,10 @@ from torch import Tensor
 from .march import March, Take
 from .problem import Problem, Run, SolveError, Status, VectorField
 from .pytree import structure_of
-from .replay import Recording
+from .replay import Comparison, Recording, changed, sample
 from .solvers import Leaves
 from .stepping import Adaptive, Control, Grid, Step
-from .vjp import Captured, Grads
+from .vjp import Captured, Grads, Kinds
 
 PATIENCE = 1000  # a solve backwards that takes so many times the steps of the one forward has failed
 
@@ -34,8 +34,9 @@ class Backsolve:
     def forward(self, y0: Leaves) -> tuple[Run, Leaves]:
         """The wanted states, all of which the way back starts again from."""
         march = March(self.problem, self.captured.args, self.recording, self._attempt, reuse="none")
-        for _ in march.steps([leaf.detach() for leaf in y0]):
-            pass
+        y, self.last = [leaf.detach() for leaf in y0], None
+        for step, y_next in march.steps(y):
+            y, self.last = y_next, (step, y, y_next, self.kinds)
         self.run = Run(march.outputs(), march.grid, march.status, march.rejected)
         return self.run, [leaf.clone() for state in self.run.states for leaf in state]
 
@@ -47,7 +48,8 @@ class Backsolve:
             slopes.extend([k.detach() for k in slope] for slope in found)
             return end
 
-        return self.captured.forward(y, taken)[0], slopes
+        end, self.kinds, _ = self.captured.forward(y, taken)
+        return end, slopes
 
     def backward(self, kept: list[Tensor], cotangents: Sequence[Tensor | None], wants: Sequence[bool]) -> Grads:
         """Gradients of all inputs from those of the outputs: solved backwards from each output to the one before."""
@@ -55,6 +57,8 @@ class Backsolve:
         places, nodes = self.problem.outputs(self.run.grid), self.run.grid.nodes()
         alpha: Leaves = [torch.zeros_like(leaf) for leaf in kept[:width]]
         sums: Leaves = [torch.zeros_like(leaf) for leaf in known]
+        if self.last is not None:
+            self._compare(*self.last)
         with self.recording.replaying(0), self.captured.hidden:
             field = _Augmented(self.problem, self.captured.args, known, width)
             for i in reversed(range(len(places))):
@@ -67,6 +71,15 @@ class Backsolve:
                     state = self._solved(field, nodes[before : places[i] + 1][::-1], state)
                     alpha, sums = state[width : 2 * width], state[2 * width :]
         return [*alpha, *(total if place in field.used else None for place, total in enumerate(sums))]
+
+    def _compare(self, step: Step, y: Leaves, y_next: Leaves, kinds: Kinds) -> None:
+        """Redo the last step, to see whether f is what it was."""
+        captured = self.captured
+        with self.recording.replaying(step.index):
+            end, again, _ = captured.forward(y, lambda start: captured.problem.advance(step, start, captured.args))
+        if kinds != again:
+            raise changed("led to another graph")
+        Comparison(self.recording).add(end, [sample(leaf) for leaf in y_next])
 
     def _solved(self, field: _Augmented, nodes: tuple[float, ...], state: Leaves) -> Leaves:
         """The state at the last of ``nodes``: on these, or adaptively with the tolerances given or those of the pass forward."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -28,7 +28,7 @@ from .replay import Comparison, Recording, changed, sample
 from .solvers import Leaves
 from .stepping import Grid, Step, numbers
 
-Kind = tuple[torch.Size, torch.dtype, int]  # of what is saved: shape, dtype, version
+Kind = tuple[torch.Size, torch.dtype]  # of what is saved
 MODIFIED = "one of the variables needed for gradient computation has been modified by an inplace operation"
 
 
@@ -78,10 +78,10 @@ class PerStep:
         self.frame = frame = Frame(self, take, y, self.frame)
 
         def advanced() -> None:
-            frame.advancing = len(frame.saved)
+            frame.advancing = len(frame.at)
             between()
 
-        with saved_tensors_hooks(frame.pack, unpack):
+        with saved_tensors_hooks(packer(frame, frame.live, frame.at), unpack):
             return take(y, first, advanced)
 
     def _settle(self, step: Step, y: Leaves) -> None:
@@ -117,7 +117,7 @@ class Frame:
     """One step: the state before it, what it saved, and these tensors while it runs or has been redone."""
 
     __slots__ = (
-        "__weakref__", "advancing", "at", "before", "bytes", "kinds", "live", "place", "running", "samples", "saved", "solve", "take",
+        "__weakref__", "advancing", "at", "before", "bytes", "kinds", "live", "now", "place", "running", "samples", "saved", "solve", "take",
         "versions", "y",
     )  # fmt: skip
 
@@ -132,23 +132,16 @@ class Frame:
         self.versions = versions(y)
         self.live: list[Tensor | None] | None = []
         self.saved: list[Kind] = []
+        self.at: list[int] = []  # versions of these when they were saved
+        self.now: list[int] = []  # and as they have been redone
         self.samples: list[tuple[int, Tensor]] = []
         self.advancing: int | None = None  # how many had been saved when the next state was there
         self.bytes, self.running = 0, True
 
-    def pack(self, tensor: Tensor) -> tuple[Any, int, int]:
-        """A place in the frame; parameters go by reference, as autograd keeps them."""
-        if tensor.is_leaf and isinstance(tensor, nn.Parameter):
-            return tensor, -1, tensor._version
-        assert self.live is not None
-        self.live.append(tensor)
-        self.saved.append(_kind(tensor))
-        return self, len(self.live) - 1, 0
-
     def forget_estimate(self) -> None:
         """What only the estimate of the error saved has no nodes any more."""
         if self.advancing is not None and self.live is not None:
-            del self.live[self.advancing :], self.saved[self.advancing :]
+            del self.live[self.advancing :], self.at[self.advancing :]
 
     def end(self, y: Leaves, everything: bool) -> None:
         """The step has been taken and led to y."""
@@ -159,24 +152,23 @@ class Frame:
                 self.samples.append((place, sample(tensor).clone()))
                 if not everything:
                     break
+        self.saved = _kinds(live)
         before = self.before() if self.before is not None else None
-        if before is not None and before.saved == self.saved:
-            self.saved = before.saved  # one list for all that are alike
+        if before is not None and before.saved == self.saved and before.at == self.at:
+            self.saved, self.at = before.saved, before.at  # one list for all that are alike
         if self.solve.budget is not None:
             self.bytes = bytes_saved(live, [*y, *self.y], self.solve.recording)
 
     def _is_result(self, tensor: Tensor) -> bool:
-        """Whether a redone step must find these values: not views of parameters, nor what f writes to."""
+        """Whether a redone step must find these values: not in what f writes to."""
         if not (tensor.is_floating_point() or tensor.is_complex()) or tensor.layout is not torch.strided:
             return False
-        if tensor.requires_grad:
-            return not isinstance(tensor._base, nn.Parameter)
-        return storage(tensor) not in self.solve.recording.moving()
+        return tensor.requires_grad or storage(tensor) not in self.solve.recording.moving()
 
     def hold(self) -> None:
         """Keep what was saved, apart from its nodes: a result that holds itself would never be freed."""
         self.live, self.running = [None if tensor is None else tensor.detach() for tensor in self.live or ()], False
-        self.at = [version for _, _, version in self.saved]
+        self.now = self.at
 
     def let_go(self) -> None:
         self.live, self.running = None, False
@@ -188,9 +180,13 @@ class Frame:
         assert self.live is not None
         tensor = self.live[place]
         assert tensor is not None
-        if not self.running and tensor._version != self.at[place]:  # with hooks autograd does not look
-            raise RuntimeError(f"{MODIFIED}: a tensor of shape {tuple(tensor.shape)} is at version {tensor._version}, not {self.at[place]}")
-        if not (self.running or torch._C._autograd._get_current_graph_task_keep_graph()):
+        if self.running:  # a derivative inside f
+            return tensor
+        if tensor._version != self.now[place]:  # with hooks autograd does not look
+            raise RuntimeError(
+                f"{MODIFIED}: a tensor of shape {tuple(tensor.shape)} is at version {tensor._version}, not {self.now[place]}"
+            )
+        if not torch._C._autograd._get_current_graph_task_keep_graph():
             self.live[place] = None  # nobody will ask again
         return tensor
 
@@ -212,34 +208,24 @@ class Frame:
 
     def redo(self) -> None:
         """Take the step again, until all that it saved is there."""
-        solve, live, saved, wanted = self.solve, [], [], len(self.saved)
+        solve, live, at = self.solve, list[Tensor](), list[int]()
         last = solve.redone() if solve.redone is not None else None
         if last is not None and last is not self:
             last.let_go()
         solve.redone = weakref.ref(self)
-
-        def pack(tensor: Tensor) -> tuple[Any, int, int]:
-            if tensor.is_leaf and isinstance(tensor, nn.Parameter):
-                return tensor, -1, tensor._version
-            live.append(tensor)
-            saved.append(_kind(tensor))
-            if len(live) == wanted:
-                raise _Complete
-            return live, len(live) - 1, 0
-
         solve.costs.redone += 1
         with torch.enable_grad():
             leaves, y = self.state()
-            with solve.recording.replaying(self.place), saved_tensors_hooks(pack, unpack):
+            with solve.recording.replaying(self.place), saved_tensors_hooks(packer(live, live, at, len(self.at)), unpack):
                 try:
                     self.take(y)
-                except _Complete:
-                    pass
-        if saved != self.saved:
-            self._check(live, saved, y)
-        self.live, self.at = [tensor.detach() for tensor in live], versions(live)
-        if self.at != [version for _, _, version in saved]:
-            self._check(live, [(*kind[:2], version) for kind, version in zip(saved, self.at, strict=True)], y, saved)
+                except BaseException:  # TorchScript makes another of _Complete
+                    if len(at) < len(self.at):
+                        raise
+        kinds, now = _kinds(live), versions(live)
+        if kinds != self.saved or at != self.at or at != now:
+            self._check(live, kinds, at, now, y)
+        self.live, self.now = list(live), now
         live.clear()  # the nodes of the redone step hold what holds them
         for leaf in leaves:
             if leaf.requires_grad:
@@ -248,19 +234,35 @@ class Frame:
         if solve.budget is not None:
             solve.costs.hold((self.place + 1) * bytes_of(y) + self.bytes)
 
-    def _check(self, live: list[Tensor], saved: list[Kind], y: Leaves, expected: list[Kind] | None = None) -> None:
-        """Refuse what differs from what was ``expected``, but for versions of tensors that f writes to, and of copies of the state."""
-        expected = expected or self.saved
-        same = [kind[:2] for kind in saved] == [kind[:2] for kind in expected]
-        free = self.solve.recording.moving() | {storage(leaf) for leaf in y}
-        wrong = [t for t, now, then in zip(live, saved, expected, strict=False) if now != then and storage(t) not in free] if same else []
-        if wrong or not same:
-            self.live = None
+    def _check(self, live: list[Tensor], kinds: list[Kind], at: list[int], now: list[int], y: Leaves) -> None:
+        """Refuse other kinds, and other versions but for those of copies of the state; what f writes to is counted as it is by now."""
+        own, moving = {storage(leaf) for leaf in y}, self.solve.recording.moving()
+        odd = [
+            tensor
+            for tensor, then, during, after in zip(live, self.at, at, now, strict=False)
+            if storage(tensor) not in own and (after != then or (during != then and storage(tensor) not in moving))
+        ]
+        if kinds != self.saved or odd:
             live.clear()
-        if not same:
-            raise changed(f"saved other tensors ({len(saved)}, not {len(expected)}, or of other shapes)")
-        if wrong:
-            raise changed(f"found a tensor of shape {tuple(wrong[0].shape)} modified in place, otherwise")
+        if kinds != self.saved:
+            raise changed(f"saved other tensors ({len(kinds)}, not {len(self.saved)}, or of other shapes)")
+        if odd:
+            raise RuntimeError(f"{MODIFIED}: a tensor of shape {tuple(odd[0].shape)}, of which func saves a derivative")
+
+
+def packer(holder: Any, live: list[Any], at: list[int], wanted: int = -1) -> Callable[[Tensor], tuple[Any, int, int]]:
+    """What gives a saved tensor a place in ``live``, its version in ``at``; parameters, and views of them, go by reference, as autograd keeps them."""
+
+    def pack(tensor: Tensor) -> tuple[Any, int, int]:
+        if isinstance(tensor._base, nn.Parameter) if tensor._is_view() else tensor.is_leaf and isinstance(tensor, nn.Parameter):
+            return tensor, -1, tensor._version
+        live.append(tensor)
+        at.append(tensor._version)
+        if len(at) == wanted:
+            raise _Complete
+        return holder, len(at) - 1, 0
+
+    return pack
 
 
 class _Complete(BaseException):
@@ -269,9 +271,9 @@ class _Complete(BaseException):
 
 def unpack(packed: tuple[Any, int, int]) -> Tensor:
     holder, place, version = packed
-    if isinstance(holder, Frame):
+    if type(holder) is Frame:
         return holder.tensor(place)
-    if isinstance(holder, Tensor):
+    if place < 0:
         if holder._version != version:  # with hooks autograd does not look
             raise RuntimeError(f"{MODIFIED}: a parameter of shape {tuple(holder.shape)} is at version {holder._version}, not {version}")
         return holder
@@ -287,8 +289,8 @@ def _refuse_kept(*_: Tensor) -> Any:
     )
 
 
-def _kind(tensor: Tensor) -> Kind:
-    return tensor.shape, tensor.dtype, tensor._version
+def _kinds(live: Sequence[Tensor | None]) -> list[Kind]:
+    return [(tensor.shape, tensor.dtype) for tensor in live if tensor is not None]
 
 
 def bytes_saved(live: list[Tensor | None], around: list[Any], recording: Recording) -> int:

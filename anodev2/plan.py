@@ -19,6 +19,9 @@ from .tableau import Tableau
 from .vjp import Captured
 
 
+FRAME, NODE, PLACE = 3000, 840, 300  # bytes per step, node and saved tensor, measured on Linux (tests/test_plan.py)
+
+
 @dataclass(frozen=True)
 class Plan:
     """Predicted costs of a solve on a grid: ``print(plan)`` reads them aloud.
@@ -26,6 +29,7 @@ class Plan:
     ``state_bytes`` and ``graph_bytes``: one state; what autograd stores in one step besides. ``peak_bytes``: the most held
     at once, forward or backward, of states and step graphs (the one being redone included). Evaluations count calls of
     func. ``recomputed`` counts steps redone; ``slots`` and ``graphs``: states, and graphs of the last steps, kept forward.
+    ``node_bytes``: what the nodes of the graph take beside (host memory, estimated from their number; none with slots).
     """
 
     adjoint: Adjoint
@@ -40,12 +44,14 @@ class Plan:
     slots: int | None = None
     graphs: int = 0
     schedule: Schedule | None = None
+    node_bytes: int = 0
 
     def __str__(self) -> str:
         lines = [
             f"{self.steps} steps of {self.method}, {self.adjoint}",
             f"a state: {mebibytes(self.state_bytes)}, the graph of a step: {mebibytes(self.graph_bytes)}, "
-            f"at most held at once: {mebibytes(self.peak_bytes)}",
+            f"at most held at once: {mebibytes(self.peak_bytes)}"
+            + (f", nodes of the graph: {mebibytes(self.node_bytes)}" if self.node_bytes else ""),
             f"func evaluated {self.evaluations_forward} times forward, {self.evaluations_backward} times backward; "
             f"{self.recomputed} steps redone ({self.recomputed / self.steps:.2f} per step)",
         ]
@@ -85,13 +91,16 @@ def plan(
     with untouched(problem, leaves, args) as recording:
         captured = Captured(problem, recording, args)
         with recording.observing(leaves):
-            _, kinds, graph = captured.forward(leaves, lambda y: captured.problem.advance(first, y, captured.args), weigh=True)
+            _, kinds, (graph, saved) = captured.forward(leaves, lambda y: captured.problem.advance(first, y, captured.args), weigh=True)
     once, state = problem.field.evaluations - before, bytes_of(leaves)
     fixed = (chosen, problem.method.name, count, state, graph)
     if isinstance(chosen, CheckpointAdjoint):
         schedule = chosen.schedule(count, state, graph)
         peak, redone = int(schedule.peak(state, graph)), schedule.redone
-        return Plan(*fixed, peak, count * once, redone * once, redone, schedule.slots, schedule.graphs, schedule)
+        nodes = (
+            count * (FRAME + NODE * (len(kinds[0]) - len(captured.leaves) - len(leaves) - 1) + PLACE * saved) if schedule.slots is None else 0
+        )
+        return Plan(*fixed, peak, count * once, redone * once, redone, schedule.slots, schedule.graphs, schedule, nodes)
     if isinstance(chosen, ReversibleAdjoint):
         return Plan(*fixed, 4 * state + graph, 2 * count * once, 2 * count * once, count)
     if isinstance(chosen, BacksolveAdjoint):

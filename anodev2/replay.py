@@ -21,14 +21,14 @@ import ctypes
 import math
 import weakref
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
 from operator import is_
 from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -48,6 +48,8 @@ SAMPLE = 1024  # about so many elements of a leaf are compared
 PLAIN = (Tensor, bool, int, float, complex, str, type(None))  # attributes that are put back
 # their schemas do not tell that they move running_mean and running_var in training, nor do their kernels count it
 BATCH_NORM = {"native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm"}
+
+TORCH_OWN = {"aten", "prims", "prim", "fsdp", "c10d", "_c10d_functional"}
 
 
 class Track(Generic[T]):
@@ -152,12 +154,13 @@ class _Written:
 
 
 @torch.no_grad()
-def _set(pairs: list[tuple[Tensor, Tensor]]) -> None:
-    """Values in place, uncounted, like BatchNorm's kernel, whose backward does not read it."""
+def _set(pairs: list[tuple[Tensor, Tensor]], counts: list[int] | None = None) -> None:
+    """Values in place, uncounted (or counted as given), like BatchNorm's kernel, whose backward does not read it."""
     if pairs:
         tensors = [tensor for tensor, _ in pairs]
-        with _unsafe_preserve_version_counter(tuple(tensors)):
-            torch._foreach_copy_([tensor.detach() for tensor in tensors], [value for _, value in pairs])
+        counts = versions(tensors) if counts is None else counts
+        torch._foreach_copy_([tensor.detach() for tensor in tensors], [value for _, value in pairs])
+        torch._C._autograd._unsafe_set_version_counter(tuple(tensors), tuple(counts))
 
 
 class _Past:
@@ -203,6 +206,10 @@ class _Module:
         names = [(n, x) for n, x in own if n == "training" or (self.plain and n not in MODULE_FIELDS and isinstance(x, PLAIN))]
         return names
 
+    @property
+    def is_lasting(self) -> bool:
+        return not any(isinstance(value, _Past) for value in self.track.values[0][0].values())
+
     def put(self, index: int) -> None:
         """As it was at a mark."""
         module, (attributes, parameters, buffers) = self.module, self.track[index]
@@ -233,11 +240,14 @@ class _SideEffects(TorchDispatchMode):
         self.made = {storage(tensor) for tensor in own}
         self.outside: dict[int, Tensor] = {}
         self.read: dict[int, tuple[Tensor, int]] = {}
-        self.written: dict[int, tuple[Tensor, Tensor, int]] = {}  # a tensor, its value before, its version then; -1: not counted
+        self.written: dict[
+            tuple[Any, ...], tuple[Tensor, Tensor, int]
+        ] = {}  # a tensor, its value before, its version then; -1: not counted
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
         kwargs = kwargs or {}
         silent = func.overloadpacket.__name__ in BATCH_NORM and bool(args[5])
+        custom = func.namespace not in TORCH_OWN  # which count what they write to before they are called
         for place, argument in enumerate(func._schema.arguments):
             value = args[place] if place < len(args) else kwargs.get(argument.name)
             if isinstance(value, (Tensor, list, tuple)):
@@ -245,7 +255,7 @@ class _SideEffects(TorchDispatchMode):
                 writes = moves or (argument.alias_info is not None and argument.alias_info.is_write)
                 for tensor in (value,) if isinstance(value, Tensor) else value:
                     if isinstance(tensor, Tensor):
-                        self._note(tensor, writes, moves)
+                        self._note(tensor, writes, moves or custom)
         result = func(*args, **kwargs)
         for tensor in result if isinstance(result, (tuple, list)) else (result,):
             if isinstance(tensor, Tensor) and (key := storage(tensor)) not in self.outside:
@@ -257,9 +267,10 @@ class _SideEffects(TorchDispatchMode):
         if key in self.made:
             return
         self.outside[key] = tensor
-        if writes and (id(tensor) not in self.written or silent):
-            before = self.written.get(id(tensor), (tensor, tensor.detach().clone(), tensor._version))
-            self.written[id(tensor)] = (*before[:2], -1 if silent else before[2])
+        part = (key, tensor.storage_offset(), tensor.shape) if key != id(tensor) else (key,)  # tensor.data is another object each time
+        if writes and (part not in self.written or silent):
+            before = self.written.get(part, (tensor, tensor.detach().clone(), tensor._version))
+            self.written[part] = (*before[:2], -1 if silent else before[2])
         elif not writes and not tensor.requires_grad:
             self.read.setdefault(id(tensor), (tensor, tensor._version))
 
@@ -280,12 +291,14 @@ class Recording:
         self.random = _Randomness(devices, found.generators)
         self.written = [_Written(module) for module in modules if module._buffers]
         self.modules = [_Module(module) for module in modules]
+        self.holding = [own for module in self.modules for own in module.dicts]
+        self.held, self.settled = self._held(), False  # what modules held at first, by id; whether it never changed
         leaves = {id(p): p for module in modules for p in module._parameters.values() if p is not None and p.is_leaf}
         self.wants = [(leaf, leaf.requires_grad) for leaf in leaves.values()]
         self.constants: list[tuple[weakref.ref[Tensor], int]] = []
         self.outside: set[int] = set()  # storages of these
         self.autocast = [
-            (kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))
+            (kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))  # the arguments of torch.autocast
             for kind in sorted({"cpu", *(device.type for device in devices)})
             if torch.amp.is_autocast_available(kind)
         ]
@@ -306,6 +319,9 @@ class Recording:
         """How many marks there are."""
         return self.random.track.count
 
+    def _held(self) -> list[int]:
+        return [id(value) for own in self.holding for value in own.values()]
+
     def moving(self) -> set[int]:
         """The storages of tensors that f may write to."""
         return {storage(tensor) for written in self.written for tensor in written.tensors()}
@@ -314,6 +330,7 @@ class Recording:
         """What modules hold now is no longer held here: it may have a history that leads back."""
         for module in self.modules:
             module.seen = ()
+        self.settled = all(len(module.track.values) == 1 and module.is_lasting for module in self.modules)
 
     def moved(self) -> bool:
         """Whether f drew random numbers or wrote to buffers since the last mark."""
@@ -344,7 +361,7 @@ class Recording:
         with _SideEffects(y) as seen:
             yield
         known = {id(tensor) for written in self.written if written.moved_since_mark() for tensor in written.tensors()}
-        for tensor, before, version in seen.written.values():
+        for tensor, before, version in reversed(seen.written.values()):  # where parts overlap the first to be written is set back last
             if tensor._version != version and id(tensor) not in known:
                 if tensor.requires_grad:
                     raise ValueError(
@@ -367,27 +384,42 @@ class Recording:
                 "a tensor that func reads was modified in place between the forward and the backward pass, so a step cannot be redone; "
                 "modify a copy, or solve with adjoint='direct'"
             )
-        with ExitStack() as stack:
+        held = [(own, own.copy()) for own in self.holding]
+        undo: list[Callable[[], Any]] = []
+        try:
             if len(self.random.track.values) > 1:
-                stack.callback(self.random.write, self.random.read())
+                undo.append(partial(self.random.write, self.random.read()))
                 self.random.write(self.random.track[index])
-            held = [(own, own.copy()) for module in self.modules for own in module.dicts]
-            stack.callback(lambda: [_become(*pair) for pair in held])
-            for module in self.modules:
-                module.put(index)
+            if not self.settled or self._held() != self.held:
+                for module in self.modules:
+                    module.put(index)
             moving = [written for written in self.written if not written.stands()]
             if moving:
                 own = {id(tensor): tensor for written in moving for tensor in (*written.tensors(), *(t for t, _ in written.track[index]))}
-                stack.callback(_set, [(tensor, tensor.detach().clone()) for tensor in own.values()])
-                stack.enter_context(_unsafe_preserve_version_counter(tuple(own.values())))
+                undo.append(partial(_set, [(tensor, tensor.detach().clone()) for tensor in own.values()], versions(list(own.values()))))
                 _set([pair for written in moving for pair in written.track[index]])
             for leaf, wants in self.wants:
                 if leaf.requires_grad != wants:
-                    stack.callback(leaf.requires_grad_, leaf.requires_grad)
+                    undo.append(partial(leaf.requires_grad_, leaf.requires_grad))
                     leaf.requires_grad_(wants)
-            for kind, dtype, enabled in self.autocast:
-                if enabled or torch.is_autocast_enabled(kind):
-                    stack.enter_context(torch.autocast(kind, dtype, enabled=enabled))
+            casts = [torch.autocast(*cast) for cast in self.autocast if cast[2] or torch.is_autocast_enabled(cast[0])]
+            with ExitStack() if casts else nullcontext() as stack:
+                for cast in casts:
+                    stack.enter_context(cast)  # pyright: ignore[reportOptionalMemberAccess]
+                yield
+        finally:
+            for action in reversed(undo):
+                action()
+            for now, then in held:
+                _become(now, then)
+
+    @contextmanager
+    def no_autocast(self) -> Iterator[None]:
+        """For derivatives, in the types that autocast chose."""
+        with ExitStack() as stack:
+            for kind, _, _ in self.autocast:
+                if torch.is_autocast_enabled(kind):
+                    stack.enter_context(torch.autocast(kind, enabled=False))
             yield
 
     def tolerance(self, leaf: Tensor) -> float:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from .problem import Costs, Problem, Run, Status, bytes_of
-from .replay import Recording, Track, changed
+from .replay import Comparison, Recording, Track, changed, sample
 from .solvers import Leaves
 from .stepping import Grid, Step
 from .vjp import Captured, Grads, Kinds
@@ -94,11 +94,13 @@ class Undo:
     coupling: float
     costs: Costs = field(default_factory=Costs)
     kinds: Track[Kinds] = field(default_factory=Track)  # of nodes, two per step
+    expected: list[Tensor] = field(default_factory=list)  # the last increment
 
     def forward(self, y0: Leaves) -> tuple[Run, Leaves]:
         """The wanted states; y and z at the end, which is all that the way back needs."""
         pairs = Pairs(self.captured.problem, self.coupling, self._increment, self.recording)
         states, y, z = pairs.run([leaf.detach() for leaf in y0])
+        self.recording.close()
         self.grid, self.starts = pairs.grid, [leaf.detach() for leaf in y0]
         self.costs.hold(2 * bytes_of(y))
         grid = replace(self.grid, times=tuple(map(self.captured.original, self.grid.times)))
@@ -108,6 +110,7 @@ class Undo:
         captured = self.captured
         end, kinds, _ = captured.forward(y, lambda start: increment(captured.problem, step, backwards, start, captured.args))
         self.kinds.append(kinds if not self.kinds.values or kinds != self.kinds.values[-1] else self.kinds.values[-1])
+        self.expected = [sample(leaf).clone() for leaf in end]
         return end
 
     def backward(self, kept: list[Tensor], cotangents: Sequence[Tensor | None], wants: Sequence[bool]) -> Grads:
@@ -165,10 +168,12 @@ class _Undoing:
         captured = self.captured
         with self.recording.replaying(mark):
             graph = captured.graph(at, lambda start: increment(captured.problem, step, mark % 2 == 1, start, captured.args))
-        if graph.kinds != self.undone.kinds[mark]:
-            raise changed("led to another graph")
-        values = [leaf.detach() for leaf in graph.end]
-        return values, captured.pull_back(graph, seeds, [None] * len(at), self.totals, [True] * len(at))
+            if graph.kinds != self.undone.kinds[mark]:
+                raise changed("led to another graph")
+            values = [leaf.detach() for leaf in graph.end]
+            if mark == self.recording.marks - 2:  # from the states of the pass forward themselves
+                Comparison(self.recording).add(values, self.undone.expected)
+            return values, captured.pull_back(graph, seeds, [None] * len(at), self.totals, [True] * len(at))
 
 
 def _plus(a: Sequence[Tensor | None], b: Sequence[Tensor | None]) -> Grads:

@@ -70,7 +70,7 @@ class Slots:
             slopes.extend([k.detach() for k in slope] for slope in found)
             return end
 
-        end, self._last, size = self.captured.forward(y, taken, weigh=self.graph_bytes is not None)
+        end, self._last, (size, _) = self.captured.forward(y, taken, weigh=self.graph_bytes is not None)
         if self.graph_bytes is not None and size > self.graph_bytes:
             raise TooLarge(size)
         return end, slopes
@@ -101,15 +101,15 @@ class Slots:
                     y = self.captured.end(y, lambda start, step=steps[at]: self._taken(step, start))
             if self.ferry is not None and (ahead := [at for at in states if at < index]):
                 self.ferry.send_for(ahead[-1], states[ahead[-1]])
-            with self.recording.replaying(index):
-                graph = self.captured.graph(y, lambda start, step=steps[index]: self._taken(step, start))
-            if graph.kinds != self.kinds[index]:
-                raise changed("led to another graph")
-            comparison.add(graph.end, expected or graph.end)
             self.costs.redone += index - start + 1
             self.costs.hold((len({*states, index}) + 1) * self.state_bytes + (self.graph_bytes or 0))
-            expected = [sample(leaf) for leaf in y]
-            y_bar = self.captured.pull_back(graph, y_bar, here, totals, wants if index == 0 else [True] * width)
+            with self.recording.replaying(index):
+                graph = self.captured.graph(y, lambda start, step=steps[index]: self._taken(step, start))
+                if graph.kinds != self.kinds[index]:
+                    raise changed("led to another graph")
+                comparison.add(graph.end, expected or graph.end)
+                expected = [sample(leaf) for leaf in y]
+                y_bar = self.captured.pull_back(graph, y_bar, here, totals, wants if index == 0 else [True] * width)
         return [*y_bar, *totals]
 
     def _taken(self, step: Step, y: list[Tensor]) -> list[Tensor]:

@@ -27,7 +27,7 @@ from .solvers import Leaves
 from .stepping import Time, wants_grad
 
 Grads = list[Tensor | None]
-Kinds = tuple[str, ...]
+Kinds = tuple[tuple[str, ...], tuple[int, ...]]  # of nodes: their names and edges
 
 
 class Captured(TorchFunctionMode):
@@ -90,13 +90,15 @@ class Captured(TorchFunctionMode):
             seen = list(_Probe.apply(*start))
             return StepGraph(self, start, seen, take(list(seen)))
 
-    def forward(self, y: Leaves, take: Callable[[list[Tensor]], list[Tensor]], weigh: bool = False) -> tuple[list[Tensor], Kinds, int]:
-        """What ``take`` makes of y, the kinds of nodes in its graph, and how many bytes these saved (where asked); the graph is dropped."""
+    def forward(
+        self, y: Leaves, take: Callable[[list[Tensor]], list[Tensor]], weigh: bool = False
+    ) -> tuple[list[Tensor], Kinds, tuple[int, int]]:
+        """What ``take`` makes of y, the kinds of nodes in its graph, and (where asked) how many bytes and tensors these saved; the graph is dropped."""
         graph = self.graph(y, take)
         end, kinds = [leaf.detach() for leaf in graph.end], graph.kinds
-        size = graph.bytes_saved() if weigh else 0
+        saved = graph.saved() if weigh else (0, 0)
         self.leaves.update({id(leaf): leaf for leaf in graph.dropped()})
-        return end, kinds, size
+        return end, kinds, saved
 
     def end(self, y: Leaves, take: Callable[[list[Tensor]], list[Tensor]]) -> list[Tensor]:
         """What ``take`` makes of y, by the kernels of a pass with a graph."""
@@ -119,7 +121,8 @@ class Captured(TorchFunctionMode):
         ends = [(get_gradient_edge(leaf), seed) for leaf, seed in ends if leaf.requires_grad]
         graph.end = graph.seen = []  # from here on only the nodes are needed
         wanted = [*(leaf for leaf, wants_it in zip(start, wants, strict=True) if wants_it), *sources]
-        found = torch.autograd.grad([e for e, _ in ends], wanted, [s for _, s in ends], allow_unused=True) if ends and wanted else ()
+        with self.recording.no_autocast():
+            found = torch.autograd.grad([e for e, _ in ends], wanted, [s for _, s in ends], allow_unused=True) if ends and wanted else ()
         gradients = dict(zip(map(id, wanted), found, strict=False))
         ends.clear()
         if graph.dropped():
@@ -136,9 +139,8 @@ class StepGraph:
         self.probe = weakref.ref(seen[0].grad_fn)  # pyright: ignore[reportArgumentType]
         known = {*captured.leaves, *map(id, start), *(id(stand_in) for _, stand_in in captured.inner.values())}
         self.leaves: list[weakref.ref[Tensor]] = []
-        kinds = []
-        for node in _nodes_below(end):
-            kinds.append(node.name())
+        nodes, edges = _nodes_below(end)
+        for node in nodes:
             variable = getattr(node, "variable", None)
             if variable is not None:
                 if id(variable) not in known:
@@ -148,7 +150,7 @@ class StepGraph:
                     f"a tensor that requires grad (a result of {node.name()}) reaches func by a path that cannot be followed; pass it in "
                     "args=(...), or solve with adjoint='direct' or 'checkpoint' with a state per step"
                 )
-        self.kinds: Kinds = tuple(kinds)
+        self.kinds: Kinds = tuple(node.name() for node in nodes), tuple(edges)
 
     def dropped(self) -> list[Tensor]:
         """Let go of the graph; the leaves that it has shown and that are not f's own."""
@@ -159,14 +161,15 @@ class StepGraph:
             raise _kept()
         return [leaf for leaf in (ref() for ref in self.leaves) if leaf is not None]
 
-    def bytes_saved(self) -> int:
-        """By the nodes, apart from states, and tensors of the surroundings."""
-        sizes: dict[int, int] = {}
-        for tensor in (tensor for node in _nodes_below(self.end) for tensor in _saved(node)):
-            sizes[storage(tensor)] = tensor.untyped_storage().nbytes()
+    def saved(self) -> tuple[int, int]:
+        """Bytes, apart from states and tensors of the surroundings, and number of the tensors that the nodes keep."""
+        tensors = [tensor for node in _nodes_below(self.end)[0] for tensor in _saved(node)]
+        sizes = {storage(tensor): tensor.untyped_storage().nbytes() for tensor in tensors}
         found = [leaf for leaf in (ref() for ref in self.leaves) if leaf is not None]
-        around = {storage(tensor) for tensor in (*self.start, *self.end, *self.captured.sources, *found)}
-        return sum(size for key, size in sizes.items() if key not in around | self.captured.recording.outside)
+        around = {storage(tensor) for tensor in (*self.start, *self.end, *self.captured.sources, *found)} | self.captured.recording.outside
+        own = {storage(tensor) for tensor in (*self.captured.sources, *found)}
+        count = sum(storage(tensor) not in own for tensor in tensors)
+        return sum(size for key, size in sizes.items() if key not in around), count
 
 
 class _Probe(torch.autograd.Function):
@@ -184,7 +187,8 @@ class _Probe(torch.autograd.Function):
 
 def _kept() -> ValueError:
     return ValueError(
-        "func keeps a tensor with a history (an attribute, a cache, an auxiliary loss), which only a whole graph can follow; keep "
+        "func, or something that tracks its modules such as FlopCounterMode, keeps a tensor with a history (an attribute, a cache, an "
+        "auxiliary loss), which only a whole graph can follow; keep "
         "tensor.detach(), make it part of the state y, or solve with adjoint='checkpoint' with a state per step, or with 'direct'"
     )
 
@@ -202,16 +206,18 @@ def hooks_silent(leaves: Iterable[Tensor]) -> Iterator[None]:
             hooks.update(own)
 
 
-def _nodes_below(ends: Iterable[Tensor]) -> list[Node]:
-    """All nodes of the graph of these tensors, each once."""
+def _nodes_below(ends: Iterable[Tensor]) -> tuple[list[Node], list[int]]:
+    """All nodes of the graph of these tensors, each once; and for each which ones come next, -1 where nothing does."""
     nodes: list[Node] = [leaf.grad_fn for leaf in ends if leaf.grad_fn is not None]
-    seen: set[Node | None] = {None, *nodes}
+    places: dict[Node | None, int] = {None: -1} | {node: place for place, node in enumerate(nodes)}
+    edges: list[int] = []
     for node in nodes:  # grows while it is walked
         for child, _ in node.next_functions:
-            if child not in seen:
-                seen.add(child)
+            if child not in places:
+                places[child] = len(nodes)
                 nodes.append(child)  # pyright: ignore[reportArgumentType]
-    return nodes
+            edges.append(places[child])
+    return nodes, edges
 
 
 def _saved(node: Node) -> Iterator[Tensor]:
