@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from anodev2 import Adjoint, CheckpointAdjoint, ODEBlock, odeint
 from anodev2 import solve as solution_of
-from anodev2.replay import Comparison
+from anodev2.replay import Comparison, underway
 
 T = [0.0, 0.5, 1.0]
 
