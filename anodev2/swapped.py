@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from contextlib import ExitStack
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -45,40 +45,35 @@ class Swapped:
             return self.f(*args, **kwargs)
 
 
-class _Seen(dict[str, Any]):
+class _Seen(MutableMapping[str, Any], dict[str, Any]):  # the compiler wants a dict, and reads what is inside it
     """A module's ``own`` parameters; with ``others`` in their place, where the thread looks that made it."""
 
     def __init__(self, own: dict[str, Any], others: dict[str, Any]) -> None:
-        super().__init__({**own, **others})
+        dict.__init__(self, {**own, **others})
         self.own, self.others, self.thread = own, others, threading.get_ident()
 
     def mine(self) -> bool:
-        return torch.compiler.is_compiling() or threading.get_ident() == self.thread  # what a compiler made reads what is inside
+        return torch.compiler.is_compiling() or threading.get_ident() == self.thread
 
     def __getitem__(self, key: str) -> Any:
-        return super().__getitem__(key) if self.mine() else self.own[key]
-
-    def get(self, key: str, default: Any = None) -> Any:
-        return super().get(key, default) if self.mine() else self.own.get(key, default)
-
-    def __iter__(self) -> Any:  # else dict(self) would look inside
-        return super().__iter__()
-
-    def items(self) -> Any:
-        return super().items() if self.mine() else self.own.items()
-
-    def values(self) -> Any:
-        return super().values() if self.mine() else self.own.values()
+        return dict.__getitem__(self, key) if self.mine() else self.own[key]
 
     def __setitem__(self, key: str, value: Any) -> None:
         if mine := self.mine():
-            super().__setitem__(key, value)
+            dict.__setitem__(self, key, value)
         if not (mine and key in self.others):
             self.own[key] = value
 
-    def update(self, new: Mapping[str, Any]) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        for key, value in new.items():
-            self[key] = value
+    def __delitem__(self, key: str) -> None:
+        if mine := self.mine():
+            dict.__delitem__(self, key)
+        if not (mine and key in self.others):
+            del self.own[key]
+
+    def __iter__(self) -> Any:
+        return dict.__iter__(self) if self.mine() else iter(self.own)
 
     def __reduce__(self) -> Any:
         return dict, (dict(self.items()),)
+
+    __len__ = dict.__len__
