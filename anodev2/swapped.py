@@ -45,7 +45,7 @@ class Swapped:
             return self.f(*args, **kwargs)
 
 
-class _Seen(MutableMapping[str, Any], dict[str, Any]):  # the compiler wants a dict, and reads what is inside it
+class _Seen(MutableMapping[str, Any], dict[str, Any]):  # pyright: ignore[reportGeneralTypeIssues] (the compiler wants a dict, and reads what is inside it)
     """A module's ``own`` parameters; with ``others`` in their place, where the thread looks that made it."""
 
     def __init__(self, own: dict[str, Any], others: dict[str, Any]) -> None:
