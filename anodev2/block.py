@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from .adjoint import Adjoint, ReversibleAdjoint, as_adjoint
 from .compiled import Compile, as_compile
 from .dynamics import Dynamics, Theta
-from .problem import CountedCall, signature_of
+from .problem import CountedCall
 from .pytree import build
 from .solve import integrate, odeint, stacked
 from .solvers import Method, as_method
 from .stepping import as_count, as_times, numbers, uniform_grid
 from .swapped import Swapped
+from .system import check_call
 from .tableau import Tableau
 from .unroll import Unrollable, Unrolled, with_weights
 
@@ -144,6 +145,7 @@ class CoupledODEBlock(ODEBlock):
         super().__init__(f, steps=steps, method=method, t=t, adjoint=adjoint, compile=compile)
         if not isinstance(dynamics, Dynamics):
             raise TypeError(f"dynamics must be a Dynamics, got {type(dynamics).__name__}; wrap a module q(t, theta) as NeuralDynamics(q)")
+        check_call("dynamics", dynamics, "t", "theta")
         if weights not in ("along", "final"):
             raise ValueError(f"weights={weights!r} must be 'along' or 'final'")
         self.dynamics = dynamics
@@ -305,10 +307,4 @@ def _evolving(f: nn.Module, dynamics: Dynamics, evolve: str | Sequence[str] | No
 def _check_field(f: nn.Module) -> None:
     if not isinstance(f, nn.Module):
         raise TypeError(f"f must be an nn.Module called as f(t, z), got {type(f).__name__}; for a function use odeint")
-    signature = signature_of(f)
-    if signature is None:
-        return
-    try:
-        signature.bind(0.0, 0.0, **CountedCall(f).counters(0, 0))
-    except TypeError as error:
-        raise TypeError(f"f must be callable as f(t, z), got {type(f).__name__}.forward{signature}: {error}") from None
+    check_call("f", f, "t", "z")

@@ -17,6 +17,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from .stepping import as_count
+from .system import check_call
 
 Theta = dict[str, Tensor]
 
@@ -70,6 +71,7 @@ class NeuralDynamics(Dynamics):
         super().__init__()
         if not callable(module):
             raise TypeError(f"module must be callable as module(t, theta), got {type(module).__name__}")
+        check_call("module", module, "t", "theta")
         self.module = module
 
     def forward(self, t: Tensor | float, theta: Theta) -> Theta:
@@ -303,6 +305,7 @@ class FieldDynamics(Dynamics):
         super().__init__()
         if not callable(equation):
             raise TypeError(f"equation must be callable as equation(t, u), got {type(equation).__name__}")
+        check_call("equation", equation, "t", "u")
         left, arrow, right = (part.strip() for part in pattern.partition("->"))
         self.axes = left.split()
         if not arrow or right.split()[-1:] != [axis for axis in self.axes if axis == right.split()[-1]]:
