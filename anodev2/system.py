@@ -86,8 +86,9 @@ def check_call(name: str, func: Callable[..., Any], *roles: str) -> bool | None:
         signature.bind(*roles, **CountedCall(func).counters(0, 0))
     except TypeError as error:
         raise TypeError(f"{name} must be callable as {name}({call}), got {got}: {error}") from None
-    found = [_role(p) for p in _positional(signature)[: len(roles)]]
-    if "t" in found[1:]:
+    positional = _positional(signature)[: len(roles)]
+    found = [_role(p) for p in positional]
+    if "t" in found[1:] or "theta" in found[:1] or "z" in [p.name for p in positional[:1]]:
         raise TypeError(f"{name} is called as {name}({call}), t first, got {got}")
     first, last = "z" in found[1:2] or "theta" in found[2:], "theta" in found[1:2] or "z" in found[2:]
     return None if first == last else first

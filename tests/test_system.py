@@ -76,6 +76,8 @@ def a_call(t: Any, a: Any, b: Any) -> Any:
         lambda t, theta, z=None: theta,
         lambda theta, t: theta,
         lambda z, theta, t: theta,
+        lambda z, theta: theta,
+        lambda w, x: w,
         lambda t, theta, *, z: theta,
     ],
 )
