@@ -208,6 +208,11 @@ class CoupledODEBlock(ODEBlock):
                     f"{name} of f={type(self.f).__name__} evolves in this {type(self).__name__} and is gone, among {list(present)}: "
                     "prune, parametrize or wrap f first, and make the block then"
                 )
+            if hasattr(present[name], "full_tensor") and any(hasattr(module, "reshard") for module in self.modules()):
+                raise ValueError(
+                    f"{name} of f={type(self.f).__name__} evolves and is here in shards alone: fully_shard this {type(self).__name__}, "
+                    "no part of it, and outside of its forward call unshard() first"
+                )
         return {name: present[name] for name in self.evolving}
 
     def _path(self, theta: Theta, times: Sequence[float]) -> list[Theta]:

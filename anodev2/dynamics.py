@@ -149,16 +149,23 @@ class ReactionDiffusionAdvection(Dynamics):
                 raise ValueError(f"upsilon={upsilon} must be one number or one per spatial axis; {name} has {axes} spatial axes")
             velocity = velocity.expand(axes)[moving]
             lead = () if self.per == "layer" else (weight.shape[0],)
+            alone = lead or (1,)  # never 0-dimensional: fully_shard refuses that
             if max(weight.shape[2:]) > 1:
-                self.signed_tau[_key(name)] = nn.Parameter(weight.new_full(lead, tau), self.learnable)
+                self.signed_tau[_key(name)] = nn.Parameter(weight.new_full(alone, tau), self.learnable)
             if moving:
                 self.upsilon[_key(name)] = nn.Parameter(velocity.expand(*lead, len(moving)).clone(), self.learnable)
-            self.rho[_key(name)] = nn.Parameter(weight.new_full(lead, rho), self.learnable)
+            self.rho[_key(name)] = nn.Parameter(weight.new_full(alone, rho), self.learnable)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        for name in [prefix + name for name, _ in self.named_parameters() if prefix + name in state_dict]:
+            state_dict[name] = torch.atleast_1d(state_dict[name])  # saved when it had no axis; the dict is load_state_dict's own
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def coefficients(self, name: str) -> tuple[Tensor, Tensor, Tensor]:
         """(tau, upsilon, rho) of the weight ``name``: shapes (), (axes,), () or with the channels in front; 0 for what has no effect."""
-        key, rho = _key(name), self.rho[_key(name)]
-        signed = self.signed_tau[key] if key in self.signed_tau else torch.zeros_like(rho)
+        key, place = _key(name), 0 if self.per == "layer" else slice(None)
+        rho = self.rho[key][place]
+        signed = self.signed_tau[key][place] if key in self.signed_tau else torch.zeros_like(rho)
         columns = [torch.zeros_like(rho)] * len(self.spaces[name])
         for column, axis in enumerate(_moving(self.spaces[name])):
             columns[axis] = self.upsilon[key][..., column]
