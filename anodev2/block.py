@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from .adjoint import Adjoint, ReversibleAdjoint, as_adjoint
 from .compiled import Compile, as_compile
 from .dynamics import Dynamics, Theta
-from .problem import CountedCall, signature_of
+from .problem import CountedCall
 from .pytree import build
 from .solve import integrate, odeint, stacked
 from .solvers import Method, as_method
 from .stepping import as_count, as_times, numbers, uniform_grid
+from .swapped import Swapped
+from .system import check_call
 from .tableau import Tableau
 from .unroll import Unrollable, Unrolled, with_weights
 
@@ -104,7 +106,7 @@ class CoupledODEBlock(ODEBlock):
     and theta jointly instead; both agree at the order of the method, and to the bit for Euler on a common grid.)
 
     Configuration 1 of the paper: ``steps=5`` and Euler, theta on the grid of z. Configuration 2: ``steps=2,
-    weight_steps=10``, theta on a finer grid.
+    weight_steps=10``, theta on a finer grid. Threads may share a block: they take turns at f, and see theta(t0) from outside.
 
     Args:
         f: a module called as ``f(t, z)``. The parameters that evolve are theta(t0), under their own names in the
@@ -143,6 +145,7 @@ class CoupledODEBlock(ODEBlock):
         super().__init__(f, steps=steps, method=method, t=t, adjoint=adjoint, compile=compile)
         if not isinstance(dynamics, Dynamics):
             raise TypeError(f"dynamics must be a Dynamics, got {type(dynamics).__name__}; wrap a module q(t, theta) as NeuralDynamics(q)")
+        check_call("dynamics", dynamics, "t", "theta")
         if weights not in ("along", "final"):
             raise ValueError(f"weights={weights!r} must be 'along' or 'final'")
         self.dynamics = dynamics
@@ -160,14 +163,15 @@ class CoupledODEBlock(ODEBlock):
         low, high = min(self.t), max(self.t)
         if times.ndim > 1 or times.numel() == 0 or not ((low <= times) & (times <= high)).all():
             raise ValueError(f"t={t} must be a time between {low} and {high}, or a sequence of such times")
-        path = self._path(times.reshape(-1).tolist())
+        path = self._path(self._theta0(), times.reshape(-1).tolist())
         return {name: torch.stack([theta[name] for theta in path]) for name in self.evolving} if times.ndim else path[0]
 
     def _integrate(self, z0: Any, save: Literal["steps", "end"]) -> Any:
         readings = self._readings(both_ways=self.adjoint.both_ways)
-        path = self._path(readings.times)
+        theta = self._theta0()
+        path = self._path(theta, readings.times)
         return integrate(
-            _EvolvingField(self.f, readings),
+            _EvolvingField(self.f, theta, readings),
             z0,
             self.t,
             method=self.method,
@@ -182,7 +186,7 @@ class CoupledODEBlock(ODEBlock):
         """The solve as a module of fixed weights, a copy of f for each time at which z reads theta; see ``unroll``."""
         start = self._theta0()
         readings = self._readings(both_ways=isinstance(self.adjoint, ReversibleAdjoint))
-        copies = [with_weights(self.f, {start[name]: theta[name] for name in start}) for theta in self._path(readings.times)]
+        copies = [with_weights(self.f, {start[name]: theta[name] for name in start}) for theta in self._path(start, readings.times)]
         return self._unrolled(copies, readings)
 
     @property
@@ -198,13 +202,23 @@ class CoupledODEBlock(ODEBlock):
 
     def _theta0(self) -> Theta:
         present = dict(self.f.named_parameters(remove_duplicate=False))  # whatever stands for them now, as under torch.func.functional_call
+        for name in self.evolving:
+            if name not in present:
+                raise ValueError(
+                    f"{name} of f={type(self.f).__name__} evolves in this {type(self).__name__} and is gone, among {list(present)}: "
+                    "prune, parametrize or wrap f first, and make the block then"
+                )
+            if hasattr(present[name], "full_tensor") and any(hasattr(module, "reshard") for module in self.modules()):
+                raise ValueError(
+                    f"{name} of f={type(self.f).__name__} evolves and is here in shards alone: fully_shard this {type(self).__name__}, "
+                    "no part of it, and outside of its forward call unshard() first"
+                )
         return {name: present[name] for name in self.evolving}
 
-    def _path(self, times: Sequence[float]) -> list[Theta]:
+    def _path(self, theta: Theta, times: Sequence[float]) -> list[Theta]:
         """theta at each of ``times``, in the weights' own precision whatever autocast says."""
-        theta = self._theta0()
         device = next(iter(theta.values())).device
-        with torch.autocast(device.type, enabled=False):
+        with torch.autocast(device.type, enabled=False) if torch.amp.is_autocast_available(device.type) else nullcontext():
             values = self.dynamics.flow(theta, [time - self.t[0] for time in times])
             if values is None:
                 return self._stepped(theta, times)
@@ -258,14 +272,14 @@ class _EvolvingField:
 
     counters_wanted = ("step", "stage", "backwards")
 
-    def __init__(self, f: nn.Module, plan: _ReadingPlan) -> None:
-        self.f = self.owner = f
+    def __init__(self, f: nn.Module, theta0: Theta, plan: _ReadingPlan) -> None:
+        self.owner = f
+        self.f = Swapped(f, theta0)
         self.plan = plan
         self.counters = CountedCall(f).counters
 
     def __call__(self, t: Tensor, z: Any, path: list[Theta], *, step: int, stage: int, backwards: bool) -> Any:
-        theta = path[self.plan.number(step, stage, backwards)]
-        return functional_call(self.f, theta, (t, z), self.counters(step, stage))
+        return self.f(path[self.plan.number(step, stage, backwards)], t, z, **self.counters(step, stage))
 
 
 def _unstacked(values: Theta, count: int) -> list[Theta]:
@@ -298,10 +312,4 @@ def _evolving(f: nn.Module, dynamics: Dynamics, evolve: str | Sequence[str] | No
 def _check_field(f: nn.Module) -> None:
     if not isinstance(f, nn.Module):
         raise TypeError(f"f must be an nn.Module called as f(t, z), got {type(f).__name__}; for a function use odeint")
-    signature = signature_of(f)
-    if signature is None:
-        return
-    try:
-        signature.bind(0.0, 0.0, **CountedCall(f).counters(0, 0))
-    except TypeError as error:
-        raise TypeError(f"f must be callable as f(t, z), got {type(f).__name__}.forward{signature}: {error}") from None
+    check_call("f", f, "t", "z")

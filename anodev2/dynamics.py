@@ -17,6 +17,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from .stepping import as_count
+from .system import check_call
 
 Theta = dict[str, Tensor]
 
@@ -70,6 +71,7 @@ class NeuralDynamics(Dynamics):
         super().__init__()
         if not callable(module):
             raise TypeError(f"module must be callable as module(t, theta), got {type(module).__name__}")
+        check_call("module", module, "t", "theta")
         self.module = module
 
     def forward(self, t: Tensor | float, theta: Theta) -> Theta:
@@ -147,16 +149,23 @@ class ReactionDiffusionAdvection(Dynamics):
                 raise ValueError(f"upsilon={upsilon} must be one number or one per spatial axis; {name} has {axes} spatial axes")
             velocity = velocity.expand(axes)[moving]
             lead = () if self.per == "layer" else (weight.shape[0],)
+            alone = lead or (1,)  # never 0-dimensional: fully_shard refuses that
             if max(weight.shape[2:]) > 1:
-                self.signed_tau[_key(name)] = nn.Parameter(weight.new_full(lead, tau), self.learnable)
+                self.signed_tau[_key(name)] = nn.Parameter(weight.new_full(alone, tau), self.learnable)
             if moving:
                 self.upsilon[_key(name)] = nn.Parameter(velocity.expand(*lead, len(moving)).clone(), self.learnable)
-            self.rho[_key(name)] = nn.Parameter(weight.new_full(lead, rho), self.learnable)
+            self.rho[_key(name)] = nn.Parameter(weight.new_full(alone, rho), self.learnable)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        for name in [prefix + name for name, _ in self.named_parameters() if prefix + name in state_dict]:
+            state_dict[name] = torch.atleast_1d(state_dict[name])  # saved when it had no axis; the dict is load_state_dict's own
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def coefficients(self, name: str) -> tuple[Tensor, Tensor, Tensor]:
         """(tau, upsilon, rho) of the weight ``name``: shapes (), (axes,), () or with the channels in front; 0 for what has no effect."""
-        key, rho = _key(name), self.rho[_key(name)]
-        signed = self.signed_tau[key] if key in self.signed_tau else torch.zeros_like(rho)
+        key, place = _key(name), 0 if self.per == "layer" else slice(None)
+        rho = self.rho[key][place]
+        signed = self.signed_tau[key][place] if key in self.signed_tau else torch.zeros_like(rho)
         columns = [torch.zeros_like(rho)] * len(self.spaces[name])
         for column, axis in enumerate(_moving(self.spaces[name])):
             columns[axis] = self.upsilon[key][..., column]
@@ -303,6 +312,7 @@ class FieldDynamics(Dynamics):
         super().__init__()
         if not callable(equation):
             raise TypeError(f"equation must be callable as equation(t, u), got {type(equation).__name__}")
+        check_call("equation", equation, "t", "u")
         left, arrow, right = (part.strip() for part in pattern.partition("->"))
         self.axes = left.split()
         if not arrow or right.split()[-1:] != [axis for axis in self.axes if axis == right.split()[-1]]:

@@ -44,7 +44,7 @@ ORDER = [
         "system",
         "dynamics",
     ),
-    *("unroll", "block", "testing", "diagnose"),
+    *("unroll", "swapped", "block", "testing", "diagnose"),
 ]
 FOLDERS = {
     "solvers": ["method", "runge_kutta", "leapfrog", "exponential", "imex", "implicit", "__init__"],

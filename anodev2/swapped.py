@@ -1,0 +1,79 @@
+"""Other weights in a module while it is called: those are for the calling thread, and all others go on seeing the module's own."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Mapping, MutableMapping
+from contextlib import ExitStack
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+_LOCKS: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_LOCKS.clear)  # whoever held them is not there
+
+
+class Swapped:
+    """f, to be called with others in the place of some of its ``weights`` (by name), under all names that they have in f."""
+
+    def __init__(self, f: nn.Module, weights: Mapping[str, Tensor]) -> None:
+        self.f = f
+        if torch.compiler.is_compiling():
+            return
+        names: dict[Any, str] = {weight: name for name, weight in weights.items()}
+        held = [(module, {key: names[own] for key, own in module._parameters.items() if own in names}) for module in f.modules()]
+        self.places = [(module, places) for module, places in held if places]
+        # one lock for all that share a module; all that f may need are taken at once and in one order, so none waits for another
+        new = threading.RLock()
+        self.locks = sorted({_LOCKS.setdefault(module, new) for module, _ in held}, key=id)
+
+    def __call__(self, weights: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Any:
+        """f(*args, **kwargs) with these weights, while other threads that call it so wait."""
+        if torch.compiler.is_compiling():
+            return functional_call(self.f, dict(weights), args, kwargs)
+        with ExitStack() as held:
+            for lock in self.locks:
+                held.enter_context(lock)
+            for module, places in self.places:
+                held.callback(vars(module).__setitem__, "_parameters", module._parameters)
+                vars(module)["_parameters"] = _Seen(module._parameters, {key: weights[name] for key, name in places.items()})
+            return self.f(*args, **kwargs)
+
+
+class _Seen(MutableMapping[str, Any], dict[str, Any]):  # pyright: ignore[reportGeneralTypeIssues] (the compiler wants a dict, and reads what is inside it)
+    """A module's ``own`` parameters; with ``others`` in their place, where the thread looks that made it."""
+
+    def __init__(self, own: dict[str, Any], others: dict[str, Any]) -> None:
+        dict.__init__(self, {**own, **others})
+        self.own, self.others, self.thread = own, others, threading.get_ident()
+
+    def mine(self) -> bool:
+        return torch.compiler.is_compiling() or threading.get_ident() == self.thread
+
+    def __getitem__(self, key: str) -> Any:
+        return dict.__getitem__(self, key) if self.mine() else self.own[key]
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        if mine := self.mine():
+            dict.__setitem__(self, key, value)
+        if not (mine and key in self.others):
+            self.own[key] = value
+
+    def __delitem__(self, key: str) -> None:
+        if mine := self.mine():
+            dict.__delitem__(self, key)
+        if not (mine and key in self.others):
+            del self.own[key]
+
+    def __iter__(self) -> Any:
+        return dict.__iter__(self) if self.mine() else iter(self.own)
+
+    def __reduce__(self) -> Any:
+        return dict, (dict(self.items()),)
+
+    __len__ = dict.__len__
