@@ -1,12 +1,9 @@
-"""How gradients of a solve are computed: the only file with an autograd Function.
+"""How gradients of a solve are computed: the modes that users choose from.
 
 ``DirectAdjoint`` and ``CheckpointAdjoint`` give the exact gradient of the discrete program (discretize-then-optimize;
 Gholami, Keutzer, Biros 2019, arXiv 1902.10298): the first lets autograd store every operation, the second keeps some
-states (see ``schedule``) and redoes steps in the backward pass, with everything as it was (see ``replay``).
+states and redoes steps in the backward pass (``per_step``, ``slots``), with everything as it was (``replay``).
 ``ReversibleAdjoint`` is exact for a scheme of its own, whose steps can be undone. ``BacksolveAdjoint`` is not exact.
-
-Known inefficiency: the graph of each recomputed step is walked in Python to make sure that no gradient is lost, and its
-result compared with the first; about a tenth of a step of a very small network together, little beside a convolution.
 """
 
 from __future__ import annotations
@@ -80,28 +77,26 @@ class DirectAdjoint(Adjoint):
 class CheckpointAdjoint(Adjoint):
     """Keep some states, redo the steps between them in the backward pass.
 
-    Exact: the same numbers as ``DirectAdjoint``. Random draws, buffers, autocast and training flags are those of the
-    forward pass; buffers move once; one gradient leaves per parameter. Tensors that f reaches by closure get their
-    gradients too. A step that comes out differently when it is redone is an error.
+    Exact: the same numbers as ``DirectAdjoint``. Random draws, buffers, attributes, autocast and training flags are those of the
+    forward pass; buffers move once. What cannot be redone as it was is an error.
 
-    For N steps of a method with s stages: N s evaluations of f forward and at least N s backward, with the graph of one
-    step at a time. What is kept meanwhile:
+    For N steps of a method with s stages: N s evaluations of f forward and at most N s backward at least, with what one step saves at a
+    time. What is kept meanwhile:
 
-    - by default one state per step;
-    - ``slots=s``: s states and the one before the last step, redoing r N - C(s + r, r - 1) + 1 steps with the least r
-      such that C(s + r, s) >= N, which no schedule with s slots can better by more than 1. Adaptive solves, which do not
-      know N, keep every 2^k-th state, k as small as the slots allow;
-    - ``memory="512MiB"`` (or bytes): the fewest steps redone within so many bytes of states and step graphs, the graph
-      being redone included: the graphs of the last steps as far as they fit, slots for the steps before. It does not
-      count parameters, their gradients, the states at the output times, and what f holds only while it runs.
+    - by default one state per step, and the nodes of the graph: whatever f does with tensors, second derivatives too, is
+      differentiated as without checkpoints;
+    - ``slots=s``: s states and the one before the last step, no graph, redoing r N - C(s + r, r - 1) + 1 steps with the least r
+      such that C(s + r, s) >= N, the fewest that any schedule with s slots can. Adaptive solves, which do not know N, keep every
+      2^k-th state, k as small as the slots allow;
+    - ``memory="512MiB"`` (or bytes): all states and what the last steps saved, as far as that fits; else slots. It does not count
+      parameters, their gradients, nodes, the states at the output times, and what f holds only while it runs.
 
     Where f draws random numbers or moves buffers, each step's generator state (5 KB on the CPU) and buffers are kept besides.
 
     ``offload="cpu"`` keeps the states in host memory (pinned). Copies run beside the computation; on the way back each state is sent
     for one restore ahead, so one more of them is on the device.
 
-    Refused here, use ``DirectAdjoint``: a second derivative through the result, and gradients through tensors that f
-    keeps as attributes of a module (an auxiliary loss, a cached weight); those kept elsewhere carry no graph. Inside
+    With slots, refused: a second derivative, and tensors with a history that f keeps (an auxiliary loss, a cached weight). Inside
     ``torch.func`` transforms and forward-mode differentiation the solve is that of ``DirectAdjoint``, memory included;
     while ``torch.compile`` traces, each step is recomputed by the compiler, whatever ``slots`` and ``memory`` say.
 
@@ -128,7 +123,7 @@ class CheckpointAdjoint(Adjoint):
     def solve(self, problem: Problem, y0: Leaves, args: tuple[Any, ...]) -> Run:
         if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
             return _compiled(problem, y0, args)
-        if not torch.is_grad_enabled() or torch.compiler.is_exporting() or torch.jit.is_tracing() or transformed():
+        if not torch.is_grad_enabled() or torch.compiler.is_exporting() or torch._C._get_tracing_state() is not None or transformed():
             return DirectAdjoint().solve(problem, y0, args)
         grid = problem.stepping if isinstance(problem.stepping, Grid) else None
         if self.memory is not None and grid is None:

@@ -75,7 +75,7 @@ class Backsolve:
     def _compare(self, step: Step, y: Leaves, y_next: Leaves, kinds: Kinds) -> None:
         """Redo the last step, to see whether f is what it was."""
         captured = self.captured
-        with self.recording.replaying(step.index):
+        with self.recording.replaying(step.index), self.recording.watching(y):
             end, again, _ = captured.forward(y, lambda start: captured.problem.advance(step, start, captured.args))
         if kinds != again:
             raise changed("led to another graph")

@@ -15,6 +15,7 @@ from __future__ import annotations
 import weakref
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from .ferry import Ferry
 from .march import March, Take
-from .problem import Costs, Problem, Run, bytes_of, storage, versions
+from .problem import Costs, Problem, Run, bytes_of, hooks_around, storage, versions
 from .replay import Comparison, Recording, changed, sample
 from .solvers import Leaves
 from .stepping import Grid, Step, numbers
@@ -46,7 +47,7 @@ class PerStep:
         self, problem: Problem, recording: Recording, args: tuple[Any, ...], budget: int | None = None, ferry: Ferry | None = None
     ) -> None:
         self.problem, self.recording, self.args, self.budget, self.ferry = problem, recording, args, budget, ferry
-        self.outer = torch._C._autograd._top_saved_tensors_default_hooks(False) if ferry is None else None
+        self.outer = hooks_around() if ferry is None else None
         self.march: March | None = None
         self.costs = Costs()
         self.comparison = Comparison(recording)
@@ -81,6 +82,7 @@ class PerStep:
             frame.advancing = len(frame.at)
             between()
 
+        assert frame.live is not None
         with saved_tensors_hooks(packer(frame, frame.live, frame.at), unpack):
             return take(y, first, advanced)
 
@@ -117,8 +119,8 @@ class Frame:
     """One step: the state before it, what it saved, and these tensors while it runs or has been redone."""
 
     __slots__ = (
-        "__weakref__", "advancing", "at", "before", "bytes", "kinds", "live", "now", "place", "running", "samples", "saved", "solve", "take",
-        "versions", "y",
+        "__weakref__", "advancing", "at", "before", "bytes", "kinds", "last", "live", "now", "place", "running", "samples", "saved", "solve",
+        "take", "versions", "y",
     )  # fmt: skip
 
     def __init__(self, solve: PerStep, take: Take, y: Leaves, before: Frame | None) -> None:
@@ -136,7 +138,7 @@ class Frame:
         self.now: list[int] = []  # and as they have been redone
         self.samples: list[tuple[int, Tensor]] = []
         self.advancing: int | None = None  # how many had been saved when the next state was there
-        self.bytes, self.running = 0, True
+        self.bytes, self.running, self.last = 0, True, False
 
     def forget_estimate(self) -> None:
         """What only the estimate of the error saved has no nodes any more."""
@@ -145,6 +147,7 @@ class Frame:
 
     def end(self, y: Leaves, everything: bool) -> None:
         """The step has been taken and led to y."""
+        self.last = everything
         live = self.live or []
         for place in reversed(range(len(live))):
             tensor = live[place]
@@ -186,7 +189,7 @@ class Frame:
             raise RuntimeError(
                 f"{MODIFIED}: a tensor of shape {tuple(tensor.shape)} is at version {tensor._version}, not {self.now[place]}"
             )
-        if not torch._C._autograd._get_current_graph_task_keep_graph():
+        if not torch._C._autograd._get_current_graph_task_keep_graph():  # pyright: ignore[reportAttributeAccessIssue]
             self.live[place] = None  # nobody will ask again
         return tensor
 
@@ -216,11 +219,13 @@ class Frame:
         solve.costs.redone += 1
         with torch.enable_grad():
             leaves, y = self.state()
-            with solve.recording.replaying(self.place), saved_tensors_hooks(packer(live, live, at, len(self.at)), unpack):
+            watching = solve.recording.watching(y) if self.last else nullcontext()
+            with solve.recording.replaying(self.place), watching, saved_tensors_hooks(packer(live, live, at, len(self.at)), unpack):
                 try:
                     self.take(y)
                 except BaseException:  # TorchScript makes another of _Complete
                     if len(at) < len(self.at):
+                        live.clear()
                         raise
         kinds, now = _kinds(live), versions(live)
         if kinds != self.saved or at != self.at or at != now:
@@ -230,7 +235,8 @@ class Frame:
         for leaf in leaves:
             if leaf.requires_grad:
                 leaf.register_hook(_refuse_kept)
-        solve.comparison.add([self.live[place] for place, _ in self.samples], [expected for _, expected in self.samples])
+        redone: Any = self.live
+        solve.comparison.add([redone[place] for place, _ in self.samples], [expected for _, expected in self.samples])
         if solve.budget is not None:
             solve.costs.hold((self.place + 1) * bytes_of(y) + self.bytes)
 
@@ -251,7 +257,7 @@ class Frame:
 
 
 def packer(holder: Any, live: list[Any], at: list[int], wanted: int = -1) -> Callable[[Tensor], tuple[Any, int, int]]:
-    """What gives a saved tensor a place in ``live``, its version in ``at``; parameters, and views of them, go by reference, as autograd keeps them."""
+    """What gives a saved tensor a place in ``live``, its version in ``at``; parameters and their views stay references."""
 
     def pack(tensor: Tensor) -> tuple[Any, int, int]:
         if isinstance(tensor._base, nn.Parameter) if tensor._is_view() else tensor.is_leaf and isinstance(tensor, nn.Parameter):
@@ -285,7 +291,7 @@ def unpack(packed: tuple[Any, int, int]) -> Tensor:
 def _refuse_kept(*_: Tensor) -> Any:
     raise ValueError(
         "func keeps a tensor with a history outside itself, and in a backward pass has put that of a redone step in its place, which "
-        "has no history before it; use what is kept before that backward pass, return it as part of the state, or solve with adjoint='direct'"
+        "has no history before it; use what is kept before that backward pass, make it part of the state, or solve with adjoint='direct'"
     )
 
 

@@ -18,7 +18,6 @@ from .stepping import Grid
 from .tableau import Tableau
 from .vjp import Captured
 
-
 FRAME, NODE, PLACE = 3000, 840, 300  # bytes per step, node and saved tensor, measured on Linux (tests/test_plan.py)
 
 
@@ -98,7 +97,9 @@ def plan(
         schedule = chosen.schedule(count, state, graph)
         peak, redone = int(schedule.peak(state, graph)), schedule.redone
         nodes = (
-            count * (FRAME + NODE * (len(kinds[0]) - len(captured.leaves) - len(leaves) - 1) + PLACE * saved) if schedule.slots is None else 0
+            count * (FRAME + NODE * (len(kinds[0]) - len(captured.leaves) - len(leaves) - 1) + PLACE * saved)
+            if schedule.slots is None
+            else 0
         )
         return Plan(*fixed, peak, count * once, redone * once, redone, schedule.slots, schedule.graphs, schedule, nodes)
     if isinstance(chosen, ReversibleAdjoint):

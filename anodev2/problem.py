@@ -80,9 +80,19 @@ def storage(tensor: Tensor) -> int:
         return id(tensor)
 
 
+def hooks_around() -> Any:
+    """The hooks that tensors saved here would be given to; None without any."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(False)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def sequence_number() -> int:
+    """That of the next node of a graph in this thread."""
+    return torch.autograd._get_sequence_nr()  # pyright: ignore[reportPrivateImportUsage]
+
+
 def saved_apart() -> AbstractContextManager[object]:
     """What is saved inside for a backward pass is not given to the hooks of a solve around this one."""
-    if torch._C._autograd._top_saved_tensors_default_hooks(False) is None:
+    if hooks_around() is None:
         return nullcontext()
     return saved_tensors_hooks(lambda tensor: tensor.detach(), lambda tensor: tensor)  # a result that holds itself is never freed
 

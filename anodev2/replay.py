@@ -159,8 +159,8 @@ def _set(pairs: list[tuple[Tensor, Tensor]], counts: list[int] | None = None) ->
     if pairs:
         tensors = [tensor for tensor, _ in pairs]
         counts = versions(tensors) if counts is None else counts
-        torch._foreach_copy_([tensor.detach() for tensor in tensors], [value for _, value in pairs])
-        torch._C._autograd._unsafe_set_version_counter(tuple(tensors), tuple(counts))
+        torch._foreach_copy_([tensor.detach() for tensor in tensors], [v for _, v in pairs])  # pyright: ignore[reportPrivateImportUsage]
+        torch._C._autograd._unsafe_set_version_counter(tuple(tensors), tuple(counts))  # pyright: ignore[reportAttributeAccessIssue]
 
 
 class _Past:
@@ -375,6 +375,23 @@ class Recording:
         moving = {id(tensor) for written in self.written for tensor in written.tensors()}
         self.outside = {storage(tensor) for tensor, _ in seen.read.values()}
         self.constants = [(weakref.ref(tensor), version) for key, (tensor, version) in seen.read.items() if key not in moving]
+
+    @contextmanager
+    def watching(self, y: Leaves) -> Iterator[None]:
+        """For the last step, redone: what it writes to must be known by then."""
+        if self.opaque:
+            yield
+            return
+        known = self.moving()
+        with _SideEffects(y) as seen:
+            yield
+        odd = [part for part in seen.written.values() if part[0]._version != part[2] and storage(part[0]) not in known]
+        if odd:
+            _set([(tensor, before) for tensor, before, _ in reversed(odd)])
+            raise ValueError(
+                f"func writes to a hidden tensor of shape {tuple(odd[0][0].shape)} in later steps only, so that a redone step cannot put "
+                "it back; make it a buffer of a module that func reaches, or solve with adjoint='direct'"
+            )
 
     @contextmanager
     def replaying(self, index: int) -> Iterator[None]:

@@ -166,12 +166,14 @@ class _Undoing:
     def _pulled(self, mark: int, step: Step, at: Leaves, seeds: Grads) -> tuple[Leaves, Grads]:
         """The increment of one half of ``step`` from the state ``at``, and the cotangents pulled back through it."""
         captured = self.captured
+        first = mark == self.recording.marks - 2  # from the states of the pass forward themselves
         with self.recording.replaying(mark):
-            graph = captured.graph(at, lambda start: increment(captured.problem, step, mark % 2 == 1, start, captured.args))
+            with self.recording.watching(at) if first else nullcontext():
+                graph = captured.graph(at, lambda start: increment(captured.problem, step, mark % 2 == 1, start, captured.args))
             if graph.kinds != self.undone.kinds[mark]:
                 raise changed("led to another graph")
             values = [leaf.detach() for leaf in graph.end]
-            if mark == self.recording.marks - 2:  # from the states of the pass forward themselves
+            if first:
                 Comparison(self.recording).add(values, self.undone.expected)
             return values, captured.pull_back(graph, seeds, [None] * len(at), self.totals, [True] * len(at))
 

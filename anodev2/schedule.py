@@ -45,7 +45,7 @@ class Schedule:
         return self.steps - self.graphs + sum(index - start for index, start, _ in self.backward())
 
     def peak(self, state: float, graph: float) -> float:
-        """The most held at once, in the unit of ``state`` and ``graph``: kept states, those around a step, kept graphs, the step's graph."""
+        """The most held at once, in the unit of ``state`` and ``graph``: kept states, those around a step, kept graphs, its own."""
         kept, most = set(self.kept), 0.0
         for index, _, way in self.backward():
             kept |= set(way)

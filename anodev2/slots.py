@@ -7,6 +7,7 @@ which is dropped at once: it shows what they use, and which nodes a redone step 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 
 from torch import Tensor
@@ -103,8 +104,10 @@ class Slots:
                 self.ferry.send_for(ahead[-1], states[ahead[-1]])
             self.costs.redone += index - start + 1
             self.costs.hold((len({*states, index}) + 1) * self.state_bytes + (self.graph_bytes or 0))
+            watching = self.recording.watching(y) if index == len(steps) - 1 else nullcontext()
             with self.recording.replaying(index):
-                graph = self.captured.graph(y, lambda start, step=steps[index]: self._taken(step, start))
+                with watching:
+                    graph = self.captured.graph(y, lambda start, step=steps[index]: self._taken(step, start))
                 if graph.kinds != self.kinds[index]:
                     raise changed("led to another graph")
                 comparison.add(graph.end, expected or graph.end)

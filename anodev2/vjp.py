@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.autograd.graph import Node, get_gradient_edge
 from torch.overrides import TorchFunctionMode
 
-from .problem import Problem, saved_apart, storage
+from .problem import Problem, saved_apart, sequence_number, storage
 from .pytree import build, leaves_of, structure_of
 from .replay import Recording, changed
 from .solvers import Leaves
@@ -40,9 +40,9 @@ class Captured(TorchFunctionMode):
     def __init__(self, problem: Problem, recording: Recording, args: tuple[Any, ...]) -> None:
         super().__init__()
         self.recording = recording
-        self.born = self.since = torch.autograd._get_sequence_nr()
+        self.born = self.since = sequence_number()
         self.leaves: dict[int, Tensor] = {}
-        self.inner: dict[int, tuple[Tensor, Tensor]] = {}
+        self.older: dict[int, tuple[Tensor, Tensor]] = {}
         self.hidden = nullcontext() if recording.opaque or problem.method.traced else self
         structure = structure_of(args)
         self.args = build(structure, [self._swap(leaf) for leaf in leaves_of(args, structure)])
@@ -58,8 +58,8 @@ class Captured(TorchFunctionMode):
 
     def _swap(self, item: Any) -> Any:
         if isinstance(item, Tensor):
-            if id(item) in self.inner:
-                return self.inner[id(item)][1]
+            if id(item) in self.older:
+                return self.older[id(item)][1]
             old = item.grad_fn is not None and item.grad_fn._sequence_nr() < self.since
             return self._stand_in(item) if old else item
         if type(item) in (tuple, list):
@@ -69,22 +69,22 @@ class Captured(TorchFunctionMode):
     def _stand_in(self, tensor: Tensor) -> Tensor:
         if tensor.grad_fn._sequence_nr() >= self.born:  # pyright: ignore[reportOptionalMemberAccess]
             raise _kept()
-        self.inner[id(tensor)] = tensor, tensor.detach().requires_grad_()
-        return self.inner[id(tensor)][1]
+        self.older[id(tensor)] = tensor, tensor.detach().requires_grad_()
+        return self.older[id(tensor)][1]
 
     @property
     def inputs(self) -> list[Tensor]:
         """All that there are gradients for beside the state, once steps have been taken."""
-        return [*self.leaves.values(), *(tensor.view_as(tensor) for tensor, _ in self.inner.values())]  # a solve around sees an operation
+        return [*self.leaves.values(), *(tensor.view_as(tensor) for tensor, _ in self.older.values())]  # a solve around sees an operation
 
     @property
     def sources(self) -> list[Tensor]:
         """The same as steps see them."""
-        return [*self.leaves.values(), *(stand_in for _, stand_in in self.inner.values())]
+        return [*self.leaves.values(), *(stand_in for _, stand_in in self.older.values())]
 
     def graph(self, y: Leaves, take: Callable[[list[Tensor]], list[Tensor]]) -> StepGraph:
         """The graph of what ``take`` makes of y."""
-        self.since = torch.autograd._get_sequence_nr()
+        self.since = sequence_number()
         with torch.enable_grad(), saved_apart(), self.hidden:
             start = [leaf.detach().requires_grad_() for leaf in y]
             seen = list(_Probe.apply(*start))
@@ -93,7 +93,7 @@ class Captured(TorchFunctionMode):
     def forward(
         self, y: Leaves, take: Callable[[list[Tensor]], list[Tensor]], weigh: bool = False
     ) -> tuple[list[Tensor], Kinds, tuple[int, int]]:
-        """What ``take`` makes of y, the kinds of nodes in its graph, and (where asked) how many bytes and tensors these saved; the graph is dropped."""
+        """What ``take`` makes of y, the kinds of nodes in its graph, and (where asked) bytes and number of the tensors that these saved."""
         graph = self.graph(y, take)
         end, kinds = [leaf.detach() for leaf in graph.end], graph.kinds
         saved = graph.saved() if weigh else (0, 0)
@@ -107,7 +107,7 @@ class Captured(TorchFunctionMode):
 
     def original(self, time: Time) -> Time:
         """What a time of ``problem`` stands for."""
-        return next((tensor for tensor, stand_in in self.inner.values() if stand_in is time), time)
+        return next((tensor for tensor, stand_in in self.older.values() if stand_in is time), time)
 
     def pull_back(
         self, graph: StepGraph, seeds: Sequence[Tensor | None], here: Sequence[Tensor | None], totals: Grads, wants: Sequence[bool]
@@ -137,7 +137,7 @@ class StepGraph:
     def __init__(self, captured: Captured, start: list[Tensor], seen: list[Tensor], end: list[Tensor]) -> None:
         self.captured, self.start, self.seen, self.end = captured, start, seen, end
         self.probe = weakref.ref(seen[0].grad_fn)  # pyright: ignore[reportArgumentType]
-        known = {*captured.leaves, *map(id, start), *(id(stand_in) for _, stand_in in captured.inner.values())}
+        known = {*captured.leaves, *map(id, start), *(id(stand_in) for _, stand_in in captured.older.values())}
         self.leaves: list[weakref.ref[Tensor]] = []
         nodes, edges = _nodes_below(end)
         for node in nodes:
