@@ -24,7 +24,7 @@ from .ferry import Ferry
 from .march import March
 from .per_step import PerStep, TooLarge
 from .problem import Problem, Run, bytes_of
-from .replay import Recording
+from .replay import recorded
 from .reversible import Pairs, Undo, increment
 from .schedule import Schedule, most_slots, positions
 from .slots import Slots
@@ -67,7 +67,7 @@ class DirectAdjoint(Adjoint):
                     states[step.index + 1] = y
             return Run([states[index] for index in outputs], grid)
         _refuse_data_dependent_steps(grid)
-        march = March(problem, args, Recording(problem.field.func, y0, args))
+        march = March(problem, args, recorded(problem, y0, args))
         for _ in march.steps(y0):
             pass
         return Run(march.outputs(), march.grid, march.status, march.rejected)
@@ -132,7 +132,7 @@ class CheckpointAdjoint(Adjoint):
         whole = self.slots is None or (grid is not None and self.slots >= len(grid))
         ferry, counted, graph = Ferry(y0) if self.offload is not None else None, problem.field.evaluations, 0
         while True:
-            recording = Recording(problem.field.func, y0, args)
+            recording = recorded(problem, y0, args)
             try:
                 if whole:
                     return PerStep(problem, recording, args, budget, ferry).run(y0)
@@ -201,7 +201,7 @@ class ReversibleAdjoint(Adjoint):
             raise ValueError("ReversibleAdjoint solves on grids: record one adaptively first and pass grid=solution.grid")
         _refuse_one_way(problem, "ReversibleAdjoint takes steps backwards")
         if torch.is_grad_enabled() and not torch.compiler.is_compiling() and not transformed():
-            recording = Recording(problem.field.func, y0, args)
+            recording = recorded(problem, y0, args)
             return _attached(Undo(problem, recording, Captured(problem, recording, args), self.coupling), y0)
         return self.stored(problem, y0, args)
 
@@ -260,7 +260,7 @@ class BacksolveAdjoint(Adjoint):
             problem.stepping.nodes()  # which refuses times that differ from sample to sample
         if any(map(wants_grad, problem.stepping.times)):
             raise ValueError("BacksolveAdjoint gives no gradient with respect to times; detach t, or use adjoint='checkpoint'")
-        recording = Recording(problem.field.func, y0, args)
+        recording = recorded(problem, y0, args)
         return _attached(Backsolve(problem, recording, Captured(problem, recording, args), self.rtol, self.atol), y0)
 
 

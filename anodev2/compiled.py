@@ -10,8 +10,8 @@ from __future__ import annotations
 import re
 import types
 import warnings
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Hashable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache, partial
 from itertools import pairwise
@@ -23,7 +23,7 @@ from torch import Tensor
 from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 from torch._inductor.exc import InductorError
 
-from .problem import Given, Problem, VectorField
+from .problem import Given, Problem, VectorField, compilers_own_warnings_ignored
 from .replay import untouched
 from .solvers import Leaves, Method, RungeKutta
 from .stepping import Grid, Step, Time, as_count
@@ -38,7 +38,7 @@ class Compile:
     func. More steps per graph are a little faster and take longer to compile (half a second per evaluation of a small f); torch caches
     graphs on disk across processes. ``CheckpointAdjoint`` then keeps states between runs and holds the graph of one run.
 
-    What cannot be compiled (see the warning) runs as it is, as do functions that reach tensors with a history by closure.
+    What cannot be compiled (see the warning) runs as it is. With ``slots=`` tensors with a history go into args; by closure they are refused.
 
     Args:
         steps: the most steps in one graph; where func takes the number of the ``step``, every run is a graph of its own.
@@ -142,7 +142,7 @@ class CompiledSteps(Method):
         case = (vector.structure, vector.time_dtype, count, first, torch.is_grad_enabled(), kinds)
         first_time, run = self.graphs.of(self.inner, self.options, case)
         try:
-            with _compilers_own_warnings_ignored() if first_time else nullcontext():
+            with compilers_own_warnings_ignored() if first_time else nullcontext():
                 end = run(vector, self.inner, args, first, count, times, *y)
         except (TorchDynamoException, FailOnRecompileLimitHit, InductorError) as error:
             self.graphs.refuse(error)
@@ -183,13 +183,6 @@ class Graphs:
             UserWarning,
             stacklevel=2,
         )
-
-
-@contextmanager
-def _compilers_own_warnings_ignored() -> Iterator[None]:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf")
-        yield
 
 
 def _worth_guarding(entries: Sequence[Any]) -> list[bool]:

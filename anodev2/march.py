@@ -133,7 +133,7 @@ class March:
             if self.recording is not None:
                 self.recording.mark()
             try:
-                with nullcontext() if self.recording is None or step.index or self.problem.method.traced else self.recording.observing(y):
+                with nullcontext() if self.recording is None or step.index else self.recording.observing(y):
                     y_next = self.attempt(Take(self.problem, self.args, step), y, None, _nothing)[0]
             except SolveError as error:
                 self.status, self._stop = error.status, step.index

@@ -14,7 +14,7 @@ from .adjoint import first_order_only
 from .march import first_not_finite
 from .problem import Problem, Status
 from .pytree import build, paths_of
-from .replay import Recording
+from .replay import recorded
 from .solvers import Leaves
 from .stepping import Step, numbers
 
@@ -108,7 +108,7 @@ class Crossing:
         G(s, y) = g(s, step(t, s, y)). Its gradient is that of one Newton step from the solution, s - G / (dG/ds).
         """
         step, start = self.step, self.step.time(0.0)
-        recording = Recording(problem.field.func, y, args)
+        recording = recorded(problem, y, args)
         recording.mark()
 
         def ends_at(s: float | Tensor) -> Leaves:

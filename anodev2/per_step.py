@@ -24,7 +24,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from .ferry import Ferry
 from .march import March, Take
-from .problem import Costs, Problem, Run, bytes_of, hooks_around, storage, versions
+from .problem import Costs, Problem, Run, bytes_of, compilers_own_warnings_ignored, hooks_around, storage, versions
 from .replay import Comparison, Recording, changed, sample
 from .solvers import Leaves
 from .stepping import Grid, Step, numbers
@@ -83,7 +83,8 @@ class PerStep:
             between()
 
         assert frame.live is not None
-        with saved_tensors_hooks(packer(frame, frame.live, frame.at), unpack):
+        quietly = compilers_own_warnings_ignored() if self.recording.opaque else nullcontext()
+        with quietly, saved_tensors_hooks(packer(frame, frame.live, frame.at), unpack):
             return take(y, first, advanced)
 
     def _settle(self, step: Step, y: Leaves) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -83,6 +84,14 @@ def storage(tensor: Tensor) -> int:
 def hooks_around() -> Any:
     """The hooks that tensors saved here would be given to; None without any."""
     return torch._C._autograd._top_saved_tensors_default_hooks(False)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@contextmanager
+def compilers_own_warnings_ignored() -> Iterator[None]:
+    """For a first call: torch.compile looks at the .grad of what it is given."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf")
+        yield
 
 
 def sequence_number() -> int:

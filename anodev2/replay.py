@@ -453,10 +453,17 @@ def _replayable(modules: Sequence[nn.Module]) -> list[nn.Module]:
     return [module for module in modules if not isinstance(module, torch.jit.ScriptModule)]
 
 
+def recorded(problem: Problem, y0: Leaves, args: tuple[Any, ...]) -> Recording:
+    """Of a solve, about to begin."""
+    recording = Recording(problem.field.func, y0, args)
+    recording.opaque = recording.opaque or problem.method.traced
+    return recording
+
+
 @contextmanager
 def untouched(problem: Problem, y0: Leaves, args: tuple[Any, ...]) -> Iterator[Recording]:
     """f may be evaluated inside, and leaves random generators, buffers and attributes as they were."""
-    recording = Recording(problem.field.func, y0, args)
+    recording = recorded(problem, y0, args)
     recording.mark()
     try:
         yield recording

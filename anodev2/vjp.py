@@ -43,7 +43,7 @@ class Captured(TorchFunctionMode):
         self.born = self.since = sequence_number()
         self.leaves: dict[int, Tensor] = {}
         self.older: dict[int, tuple[Tensor, Tensor]] = {}
-        self.hidden = nullcontext() if recording.opaque or problem.method.traced else self
+        self.hidden = nullcontext() if recording.opaque else self
         structure = structure_of(args)
         self.args = build(structure, [self._swap(leaf) for leaf in leaves_of(args, structure)])
         times = tuple(self._swap(time) for time in problem.stepping.times)

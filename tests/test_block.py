@@ -170,7 +170,7 @@ def test_each_stage_reads_the_weights_of_its_own_time() -> None:
 def test_weights_are_solved_once_per_forward_pass_whatever_the_batch(adjoint: str) -> None:
     rates = Rates()
     calls = []
-    rates.register_forward_hook(lambda *_: calls.append(1))
+    rates.register_forward_pre_hook(lambda *_: calls.append(1))
     block = CoupledODEBlock(Branch(), NeuralDynamics(rates), evolve="conv*.weight", steps=4, adjoint=adjoint)
     for batch in (1, 64):
         calls.clear()
