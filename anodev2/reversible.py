@@ -94,7 +94,7 @@ class Undo:
     coupling: float
     costs: Costs = field(default_factory=Costs)
     kinds: Track[Kinds] = field(default_factory=Track)  # of nodes, two per step
-    expected: list[Tensor] = field(default_factory=list)  # the last increment
+    expected: dict[int, list[Tensor]] = field(default_factory=dict)  # samples of the last increments, by mark
 
     def forward(self, y0: Leaves) -> tuple[Run, Leaves]:
         """The wanted states; y and z at the end, which is all that the way back needs."""
@@ -110,7 +110,9 @@ class Undo:
         captured = self.captured
         end, kinds, _ = captured.forward(y, lambda start: increment(captured.problem, step, backwards, start, captured.args))
         self.kinds.append(kinds if not self.kinds.values or kinds != self.kinds.values[-1] else self.kinds.values[-1])
-        self.expected = [sample(leaf).clone() for leaf in end]
+        mark = self.recording.marks - 1
+        self.expected[mark] = [sample(leaf).clone() for leaf in end]
+        self.expected.pop(mark - 4, None)
         return end
 
     def backward(self, kept: list[Tensor], cotangents: Sequence[Tensor | None], wants: Sequence[bool]) -> Grads:
@@ -174,7 +176,7 @@ class _Undoing:
                 raise changed("led to another graph")
             values = [leaf.detach() for leaf in graph.end]
             if first:
-                Comparison(self.recording).add(values, self.undone.expected)
+                Comparison(self.recording).add(values, self.undone.expected[mark])
             return values, captured.pull_back(graph, seeds, [None] * len(at), self.totals, [True] * len(at))
 
 

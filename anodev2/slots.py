@@ -86,14 +86,12 @@ class Slots:
         kept.clear()
         totals: Grads = [None] * len(self.captured.sources)
         comparison = Comparison(self.recording)
-        y_bar, expected = arriving.get(len(steps), nothing), self.expected
-        for index, start, way in self.schedule.backward():
+        last = max((at for at, seeds in arriving.items() if any(seed is not None for seed in seeds)), default=0)  # asked for
+        y_bar, expected = arriving.get(last, nothing), self.expected if last == len(steps) else []
+        for index, start, way in replace(self.schedule, steps=last, kept=tuple(at for at in states if at < last)).backward():
             for gone in [at for at in states if at > index]:
                 del states[gone]
             here = arriving.get(index, nothing)
-            if all(seed is None for seed in y_bar):  # no later state was asked for
-                y_bar, expected = here, []
-                continue
             y = states[start] if self.ferry is None else self.ferry.fetch(start, states[start])
             for at in range(start, index):
                 if at in way:

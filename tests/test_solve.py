@@ -84,7 +84,7 @@ def test_evaluations_are_n_stages_forward_and_again_backward_only_where_recomput
         nonlocal calls
         calls += 1
 
-    net.register_forward_hook(count)
+    net.register_forward_pre_hook(count)
     ys = odeint(net, torch.rand(2, 4, dtype=torch.float64), [0.0, 0.4, 1.0], steps=5, method=method, adjoint=adjoint)
     assert calls == 10 * stages
     ys.sum().backward()
