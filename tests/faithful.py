@@ -220,11 +220,11 @@ def difference(found: Outcome, right: Outcome, tolerance: float, forward: float 
             for name in {**right.values, **found.values}
             if allowed is not None and name.startswith(("states", "extra")) != what
         }
-        largest = max((b.abs().max().item() for _, b in pairs.values() if b is not None), default=0.0)
+        largest = max((b.abs().nan_to_num(0, 0).max().item() for _, b in pairs.values() if b is not None), default=0.0)
         for name, (a, b) in pairs.items():
             if a is not None or b is not None:
                 a, b = (torch.zeros_like(b if a is None else a) if x is None else x for x in (a, b))  # pyright: ignore
-                if a.shape != b.shape or not (a - b).abs().max().item() <= (allowed or 0.0) * largest:
+                if a.shape != b.shape or not torch.allclose(a, b, rtol=0, atol=(allowed or 0.0) * largest, equal_nan=True):
                     return f"{name} is {_short(a)} instead of {_short(b)}"
     return None
 
