@@ -247,6 +247,8 @@ def _short(value: Any) -> str:
 
 def result(case: Case, mode: Mode) -> Outcome:
     """Under the mode's adjoint; for the tight budget that of the least power of two that holds a schedule."""
+    if mode.compile:
+        torch._dynamo.reset()
     if mode.adjoint is not None:
         return run(case, mode.adjoint, compile=mode.compile)
     budgets = (run(case, CheckpointAdjoint(memory=2**power)) for power in range(7, 30))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
@@ -392,9 +393,75 @@ def test_a_difference_between_precisions_that_rounding_cannot_make_is_no_round_o
     assert "differ by 1 in" in report.verdict and "a hook on a parameter" in report.verdict
 
 
-def test_a_reversible_scheme_that_leaves_the_solution_is_bad() -> None:
-    report = gradient_report(lambda t, z: -20 * z, torch.ones(1, dtype=torch.float64), method="rk4", steps=20, directions=0)
-    assert "reversible" in report.bad and "as the two solutions differ: take more steps" in report.verdict
+def test_a_reversible_scheme_that_leaves_the_solution_is_told_though_its_gradient_is_right() -> None:
+    report = gradient_report(lambda t, z: -20 * z, torch.ones(1, dtype=torch.float64), method="rk4", steps=20, adjoints=EXACT, directions=0)
+    assert report.astray == ("reversible",) and report.bad == () and not report.ok
+    assert "as the two solutions differ: take more steps" in report.verdict and "Do not train" not in report.verdict
+    assert str(report).endswith("reversible has left the method's solution: it trains another model.")
+
+
+class Sized(nn.Module):
+    """Two layers with weights of a size, and a decay."""
+
+    def __init__(self, size: float, decay: float) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.net, self.decay = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 8)), decay
+        with torch.no_grad():
+            for p in self.parameters():
+                p.mul_(size)
+
+    def forward(self, t: Any, z: Tensor) -> Tensor:
+        return self.net(z) - self.decay * z
+
+
+INCREMENTS = {"euler": lambda f, z, h: h * f(0, z), "midpoint": lambda f, z, h: h * f(0, z + h / 2 * f(0, z))}
+
+
+def by_hand(f: Sized, z0: Tensor, method: str, steps: int, reversible: bool, nudge: float = 0.0) -> list[Tensor]:
+    """The gradient in float64 of the sum of squares at the end, by a loop; ``nudge``: with inputs moved by so much of their size."""
+    wide, h, c = copy.deepcopy(f).double(), 1 / steps, ReversibleAdjoint().coupling
+    start = z0.double().requires_grad_()
+    with torch.no_grad():
+        for leaf in (start, *wide.parameters()):
+            leaf += nudge * leaf.square().mean().sqrt() * torch.randn_like(leaf)
+    y = z = start
+    for _ in range(steps):
+        if reversible:
+            y = c * y + (1 - c) * z + INCREMENTS[method](wide, z, h)
+            z = z - INCREMENTS[method](wide, y, -h)
+        else:
+            y = y + INCREMENTS[method](wide, y, h)
+    return list(torch.autograd.grad(y.square().sum(), [start, *wide.parameters()]))
+
+
+def shares(found: list[Tensor], right: list[Tensor]) -> list[float]:
+    return [((a.double() - b).norm() / b.norm()).item() for a, b in zip(found, right, strict=True)]
+
+
+@pytest.mark.filterwarnings("ignore:ReversibleAdjoint found y0 again:RuntimeWarning")
+@pytest.mark.parametrize(("method", "steps", "decay"), [("euler", 2, 0.0), ("euler", 4, 8.0), ("midpoint", 12, 2.0)])
+@pytest.mark.parametrize("size", [0.5, 1, 3, 6, 12])
+def test_whether_a_gradient_is_exact_and_whether_that_matters_are_two_verdicts(size: float, method: str, steps: int, decay: float) -> None:
+    """Each against the gradient that the block gives, compared with one by hand in float64 and with what round-off does to that."""
+    f, z0, eps = Sized(size, decay), torch.randn(16, 8), torch.finfo(torch.float32).eps
+    report = gradient_report(ODEBlock(f, steps=steps, method=method), z0, loss=lambda end: end.square().sum(), directions=0)
+    harmless = set()
+    for name in ("direct", "checkpoint", "reversible", "backsolve"):
+        right = by_hand(f, z0, method, steps, name == "reversible")
+        noise = max(max(shares(by_hand(f, z0, method, steps, name == "reversible", eps), right)) for _ in range(3))
+        start = z0.clone().requires_grad_()
+        end = ODEBlock(f, steps=steps, method=method, adjoint=name)(start)
+        errors = shares(list(torch.autograd.grad(end.square().sum(), [start, *f.parameters()])), right)
+        assert list(report.errors[name].values()) == pytest.approx(errors, rel=1e-3, abs=1e-9), name
+        harmless |= {name} if max(errors) <= 0.01 else set()
+        if name in report.exact:
+            assert max(errors) <= max(100 * eps, 30 * noise), name
+        else:
+            assert max(errors) > max(50 * eps, 3 * noise), name
+    assert set(report.harmless) == harmless and {*report.bad} == {*report.errors} - harmless
+    summary = report.verdict.splitlines()[-1]
+    assert ("Do not train with" in summary) == bool(report.bad) and all((name in summary) == (name in report.bad) for name in report.errors)
 
 
 def test_the_projection_is_not_along_an_input_drawn_from_the_same_seed() -> None:

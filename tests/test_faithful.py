@@ -83,17 +83,13 @@ COMPILED = [
 
 @pytest.mark.parametrize("case", COMPILED, ids=lambda case: case.act)
 def test_compiled_runs_are_no_less_faithful(case: Case) -> None:
-    torch._dynamo.reset()
     check(replace(case, steps=4))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("place", ["closure", "UserDict", "module attribute", "args"])
 def test_compiled_runs_of_all_acts(place: str) -> None:
-    for act in ACTS:
-        torch._dynamo.reset()
-        if possible(place, act):
-            check(Case(place, act, "compiled", steps=4))
+    check(*(Case(place, act, "compiled", steps=4) for act in ACTS if possible(place, act)))
 
 
 def product(place: str, quick: bool) -> list[Case]:
@@ -167,6 +163,7 @@ HARMLESS = {
     "read a constant",
     "read a number",
     "read net's own weight",
+    "read a leaf, in a solve inside",  # which refuses by itself
     "written what is kept detached",
     "written number of calls",
     "written slope before",  # both told by autograd: their graph is gone

@@ -63,10 +63,25 @@ class GradientReport:
         return tuple(self.sizes)
 
     @property
+    def exact(self) -> tuple[str, ...]:
+        """The adjoints whose errors round-off explains: at most 100 units of ``dtype``, or ten times ``round_off``, in every group."""
+        bound = {group: max(100 * torch.finfo(self.dtype).eps, 10 * share) for group, share in self.round_off.items()}
+        return tuple(name for name in self.harmless if all(error <= bound[group] for group, error in self.errors[name].items()))
+
+    @property
+    def harmless(self) -> tuple[str, ...]:
+        """The adjoints to train with, exact or not: errors of at most ``tolerance`` (or ten times ``round_off``) in every group."""
+        return tuple(name for name in self.errors if not self._wrong(name))
+
+    @property
     def bad(self) -> tuple[str, ...]:
-        """The adjoints whose error is above ``tolerance`` (and ten times round-off) in some group, those whose own scheme has left the
-        method's solution, and those that failed."""
-        return (*(name for name in self.errors if self._wrong(name) or self._astray(name)), *self.failed)
+        """All others: the adjoints whose error is larger in some group, and those that failed."""
+        return (*(name for name in self.errors if self._wrong(name)), *self.failed)
+
+    @property
+    def astray(self) -> tuple[str, ...]:
+        """The adjoints whose own scheme has left the method's solution: a gradient differs by more than it is long, right or not."""
+        return tuple(name for name in self.own_scheme if self._apart(name) > 1)
 
     @property
     def refuted(self) -> tuple[str, ...]:
@@ -82,12 +97,11 @@ class GradientReport:
 
     @property
     def ok(self) -> bool:
-        """Whether all adjoints are within ``tolerance`` and nothing contradicts the exact gradient."""
-        return not self.bad and not self.refuted
+        """Whether all adjoints are harmless, none is astray, and nothing contradicts the exact gradient."""
+        return not self.bad and not self.astray and not self.refuted
 
-    def _astray(self, name: str) -> bool:
-        """Whether a scheme of its own has left the method's solution: its gradient differs by more than that of the method is long."""
-        return any(gap > 1 for group, gap in self.own_scheme.get(name, {}).items() if not self._vanishes(group))
+    def _apart(self, name: str) -> float:
+        return max((gap for group, gap in self.own_scheme[name].items() if not self._vanishes(group)), default=0.0)
 
     def _vanishes(self, group: str) -> bool:
         return self.round_off[group] > NOISY or self.lengths[group] == 0
@@ -98,10 +112,6 @@ class GradientReport:
         wrong = [group for group in self.groups if errors[group] > max(self.tolerance, 10 * self.round_off[group])]
         return sorted(wrong, key=lambda group: -errors[group])
 
-    def _exact(self, name: str) -> bool:
-        least = 100 * torch.finfo(self.dtype).eps
-        return all(error <= max(least, 10 * self.round_off[group]) for group, error in self.errors[name].items())
-
     def _worst(self, name: str) -> tuple[str, float]:
         judged = {g: e for g, e in self.errors[name].items() if not self._vanishes(g)} or self.errors[name]
         return max(judged.items(), key=lambda pair: pair[1])
@@ -109,14 +119,13 @@ class GradientReport:
     @property
     def verdict(self) -> str:
         """In plain words, a line for each thing to know."""
-        exact = [name for name in self.errors if self._exact(name) and name not in self.bad]
+        exact = self.exact
         lines = [f"{', '.join(exact)}: exact to round-off of {dtype_name(self.dtype)}{self._moving()}"] if exact else []
         lines += [self._said_of(name) for name in self.errors if name not in exact]
-        for name, gaps in self.own_scheme.items():
-            gap = max((gap for group, gap in gaps.items() if not self._vanishes(group)), default=0.0)
+        for name in self.own_scheme:
             lines.append(
-                f"{name} solves by a scheme of its own, with whose exact gradient it is compared; that gradient differs from the "
-                f"method's by up to {gap:.2g}, as the two solutions differ{': take more steps' if self._astray(name) else ''}"
+                f"{name} solves by a scheme of its own, with whose exact gradient it is compared; that gradient differs from the method's "
+                f"by up to {self._apart(name):.2g}, as the two solutions differ{': take more steps' if name in self.astray else ''}"
             )
         lines += [f"{name}: failed: {why}" for name, why in self.failed.items()]
         lines += [f"{name}: left out: {why}" for name, why in self.skipped.items()]
@@ -134,7 +143,7 @@ class GradientReport:
         wrong = self._wrong(name)
         group, error = (wrong[0], self.errors[name][wrong[0]]) if wrong else self._worst(name)
         if not wrong:
-            return f"{name}: off by up to {error:.2g} (in {group}), within the tolerance of {self.tolerance:g}"
+            return f"{name}: off by up to {error:.2g} (in {group}): not exact, harmless for training (up to {self.tolerance:g})"
         others = f"; also wrong in {_listed(wrong[1:])}" if wrong[1:] else ""
         cures = {"direct": "see below", "checkpoint": "use adjoint='direct', and report this"}
         cure = next((cure for start, cure in cures.items() if name.lower().startswith(start)), "use adjoint='checkpoint'")
@@ -171,6 +180,8 @@ class GradientReport:
             return f"The derivative of {_listed(self.refuted)} is wrong before any adjoint comes in."
         if self.bad:
             return f"Do not train with {_listed(self.bad)}: what it gives is not the gradient of the loss."
+        if self.astray:
+            return f"Nothing wrong with the gradients, but {_listed(self.astray)} has left the method's solution: it trains another model."
         if not self.errors:
             return "No adjoint was compared."
         largest = max((self._worst(name)[1] for name in self.errors), default=0.0)
@@ -248,7 +259,8 @@ def gradient_report(
         t: start and end, default (0, 1); with method, steps, step_size, rtol, atol, args as for ``odeint``, only for functions.
         adjoints: names or objects.
         loss: of the end state (the output of a network), a real number; default: a fixed random projection of it.
-        tolerance: relative error above which an adjoint is bad, positive.
+        tolerance: relative error e up to which a gradient is harmless for training, positive. It is turned by at most asin(e), 0.6
+            degrees for the default, and a step along it descends at least 1 - e times as fast: less than what batches differ by.
         directions: along how many directions differences are taken in each group (the gradient's own, then random ones), each
             6 solves in float64; 0 leaves the referee out.
         seed: of the projection, the directions and every random draw of the program, the same in all runs.
