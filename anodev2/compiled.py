@@ -38,7 +38,8 @@ class Compile:
     func. More steps per graph are a little faster and take longer to compile (half a second per evaluation of a small f); torch caches
     graphs on disk across processes. ``CheckpointAdjoint`` then keeps states between runs and holds the graph of one run.
 
-    What cannot be compiled (see the warning) runs as it is. With ``slots=`` tensors with a history go into args; by closure they are refused.
+    What cannot be compiled (see the warning) runs as it is. With ``slots=``, tensors with a history go into args: by closure they are
+    refused.
 
     Args:
         steps: the most steps in one graph; where func takes the number of the ``step``, every run is a graph of its own.

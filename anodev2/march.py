@@ -171,7 +171,9 @@ class March:
                 moved = recording.moved()
                 if not sizes.judge(error, abs(stop - start)):
                     self.rejected += 1
-                    again = self.reuse == "all" or not any(k.requires_grad for k in slopes[0])  # a graph of its own belongs to this attempt
+                    again = self.reuse == "all" or (
+                        self.reuse == "accepted" and not any(k.requires_grad for k in slopes[0])
+                    )  # a graph of its own belongs to this attempt
                     self.first = slopes[0] if again and not moved else None
                     recording.retreat()
                     broken = first_not_finite(slopes[0])

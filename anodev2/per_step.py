@@ -120,8 +120,8 @@ class Frame:
     """One step: the state before it, what it saved, and these tensors while it runs or has been redone."""
 
     __slots__ = (
-        "__weakref__", "advancing", "at", "before", "bytes", "kinds", "last", "live", "now", "place", "running", "samples", "saved", "solve",
-        "take", "versions", "y",
+        "__weakref__", "advancing", "at", "before", "bytes", "kinds", "last", "live", "now", "place", "running", "samples", "saved",
+        "solve", "take", "versions", "y",
     )  # fmt: skip
 
     def __init__(self, solve: PerStep, take: Take, y: Leaves, before: Frame | None) -> None:

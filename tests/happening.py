@@ -302,7 +302,7 @@ READ: dict[str, Act] = {
     "a leaf with a hook": Act(LEAF, leaf_with_a_hook, reading, must=True),
     "a leaf, through an autograd.Function": Act(LEAF, leaf, lambda c: Scaled.apply(c.base, c.get()), must=True),
     "a leaf, through a custom operator": Act(LEAF, leaf, lambda c: scaled(c.base, c.get()), must=True),
-    "a leaf, through TorchScript": Act(LEAF, leaf, lambda c: scripted_product()(c.net(c.y), c.get()), must=True),
+    "a leaf, through TorchScript": Act(LEAF, leaf, lambda c: scripted_product()(c.net(c.y), c.get())),
     "a leaf, through torch.func": Act(LEAF, leaf, lambda c: -torch.func.grad(lambda y: product(y, c.get()).sum())(c.y)),
     "a leaf, through autograd.grad": Act(LEAF, leaf, lambda c: by_autograd(c, careful=False)),
     "a leaf, through autograd.grad and enable_grad": Act(LEAF, leaf, lambda c: by_autograd(c, careful=True)),

@@ -163,7 +163,6 @@ HARMLESS = {
     "read a constant",
     "read a number",
     "read net's own weight",
-    "read a leaf, in a solve inside",  # which refuses by itself
     "written what is kept detached",
     "written number of calls",
     "written slope before",  # both told by autograd: their graph is gone
