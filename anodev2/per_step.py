@@ -171,10 +171,14 @@ class Frame:
 
     def hold(self) -> None:
         """Keep what was saved, apart from its nodes: a result that holds itself would never be freed."""
-        self.live, self.running = [None if tensor is None else tensor.detach() for tensor in self.live or ()], False
+        live = [None if tensor is None else tensor.detach() for tensor in self.live or ()]
+        self.let_go()
+        self.live = live
         self.now = self.at
 
     def let_go(self) -> None:
+        if self.live is not None:
+            self.live.clear()  # nodes hold the hook that fills it
         self.live, self.running = None, False
 
     def tensor(self, place: int) -> Tensor:

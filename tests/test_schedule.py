@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import itertools
+from dataclasses import dataclass, field
 from functools import cache
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from anodev2.schedule import Action, Schedule, Thinning, fewest_redone, positions, redone_by, reversal
+from anodev2 import CheckpointAdjoint
+from anodev2.schedule import Schedule, Thinning, most_slots, positions, redone_by
 
 
-def offline(steps: int, slots: int | None, graphs: int = 0) -> Schedule:
-    return reversal(steps, positions(steps, slots, graphs), slots, graphs)
+def offline(steps: int, slots: int | None) -> Schedule:
+    return Schedule(steps, positions(steps, slots), slots)
 
 
 def online(steps: int, slots: int) -> Schedule:
@@ -23,31 +24,51 @@ def online(steps: int, slots: int) -> Schedule:
         kept.add(index)
         kept -= set(thinning.admit(index))
         assert len(kept) <= slots
-    return reversal(steps, tuple(sorted(kept | {steps - 1})), slots)
+    return Schedule(steps, tuple(sorted(kept | {steps - 1})), slots)
 
 
-def replay(schedule: Schedule) -> tuple[int, int]:
-    """Carry the orders out on step numbers instead of states: how many steps are redone, how many states lie in store at most."""
-    kept, working, redone, most, expected = set(schedule.kept), None, 0, len(schedule.kept), schedule.steps - 1
-    for kind, at, to in schedule.backward:
-        if kind == "restore":
-            assert at in kept
-            working = at
-        elif kind == "keep":
-            assert working == at
-            kept.add(at)
-        elif kind == "forget":
-            kept.remove(at)
-        elif kind == "advance":
-            assert working == at < to
-            working, redone = to, redone + to - at
-        else:
-            assert kind == "reverse" and working == at == expected
-            working, expected = None, expected - 1
-            redone += at < schedule.steps - schedule.graphs
-        most = max(most, len(kept))
-    assert expected == -1 and not kept
-    return redone, most
+@dataclass
+class Store:
+    """States (by the number of steps done) and graphs (by the step) that are held, as they come and go."""
+
+    states: set[int] = field(default_factory=set)
+    graphs: set[int] = field(default_factory=set)
+    history: list[tuple[int, int]] = field(default_factory=list)  # how many of each, after every step
+
+    def step(self, at: int, graph: bool = False) -> None:
+        """Take step ``at`` from a state that is there; the state it comes from is only held on if it is kept."""
+        assert at in self.states
+        self.states.add(at + 1)
+        self.graphs |= {at} if graph else set()
+        self.history.append((len(self.states), len(self.graphs)))
+
+    def peak(self, state: float, graph: float) -> float:
+        return max(states * state + graphs * graph for states, graphs in self.history)
+
+
+def replay(schedule: Schedule) -> tuple[int, Store]:
+    """Both passes, on numbers instead of states: how many steps are redone, and what was held meanwhile."""
+    store, steps, redone = Store({0}), schedule.steps, 0
+    for at in range(steps):
+        store.step(at, graph=at >= steps - schedule.graphs)
+        store.states -= {at} - set(schedule.kept)
+    expected = steps - 1
+    for index, start, way in schedule.backward():
+        assert index == expected
+        store.states -= set(range(index + 1, steps + 1))
+        assert start in store.states and start == max(store.states)  # the nearest
+        for at in range(start, index):
+            store.step(at)
+            redone += 1
+            store.states -= {at} if at != start and at not in way else set()
+        if index not in store.graphs:
+            store.step(index, graph=True)
+            redone += 1
+        store.states -= {index} - {start, *way}
+        store.graphs.remove(index)
+        expected -= 1
+    assert expected == -1 and not store.graphs
+    return redone, store
 
 
 @cache
@@ -60,27 +81,17 @@ def fewest(steps: int, slots: int) -> int:
     return min(at + fewest(steps - at, slots - 1) + fewest(at, slots) for at in range(1, steps))
 
 
-@given(st.integers(1, 80), st.integers(1, 12))
-def test_every_step_is_reversed_once_within_the_slots_and_with_the_fewest_steps_redone(steps: int, slots: int) -> None:
-    schedule = offline(steps, slots)
-    redone, most = replay(schedule)
-    assert most <= min(steps, slots + 1)  # the slots, and the state before the last step
-    # the optimum (Griewank, Walther 2000) does the last step of its first sweep with a graph; here it is redone
-    optimum = fewest(steps, min(slots, steps))
-    assert redone == schedule.redone == redone_by(steps, slots) == (steps if slots >= steps else optimum - steps + 1)
-
-
-def test_literal_order_of_ten_steps_with_three_slots() -> None:
-    words = [f"{a.kind} {a.at}" + (f"-{a.to}" if a.kind == "advance" else "") for a in offline(10, 3).backward]
-    assert offline(10, 3).kept == (0, 4, 7, 9)
-    expected = """
-        restore 9, forget 9, reverse 9,
-        restore 7, advance 7-8, reverse 8, restore 7, forget 7, reverse 7,
-        restore 4, advance 4-5, keep 5, advance 5-6, reverse 6, restore 5, forget 5, reverse 5, restore 4, forget 4, reverse 4,
-        restore 0, advance 0-1, keep 1, advance 1-2, keep 2, advance 2-3, reverse 3,
-        restore 2, forget 2, reverse 2, restore 1, forget 1, reverse 1, restore 0, forget 0, reverse 0
-    """
-    assert words == [word.strip() for word in expected.split(",")]
+@pytest.mark.parametrize("steps", range(1, 61))
+def test_every_step_is_reversed_once_within_the_slots_and_with_the_fewest_steps_redone(steps: int) -> None:
+    for slots in range(1, steps + 3):
+        schedule = offline(steps, slots)
+        redone, store = replay(schedule)
+        assert len(set(schedule.kept) - {steps - 1}) <= slots and 0 in schedule.kept  # the slots, and the state before the last step
+        assert max(states for states, _ in store.history) <= min(slots, steps - 1) + 2  # and the two of the step at work
+        assert max(graphs for _, graphs in store.history) == 1
+        # the optimum (Griewank, Walther 2000) does the last step of its first sweep with a graph; here it is redone
+        optimum = steps if slots >= steps else fewest(steps, slots) - steps + 1
+        assert redone == schedule.redone == redone_by(steps, slots) == optimum
 
 
 @pytest.mark.parametrize(("steps", "slots", "optimum"), [(64, 8, 201), (64, 3, 322), (1000, 10, 4636)])
@@ -88,18 +99,31 @@ def test_forward_steps_in_all_are_the_binomial_optimum_and_the_last_one_redone(s
     assert steps + replay(offline(steps, slots))[0] == optimum + 1
 
 
-@given(st.integers(1, 60), st.integers(1, 12), st.data())
-def test_kept_graphs_are_not_redone(steps: int, slots: int, data: st.DataObject) -> None:
-    graphs = data.draw(st.integers(0, steps))
-    redone, most = replay(offline(steps, slots, graphs))
-    assert redone == (redone_by(steps - graphs, slots) if graphs < steps else 0)
-    assert most <= min(slots + 1, steps - graphs) + graphs + (graphs == steps)
+def test_ten_steps_with_three_slots_read_aloud() -> None:
+    schedule = offline(10, 3)
+    assert schedule.kept == (0, 4, 7, 9)
+    nothing = ()
+    assert list(schedule.backward()) == [
+        *((9, 9, nothing), (8, 7, nothing), (7, 7, nothing)),
+        *((6, 4, (5,)), (5, 5, nothing), (4, 4, nothing)),
+        *((3, 0, (1, 2)), (2, 2, nothing), (1, 1, nothing), (0, 0, nothing)),
+    ]
+
+
+@given(st.integers(1, 60), st.data())
+def test_kept_graphs_are_not_redone(steps: int, data: st.DataObject) -> None:
+    schedule = Schedule(steps, positions(steps, None), None, data.draw(st.integers(0, steps)))
+    redone, store = replay(schedule)
+    assert redone == schedule.redone == steps - schedule.graphs
+    assert store.history[steps - 1] == (steps + 1, schedule.graphs)
 
 
 @given(st.integers(1, 300), st.integers(1, 20))
 def test_an_unknown_number_of_steps_is_reversed_within_the_slots(steps: int, slots: int) -> None:
-    redone, most = replay(online(steps, slots))
-    assert most <= slots + 1
+    schedule = online(steps, slots)
+    redone, store = replay(schedule)
+    assert max(states for states, _ in store.history) <= slots + 3  # before the last step one more, and the two of a step
+    assert redone == schedule.redone
     if slots >= 4:
         assert redone <= 2.2 * redone_by(steps, slots)
 
@@ -108,38 +132,34 @@ def test_the_slots_of_an_unknown_number_of_steps_are_spread_evenly() -> None:
     assert online(100, 8).kept == (0, 16, 32, 48, 64, 80, 96, 99)
 
 
-@given(st.integers(1, 60), st.integers(1, 12), st.integers(0, 60))
-def test_the_peak_counts_states_and_graphs_held_at_once(steps: int, slots: int, graphs: int) -> None:
-    schedule = offline(steps, slots, min(graphs, steps))
-    states = schedule.peak(1, 0)
-    assert states <= replay(schedule)[1] + 2  # the working state and the one it leads to
-    assert schedule.peak(0, 1) == max(1, schedule.graphs)
-    assert schedule.peak(3, 7) <= 3 * states + 7 * max(1, schedule.graphs)
+@given(st.integers(1, 60), st.integers(1, 12), st.integers(0, 60), st.integers(0, 9), st.integers(0, 9))
+def test_the_peak_is_what_is_held_at_once(steps: int, slots: int, graphs: int, state: int, graph: int) -> None:
+    for schedule in (offline(steps, slots), online(steps, slots), Schedule(steps, positions(steps, None), None, min(graphs, steps))):
+        assert schedule.peak(state, graph) == replay(schedule)[1].peak(state, graph)
 
 
-@given(st.integers(1, 40), st.integers(1, 60), st.integers(1, 5), st.integers(0, 9))
+@given(st.integers(1, 40), st.integers(1, 300), st.integers(1, 5), st.integers(0, 9))
+def test_as_many_slots_as_fit(steps: int, budget: int, state: int, graph: int) -> None:
+    fitting = [slots for slots in range(1, steps) if offline(steps, slots).peak(state, graph) <= budget] or [0]
+    assert most_slots(steps, budget, state, graph) in (fitting[-1], *([steps] if fitting[-1] >= steps - 1 else []))
+
+
+@given(st.integers(1, 30), st.integers(1, 400), st.integers(1, 5), st.integers(1, 9))
 def test_a_budget_is_kept_by_the_schedule_that_redoes_fewest(steps: int, budget: int, state: int, graph: int) -> None:
-    pairs = itertools.product(range(1, steps + 1), range(steps + 1))
-    fitting = [redone for slots, graphs in pairs if (redone := held(steps, slots, graphs, state, graph, budget)) is not None]
-    found = fewest_redone(steps, budget, state, graph)
-    assert (found is None) == (not fitting)
-    if found is not None:
-        assert held(steps, *found, state, graph, budget) == min(fitting)
-
-
-def held(steps: int, slots: int, graphs: int, state: int, graph: int, budget: int) -> int | None:
-    """Steps redone, if the schedule stays within the budget."""
-    schedule = offline(steps, slots, graphs)
-    return schedule.redone if schedule.peak(state, graph) <= budget else None
+    """Of those with slots, and of those with all states and the graphs of the last steps."""
+    offered = [*(offline(steps, s) for s in range(1, steps)), *(Schedule(steps, positions(steps, None), None, g) for g in range(steps + 1))]
+    fitting = [schedule.redone for schedule in offered if replay(schedule)[1].peak(state, graph) <= budget]
+    if not fitting:
+        with pytest.raises(ValueError, match="below the smallest schedule"):
+            CheckpointAdjoint(memory=budget).schedule(steps, state, graph)
+        return
+    found = CheckpointAdjoint(memory=budget).schedule(steps, state, graph)
+    redone, store = replay(found)
+    assert store.peak(state, graph) <= budget and redone == found.redone == min(fitting)
 
 
 def test_a_drawing_shows_what_is_kept_and_each_sweep_back() -> None:
     assert offline(10, 3).draw().splitlines() == ["o---o--o-o", "       -<<", "    -o<<", "-oo<<<", "<<<"]
-    assert offline(6, None, 2).draw().splitlines() == ["oooo==", "<<<<<<"]
+    assert Schedule(6, positions(6, None), None, 2).draw().splitlines() == ["oooo==", "<<<<<<"]
     long = offline(1000, 10).draw(width=80).splitlines()
     assert max(map(len, long)) <= 80 and long[0].count("o") == 10  # two neighbours share a cell
-
-
-def test_actions_shift_as_a_whole() -> None:
-    assert Action("advance", 1, 3).shifted(4) == Action("advance", 5, 7)
-    assert Action("keep", 1).shifted(4) == Action("keep", 5)
