@@ -41,14 +41,7 @@ class Backsolve:
         return self.run, [leaf.clone() for state in self.run.states for leaf in state]
 
     def _attempt(self, take: Take, y: Leaves, first: Leaves | None, between: Callable[[], None]) -> tuple[list[Tensor], list[Leaves]]:
-        slopes: list[Leaves] = []
-
-        def taken(start: list[Tensor]) -> list[Tensor]:
-            end, found = take(start, None, between)
-            slopes.extend([k.detach() for k in slope] for slope in found)
-            return end
-
-        end, self.kinds, _ = self.captured.forward(y, taken)
+        end, slopes, self.kinds, _ = self.captured.attempt(lambda start: take(start, None, between), y)
         return end, slopes
 
     def backward(self, kept: list[Tensor], cotangents: Sequence[Tensor | None], wants: Sequence[bool]) -> Grads:

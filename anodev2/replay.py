@@ -174,7 +174,7 @@ class _Past:
         return self.value.detach().requires_grad_() if tensor is None else tensor
 
 
-Held = tuple[dict[str, Any], dict[str, Tensor | None], dict[str, Tensor | None]]
+Held = tuple[dict[str, Any], list[Any]]
 
 
 class _Module:
@@ -184,22 +184,23 @@ class _Module:
         self.module = module
         # weight_norm and spectral_norm of torch.nn.utils set a fresh weight in every call
         self.plain = not any(type(hook).__module__.startswith("torch.nn.utils") for hook in module._forward_pre_hooks.values())
-        self.dicts = (vars(module), module._parameters, module._buffers)
-        self.seen: tuple[Any, ...] = ()
+        # fully_shard puts shards and whole parameters in each other's place by itself
+        sharded = any(type(parameter).__name__ == "DTensor" for parameter in module._parameters.values())
+        self.dicts = (vars(module), module._buffers, *(() if sharded else (module._parameters,)))
+        self.seen: list[Any] = []
         self.track: Track[Held] = Track()
 
     def mark(self) -> None:
-        module = self.module
-        now = (*vars(module).values(), *module._parameters.values(), *module._buffers.values())
+        now = [value for own in self.dicts for value in own.values()]
         if self.track.values and len(now) == len(self.seen) and all(map(is_, now, self.seen)):
             return self.track.append(self.track.values[-1])
         held = {name: _Past(x) if isinstance(x, Tensor) and x.grad_fn is not None else x for name, x in self._attributes()}
-        self.track.append((held, dict(module._parameters), dict(module._buffers)))
+        self.track.append((held, [own.copy() for own in self.dicts[1:]]))
         self.seen = now
 
     def pop(self) -> None:
         self.track.pop()
-        self.seen = ()
+        self.seen = []
 
     def _attributes(self) -> list[tuple[str, Any]]:
         own = vars(self.module).items()
@@ -212,8 +213,7 @@ class _Module:
 
     def put(self, index: int) -> None:
         """As it was at a mark."""
-        module, (attributes, parameters, buffers) = self.module, self.track[index]
-        own = vars(module)
+        own, (attributes, others) = vars(self.module), self.track[index]
         for name, value in attributes.items():
             value = value.now() if isinstance(value, _Past) else value
             if own.get(name, PLAIN) is not value:
@@ -222,7 +222,7 @@ class _Module:
             for name, _ in self._attributes():
                 if name not in attributes:
                     del own[name]
-        for now, then in ((module._parameters, parameters), (module._buffers, buffers)):
+        for now, then in zip(self.dicts[1:], others, strict=True):
             _become(now, then)
 
 
@@ -329,7 +329,7 @@ class Recording:
     def close(self) -> None:
         """What modules hold now is no longer held here: it may have a history that leads back."""
         for module in self.modules:
-            module.seen = ()
+            module.seen = []
         self.settled = all(len(module.track.values) == 1 and module.is_lasting for module in self.modules)
 
     def moved(self) -> bool:

@@ -64,14 +64,8 @@ class Slots:
         return run, [leaf for at in kept for leaf in states[at]]
 
     def _attempt(self, take: Take, y: Leaves, first: Leaves | None, between: Callable[[], None]) -> tuple[list[Tensor], list[Leaves]]:
-        slopes: list[Leaves] = []
-
-        def taken(start: list[Tensor]) -> list[Tensor]:
-            end, found = take(start, None, between)
-            slopes.extend([k.detach() for k in slope] for slope in found)
-            return end
-
-        end, self._last, (size, _) = self.captured.forward(y, taken, weigh=self.graph_bytes is not None)
+        weigh = self.graph_bytes is not None
+        end, slopes, self._last, (size, _) = self.captured.attempt(lambda start: take(start, None, between), y, weigh)
         if self.graph_bytes is not None and size > self.graph_bytes:
             raise TooLarge(size)
         return end, slopes

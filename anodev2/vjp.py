@@ -100,6 +100,20 @@ class Captured(TorchFunctionMode):
         self.leaves.update({id(leaf): leaf for leaf in graph.dropped()})
         return end, kinds, saved
 
+    def attempt(
+        self, take: Callable[[list[Tensor]], tuple[list[Tensor], list[Leaves]]], y: Leaves, weigh: bool = False
+    ) -> tuple[list[Tensor], list[Leaves], Kinds, tuple[int, int]]:
+        """The same for what yields slopes too."""
+        slopes: list[Leaves] = []
+
+        def taken(start: list[Tensor]) -> list[Tensor]:
+            end, found = take(start)
+            slopes.extend([k.detach() for k in slope] for slope in found)
+            return end
+
+        end, kinds, saved = self.forward(y, taken, weigh)
+        return end, slopes, kinds, saved
+
     def end(self, y: Leaves, take: Callable[[list[Tensor]], list[Tensor]]) -> list[Tensor]:
         """What ``take`` makes of y, by the kernels of a pass with a graph."""
         with torch.enable_grad(), saved_apart(), self.hidden:
