@@ -159,7 +159,7 @@ class CoupledODEBlock(ODEBlock):
 
     def weights(self, t: float | Sequence[float] | Tensor) -> Theta:
         """theta at time t, or at several times of the block stacked in front: a dict by parameter name."""
-        times = torch.as_tensor(t, dtype=torch.float64)
+        times = torch.as_tensor(t, dtype=torch.float64, device="cpu")
         low, high = min(self.t), max(self.t)
         if times.ndim > 1 or times.numel() == 0 or not ((low <= times) & (times <= high)).all():
             raise ValueError(f"t={t} must be a time between {low} and {high}, or a sequence of such times")

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from einops import rearrange
 from torch import Tensor, nn
+from torch._C._functorch import peek_interpreter_stack
 
 from .stepping import as_count
 from .system import check_call
@@ -183,7 +184,7 @@ class ReactionDiffusionAdvection(Dynamics):
         path: Theta = {}
         for name, weight in theta.items():
             growth, turning = self._growth(name, weight)
-            elapsed = torch.tensor(times, dtype=growth.dtype).to(weight.device).view(-1, 1, 1)
+            elapsed = torch.tensor(times, dtype=growth.dtype, device=weight.device).view(-1, 1, 1)
             growth, turning = growth * elapsed, turning * elapsed
             # expm1(growth + i turning), exactly 0 where both are
             real = torch.expm1(growth) * torch.cos(turning) - 2 * torch.sin(turning / 2) ** 2
@@ -261,7 +262,7 @@ class Galerkin(Dynamics):
         slope = _BASES[self.basis][1]
         if slope is None:
             raise ValueError(f"Galerkin({self.basis!r}) jumps and has no dtheta/dt to step; use its flow, as a CoupledODEBlock does")
-        s = (t if isinstance(t, Tensor) else torch.tensor(t, dtype=torch.float64)).reshape(1) / self.length
+        s = (t if isinstance(t, Tensor) else torch.tensor(t, dtype=torch.float64, device="cpu")).reshape(1) / self.length
         return {name: part[0] for name, part in self._sums(slope(s, self.size) / self.length, theta).items()}
 
     def flow(self, theta: Theta, times: Sequence[float]) -> Theta:
@@ -271,7 +272,7 @@ class Galerkin(Dynamics):
                     f"length={self.length} of this Galerkin does not reach the time {time} after the start: give it the length of the "
                     "block's t=(t0, t1), length=t1 - t0"
                 )
-        s = (torch.tensor(times, dtype=torch.float64) / self.length).clamp(0, 1)
+        s = (torch.tensor(times, dtype=torch.float64, device="cpu") / self.length).clamp(0, 1)
         sums = self._sums(_BASES[self.basis][0](s, self.size), theta)
         return {name: weight + sums[name] for name, weight in theta.items()}
 
@@ -470,12 +471,12 @@ class _Modes(NamedTuple):
 @lru_cache(maxsize=64)
 @torch.inference_mode(False)  # what is kept must serve training too, whoever comes first
 def _modes(space: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> _Modes:
-    whole = torch.cartesian_prod(*(torch.arange(size) for size in space)).reshape(-1, len(space))  # the places, and the modes
-    sizes = torch.tensor(space)
+    whole = torch.cartesian_prod(*(torch.arange(size, device="cpu") for size in space)).reshape(-1, len(space))  # the places, and the modes
+    sizes = torch.tensor(space, device="cpu")
     k = 2 * math.pi * torch.where(2 * whole < sizes, whole, whole - sizes).double() / sizes  # -pi is that of Nyquist
     slopes = torch.where(2 * whole == sizes, 0.0, k)
     phase = 2 * math.pi * (whole[:, None] * whole / sizes.double()).sum(-1)
-    steps = torch.tensor([math.prod(space[axis + 1 :]) for axis in range(len(space))])
+    steps = torch.tensor([math.prod(space[axis + 1 :]) for axis in range(len(space))], device="cpu")
     differences = ((whole[:, None] - whole) % sizes * steps).sum(-1)
     tables = ((k**2).sum(-1), slopes.mT, torch.cos(phase) / len(whole), torch.sin(phase) / len(whole))
     squared, slopes, cos, sin = (table.to(device, dtype) for table in tables)
@@ -483,8 +484,10 @@ def _modes(space: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> 
 
 
 def _kept(function: Any) -> Any:
-    """What is kept of a cached function; the compiler calls it anew and folds the result itself."""
-    return function.__wrapped__ if torch.compiler.is_compiling() else function
+    """What is kept of a cached function; where tensors are not what they seem it is called anew, and nothing is kept."""
+    if torch.compiler.is_compiling() or peek_interpreter_stack() is not None or torch._C._len_torch_dispatch_stack():
+        return function.__wrapped__  # a compiler, a transform, a mode such as FakeTensorMode
+    return function
 
 
 def _convolve(real: Tensor, imaginary: Tensor, weight: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from .boundary import Boundary, Reach
 from .coefficient import Coefficient, attach, evaluate, extremes, is_constant
 from .equation import Term
 from .grid import Grid1D
-from .numbers import readable
+from .numbers import as_tensor, readable
 from .stencils import Derivative, Spectral, derivative, upwinded
 
 
@@ -51,7 +51,7 @@ class Advection(Term):
         self.conservative = conservative
         self.forward_side: Derivative = derivative(grid, 1, self.scheme, 1)  # for c > 0
         self.backward_side: Derivative = derivative(grid, 1, self.scheme, -1)
-        if not grid.periodic and is_constant(speed) and readable():
+        if not grid.periodic and is_constant(speed) and readable(grid.points()):
             check_ends(self.boundary, *self._end_speeds(0.0, grid.points()), missing_only=True)
 
     @property
@@ -74,12 +74,12 @@ class Advection(Term):
 
     def symbol(self, k: Tensor) -> Tensor:
         self.need_constant("the symbol")
-        k = torch.as_tensor(k)
+        k = as_tensor(k)
         return self._symbol(evaluate(self.speed, 0.0, lambda: k, k), k)
 
     def exact_symbol(self, k: Tensor) -> Tensor:
         self.need_exact_symbol()
-        k = torch.as_tensor(k)
+        k = as_tensor(k)
         return -evaluate(self.speed, 0.0, lambda: k, k) * torch.complex(torch.zeros_like(k), k)
 
     def extremes(self, u: Tensor | None) -> list[float]:
@@ -103,7 +103,7 @@ class Advection(Term):
             self.need_constant("the exact solution")
 
     def check_inflow(self, t: Any, u: Tensor) -> None:
-        if readable():
+        if readable(u):
             check_ends(self.boundary, *self._end_speeds(t, self.grid.points(u)), missing_only=False)
 
     def _carried(self, t: float | Tensor, profile: Callable[..., Any]) -> Tensor:
@@ -131,7 +131,7 @@ class Advection(Term):
         """Smallest and largest speed at the left wall, and at the right (at the points next to them where it is a tensor)."""
         ends = torch.stack([torch.zeros_like(x[0]), torch.full_like(x[0], self.grid.length)])
         with torch.no_grad():
-            c = torch.as_tensor(evaluate(self.speed, t, lambda: ends, x), dtype=x.dtype)
+            c = torch.as_tensor(evaluate(self.speed, t, lambda: ends, x), dtype=x.dtype, device=x.device)
             left, right = (c, c) if c.ndim == 0 else (c[..., 0], c[..., -1])
             return left.min().item(), left.max().item(), right.min().item(), right.max().item()
 

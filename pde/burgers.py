@@ -45,7 +45,7 @@ class SelfAdvection(Term):
         return -(right + transported(self.backward_side, lambda v: v.clamp(max=0) ** 2 / 2, self.grid, t, u))
 
     def check_inflow(self, t: Any, u: Tensor) -> None:
-        if readable() and u.numel():
+        if readable(u) and u.numel():
             left, right = u.detach()[..., 0], u.detach()[..., -1]
             check_ends(self.boundary, left.min().item(), left.max().item(), right.min().item(), right.max().item())
 

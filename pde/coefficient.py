@@ -59,5 +59,5 @@ def extremes(value: Coefficient, x: Tensor) -> list[float]:
     if isinstance(value, int | float):
         return [float(value)]
     with torch.no_grad():
-        found = torch.as_tensor(evaluate(value, torch.zeros_like(x[0]), lambda: x, x), dtype=x.dtype)
+        found = torch.as_tensor(evaluate(value, torch.zeros_like(x[0]), lambda: x, x), dtype=x.dtype, device=x.device)
         return sorted({found.min().item(), found.max().item()})

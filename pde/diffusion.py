@@ -13,6 +13,7 @@ from .boundary import Reach
 from .coefficient import Coefficient, attach, evaluate, extremes, is_constant, is_zero
 from .equation import Term
 from .grid import Grid1D
+from .numbers import as_tensor
 from .stencils import Derivative, Stencil, derivative, stencil_weights
 
 NEXT = Reach(1, 1)
@@ -77,7 +78,7 @@ class Diffusion(Term):
 
     def symbol(self, k: Tensor) -> Tensor:
         self.need_constant("the symbol")
-        k = torch.as_tensor(k)
+        k = as_tensor(k)
         return evaluate(self.diffusivity, 0.0, lambda: k, k) * self.second.symbol(k, self.grid.spacing)
 
     def exact_symbol(self, k: Tensor) -> Tensor:

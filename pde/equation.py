@@ -20,7 +20,7 @@ from anodev2 import FourierOperator, stability_function
 
 from .closed_form import dense_flow, elapsed, fourier_flow, line_between, wall_series
 from .grid import Grid1D
-from .numbers import readable
+from .numbers import as_tensor, present, readable
 
 Rest = Callable[[Any, Tensor], Tensor]
 MODES = 1024  # looked at by max_stable_step at most
@@ -105,11 +105,11 @@ class FieldEquation(Equation):
         return Sum(self, other) if isinstance(other, FieldEquation) else NotImplemented
 
     def symbol(self, k: Tensor) -> Tensor:
-        k = torch.as_tensor(k)
+        k = as_tensor(k)
         return sum((term.symbol(k) for term in self.terms()), torch.complex(torch.zeros_like(k), torch.zeros_like(k)))
 
     def exact_symbol(self, k: Tensor) -> Tensor:
-        k = torch.as_tensor(k)
+        k = as_tensor(k)
         return sum((term.exact_symbol(k) for term in self.terms()), torch.complex(torch.zeros_like(k), torch.zeros_like(k)))
 
     def matrix(self, u: Tensor | None = None) -> Tensor:
@@ -175,6 +175,7 @@ class FieldEquation(Equation):
             return self._make_split()
         coefficients = [getattr(term, term.coefficient) for term in self.terms()]
         key = [*((source, source._version, source.dtype, source.device) for source in sources), *((value,) for value in coefficients)]
+        key.append((None, self.like().device))
         if self._split is None or not _same_key(self._split[0], key):
             self._split = (key, self._make_split())
         return self._split[1]
@@ -189,10 +190,13 @@ class FieldEquation(Equation):
         Methods that treat the linear part of ``split()`` by themselves are judged on both parts. Coefficients that vary are frozen
         at their smallest and largest values at t = 0; between walls the symbols of the scheme away from them are taken, both of
         which are estimates. Growing reaction and sources are left out; so is transport by u itself unless u is given
-        (Burgers), which is frozen at max |u|. For n > 1024 1024 modes stand for all. Infinite where nothing limits h.
+        (Burgers), which is frozen at max |u|. For n > 1024 1024 modes stand for all. Infinite where nothing limits h, and for fake
+        and meta coefficients, which are not known.
 
         Source: Hairer, Wanner, Solving Ordinary Differential Equations II, IV.2; LeVeque, Finite Difference Methods, 9.
         """
+        if not present(self.like()):
+            return math.inf
         with torch.no_grad():
             values = [term.extremes(u) for term in self.terms()]
         scale = max((abs(value) for found in values for value in found), default=0.0)

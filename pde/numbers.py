@@ -13,14 +13,25 @@ from torch.autograd import forward_ad
 Rows = tuple[tuple[float, ...], ...]
 
 
-def readable() -> bool:
-    """Whether numbers can be read out of tensors here: not while compiling nor under a torch.func transform."""
-    return not torch.compiler.is_compiling() and peek_interpreter_stack() is None and forward_ad._current_level < 0
+def present(*tensors: Tensor) -> bool:
+    """Whether these hold numbers, unlike fake and meta tensors."""
+    return torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE) is None and not any(tensor.is_meta for tensor in tensors)
+
+
+def readable(*tensors: Tensor) -> bool:
+    """Whether numbers can be read out of tensors here: not while compiling, nor under a torch.func transform, nor under a mode."""
+    plain = not torch.compiler.is_compiling() and peek_interpreter_stack() is None and forward_ad._current_level < 0
+    return plain and not torch._C._len_torch_dispatch_stack() and present(*tensors)
+
+
+def as_tensor(value: Any) -> Tensor:
+    """A tensor as it is, where it is, whatever the default device."""
+    return value if isinstance(value, Tensor) else torch.as_tensor(value)
 
 
 def constant(rows: Rows, like: Tensor) -> Tensor:
     """A matrix of known numbers with the dtype and device of ``like``; kept, so that a GPU gets it once."""
-    make = _constant if readable() else _constant.__wrapped__  # what is made under a transform must not outlive it
+    make = _constant if readable() else _constant.__wrapped__  # what is made under a transform or a mode must not outlive it
     return make(rows, like.dtype, like.device)
 
 

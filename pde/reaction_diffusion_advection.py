@@ -13,6 +13,7 @@ from .coefficient import Coefficient, attach, evaluate, extremes, is_constant, i
 from .diffusion import Diffusion
 from .equation import FieldEquation, Term
 from .grid import Grid1D
+from .numbers import as_tensor
 
 
 class Reaction(Term):
@@ -42,7 +43,7 @@ class Reaction(Term):
 
     def symbol(self, k: Tensor) -> Tensor:
         self.need_constant("the symbol")
-        k = torch.as_tensor(k)
+        k = as_tensor(k)
         return evaluate(self.rate, 0.0, lambda: k, k) * torch.complex(torch.ones_like(k), torch.zeros_like(k))
 
     def exact_symbol(self, k: Tensor) -> Tensor:

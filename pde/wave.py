@@ -16,6 +16,7 @@ from .coefficient import Coefficient, attach, evaluate, extremes, is_constant
 from .diffusion import need_both_ends
 from .equation import Equation, remembered, some_modes
 from .grid import Grid1D
+from .numbers import as_tensor, present
 from .stencils import Derivative, derivative
 
 Pair = tuple[Tensor, Tensor]
@@ -68,12 +69,12 @@ class Wave(Equation):
 
     def symbol(self, k: Tensor) -> Tensor:
         """+i w and -i w, w = c sqrt(-D2(k)), stacked in front: (2, *k.shape). ValueError for a speed that varies."""
-        k = torch.as_tensor(k)
+        k = as_tensor(k)
         return _both(self._frequency(k, -self.second.symbol(k, self.grid.spacing).real))
 
     def exact_symbol(self, k: Tensor) -> Tensor:
         """+i c k and -i c k, stacked in front: (2, *k.shape). ValueError for a speed that varies."""
-        k = torch.as_tensor(k)
+        k = as_tensor(k)
         return _both(self._frequency(k, k**2))
 
     def matrix(self, u: Tensor | None = None) -> Tensor:
@@ -123,8 +124,10 @@ class Wave(Equation):
         """The largest step with which ``method`` amplifies no mode: |R(+-i w h)| <= 1 for all frequencies w of the grid.
 
         A speed that varies is frozen at its largest size at t = 0; between walls the symbol of the scheme away from them is taken: both
-        estimates. 0 for methods that are stable nowhere on the imaginary axis (Euler, midpoint).
+        estimates. 0 for methods that are stable nowhere on the imaginary axis (Euler, midpoint), infinite for fake and meta tensors.
         """
+        if not present(self.like()):
+            return math.inf
         with torch.no_grad():
             c = max(abs(value) for value in extremes(self.speed, self.grid.points(self.like())))
         return math.inf if c == 0 else remembered(self._limits, method, lambda: self._limit(method)) / c
