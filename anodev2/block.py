@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from .adjoint import Adjoint, ReversibleAdjoint, as_adjoint
 from .compiled import Compile, as_compile
@@ -291,7 +292,7 @@ def _evolving(f: nn.Module, dynamics: Dynamics, evolve: str | Sequence[str] | No
     """The names of the parameters of f that evolve."""
     parameters = dict(f.named_parameters())
     if evolve is None:
-        names = tuple(name for name, weight in parameters.items() if dynamics.accepts(name, weight))
+        names = tuple(name for name, weight in parameters.items() if _accepts(dynamics, name, weight))
         if not names:
             raise ValueError(f"f has no parameter that {type(dynamics).__name__} can evolve, among {list(parameters)}")
         return names
@@ -303,10 +304,16 @@ def _evolving(f: nn.Module, dynamics: Dynamics, evolve: str | Sequence[str] | No
             raise ValueError(f"evolve={pattern!r} matches no parameter of f, among {list(parameters)}")
     names = tuple(name for name in parameters if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns))
     for name in names:
-        if not dynamics.accepts(name, parameters[name]):
+        if not _accepts(dynamics, name, parameters[name]):
             shape = tuple(parameters[name].shape)
             raise ValueError(f"evolve={evolve!r} matches {name} of shape {shape}, which {type(dynamics).__name__} cannot evolve; narrow it")
     return names
+
+
+def _accepts(dynamics: Dynamics, name: str, weight: Tensor) -> bool:
+    if is_lazy(weight):
+        raise ValueError(f"{name} of f has no shape yet, and is to evolve or not by its shape: call f once before the block is made")
+    return dynamics.accepts(name, weight)
 
 
 def _check_field(f: nn.Module) -> None:

@@ -484,10 +484,10 @@ def _modes(space: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> 
 
 
 def _kept(function: Any) -> Any:
-    """What is kept of a cached function; where tensors are not what they seem it is called anew, and nothing is kept."""
-    if torch.compiler.is_compiling() or peek_interpreter_stack() is not None or torch._C._len_torch_dispatch_stack():
-        return function.__wrapped__  # a compiler, a transform, a mode such as FakeTensorMode
-    return function
+    """What is kept of a cached function; under a compiler, a tracer, a transform or a mode it is called anew, and nothing is kept."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or peek_interpreter_stack() is not None:  # pyright: ignore[reportPrivateImportUsage]
+        return function.__wrapped__
+    return function.__wrapped__ if torch._C._len_torch_dispatch_stack() else function
 
 
 def _convolve(real: Tensor, imaginary: Tensor, weight: Tensor) -> Tensor:

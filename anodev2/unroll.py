@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 from .adjoint import Adjoint, ReversibleAdjoint
 from .problem import CountedCall, Counters, Problem, VectorField
@@ -138,6 +139,8 @@ class Unrolled(nn.Module):
 
     def forward(self, z0: Any) -> Any:
         """z(t1), in the structure, shapes and dtypes of z0."""
+        if self.calls is not None and isinstance(z0, Proxy):  # torch.fx takes it down, for a single tensor
+            return self._straight(z0)
         structure = structure_of(z0)
         y = leaves_of(z0, structure)
         for leaf in y:
@@ -168,10 +171,10 @@ class Unrolled(nn.Module):
         """The keyword arguments that f wants."""
         return {name: value for name, value in (("step", step), ("stage", stage)) if name in self.counted}
 
-    def _straight(self, z: Tensor) -> Tensor:
-        times, copies = self.constants([z]), self.copies()
+    def _straight(self, z: Any) -> Any:
+        times, copies = self.t.unbind() if isinstance(z, Proxy) else self.constants([z]), self.copies()
         for calls, end in self.calls or ():
-            slopes: list[Tensor] = []
+            slopes: list[Any] = []
             for copy, time, counters, terms in calls:
                 slopes.append(copies[copy](times[time], _sum(z, terms, slopes), **counters))
             z = _sum(z, end, slopes)
@@ -197,10 +200,10 @@ class Unrolled(nn.Module):
         return f"steps={len(self.steps)}, method={self.method.name!r}"
 
 
-def _sum(z: Tensor, terms: Terms, slopes: list[Tensor]) -> Tensor:
+def _sum(z: Any, terms: Terms, slopes: list[Any]) -> Any:
     for place, scale in terms:
         k = slopes[place]
-        z = torch.add(z, k if k.dtype == z.dtype else k.to(z.dtype), alpha=scale)
+        z = torch.add(z, k if not isinstance(z, Proxy) and k.dtype == z.dtype else k.to(z.dtype), alpha=scale)
     return z
 
 

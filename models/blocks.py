@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 from anodev2 import Adjoint, Compile, CoupledODEBlock, Dynamics, Method, ODEBlock, ReactionDiffusionAdvection, Tableau
 
@@ -36,7 +37,10 @@ class BranchConv2d(nn.Conv2d):
 class SharedNorm2d(nn.BatchNorm2d):
     """BatchNorm2d, the same at every step; ``step`` is taken and ignored."""
 
-    def forward(self, input: Tensor, step: int = 0) -> Tensor:
+    def forward(self, input: Any, step: int = 0) -> Any:
+        if isinstance(input, Proxy):  # torch.fx takes down torch's own norms as they are, and would read into this one
+            tracer: Any = input.tracer
+            return tracer.create_proxy("call_module", tracer.path_of_module(self), (input,), {})
         return super().forward(input)
 
 

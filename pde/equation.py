@@ -353,7 +353,7 @@ def some_modes(grid: Grid1D) -> Tensor:
 def _dense(terms: Sequence[Term], grid: Grid1D, like: Tensor) -> Tensor:
     """The matrix of linear terms: their values on the unit fields, less what boundary data add. Coefficients (..., 1) lead."""
     values = [*(getattr(term, term.coefficient) for term in terms), *grid.boundary.data()]
-    lead = torch.broadcast_shapes(*(value.shape[:-1] for value in values if isinstance(value, Tensor)))
+    lead = torch.broadcast_shapes((), *(value.shape[:-1] for value in values if isinstance(value, Tensor)))
     fields = torch.eye(grid.n, dtype=like.dtype, device=like.device).reshape(grid.n, *(1,) * len(lead), grid.n)
     fields = fields.expand(grid.n, *lead, grid.n)
     t = torch.zeros((), dtype=like.dtype, device=like.device)

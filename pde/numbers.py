@@ -14,12 +14,13 @@ Rows = tuple[tuple[float, ...], ...]
 
 
 def present(*tensors: Tensor) -> bool:
-    """Whether these hold numbers, unlike fake and meta tensors."""
-    return torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE) is None and not any(tensor.is_meta for tensor in tensors)
+    """Whether these hold numbers, unlike fake, meta and traced tensors."""
+    fake = torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE) is not None
+    return not (fake or torch.jit.is_tracing() or any(tensor.is_meta for tensor in tensors))  # pyright: ignore[reportPrivateImportUsage]
 
 
 def readable(*tensors: Tensor) -> bool:
-    """Whether numbers can be read out of tensors here: not while compiling, nor under a torch.func transform, nor under a mode."""
+    """Whether numbers can be read out of tensors here: not while compiling or tracing, nor under a torch.func transform or a mode."""
     plain = not torch.compiler.is_compiling() and peek_interpreter_stack() is None and forward_ad._current_level < 0
     return plain and not torch._C._len_torch_dispatch_stack() and present(*tensors)
 

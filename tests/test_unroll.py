@@ -12,6 +12,7 @@ from problems import Rates
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.utils._python_dispatch import TorchDispatchMode
+from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
 from anodev2 import METHODS, CoupledODEBlock, FourierOperator, NeuralDynamics, ODEBlock, ReactionDiffusionAdvection, Static, unroll
 from models import MODELS
@@ -84,6 +85,33 @@ def test_outputs_are_the_blocks_to_the_bit(method: str, t: Any, dtype: torch.dty
             blocks.append(stepped)
         for block in blocks:
             assert_same(block, block.unroll(), z)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("method", ["euler", "midpoint", "rk4", "dopri5"])
+def test_fx_takes_down_an_unrolled_block(method: str, dtype: torch.dtype) -> None:
+    for f, t in itertools.product((Branch(), Counted()), ((0.0, 1.0), (2.0, 0.0))):
+        options: dict[str, Any] = {"steps": 2, "method": method, "t": t}
+        for block in (ODEBlock(f.to(dtype), **options), CoupledODEBlock(copy.deepcopy(f), diffusing(), **options)):
+            plain, z = block.unroll(), image(dtype)
+            traced = torch.fx.symbolic_trace(copy.deepcopy(plain))
+            for training, kind in itertools.product((True, False), (dtype, torch.bfloat16)):
+                with torch.autocast("cpu", torch.bfloat16, enabled=kind != dtype):
+                    assert torch.equal(traced.train(training)(z), plain.train(training)(z))
+            moved = dict(plain.named_buffers())
+            assert all(torch.equal(b, moved[name]) for name, b in traced.named_buffers() if "norm" in name)
+
+
+@pytest.mark.parametrize("block", ["ode", "coupled"])
+@pytest.mark.parametrize(
+    "name", ["resnet4", "alexnet", *(pytest.param(name, marks=pytest.mark.slow) for name in ("resnet18", "squeezenext"))]
+)
+def test_features_are_taken_out_of_unrolled_networks(name: str, block: str) -> None:
+    x, network = torch.randn(2, 3, 32, 32), MODELS[name](block=block, steps=2, time=True).eval()
+    plain = unroll(network)
+    inside = [node for node in get_graph_node_names(plain)[1] if "conv" in node]
+    features = create_feature_extractor(plain, return_nodes=[inside[-1], get_graph_node_names(plain)[1][-1]])(x)
+    assert len(inside) > 2 and torch.equal(list(features.values())[-1], network(x))
 
 
 @pytest.mark.parametrize("norm", ["per_step", "shared"])
