@@ -1,25 +1,29 @@
 """Implicit methods: each step solves its equation by Newton-Krylov, and is differentiated by the implicit function theorem.
 
-Newton's linear systems are solved by GMRES on differences of f (Knoll, Keyes, J. Comput. Phys. 193 (2004)), preconditioned
-with the linear part of ``func.split()`` where there is one. The graph of a step is that of one evaluation of f at its
-solution; a hook turns the gradient that comes in into that of the solution, by GMRES with the transposed Jacobian. Known
-inefficiency: the whole state, batch and all, is one vector for GMRES.
+Newton's linear systems are solved by GMRES (Knoll, Keyes, J. Comput. Phys. 193 (2004)), with products of the Jacobian from
+autograd, preconditioned with the linear part of ``func.split()`` where there is one. Newton stops where each element's own
+equation holds (componentwise backward error: Oettli, Prager, Numer. Math. 6 (1964)). The graph of a step is that of one
+evaluation of f at its solution; a hook turns the gradient that comes in into that of the solution, by the same iteration with
+the transposed Jacobian. Known inefficiency: the whole state, batch and all, is one vector for GMRES.
 """
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch._C._functorch import peek_interpreter_stack
 
-from ..stepping import Step, Time
+from ..stepping import Step
 from .method import Leaves, Method, SplitField, StepFailed, add
 
 Linear = Callable[[Tensor], Tensor]
+ROUNDINGS = 8  # of the largest term of an element's equation: what it may be missed by
 RESTART, CYCLES = 60, 20  # of GMRES: vectors kept, and how often it starts again
 
 
@@ -27,13 +31,13 @@ RESTART, CYCLES = 60, 20  # of GMRES: vectors kept, and how often it starts agai
 class Implicit(Method):
     """y(t + dt) from the equation w = y + s dt f(t + c dt, w) for the stage w.
 
-    ``tolerance``: relative residual of w, at least 100 units of round-off, and of the solves for gradients. A step that does not
-    get there within ``iterations`` of Newton's ends the solve; a gradient that cannot be solved for is a RuntimeError. First
-    derivatives only; no torch.func transforms, no compilation.
+    ``tolerance``: by how much the equation of each element, and that of its gradient, may be missed, relative to the largest of
+    its terms, at least 8 units of round-off. A step that does not get there within ``iterations`` of Newton's ends the solve; a
+    gradient that does not is a RuntimeError. First derivatives only; no torch.func transforms, no compilation.
     """
 
-    tolerance: float = 1e-10
-    iterations: int = 20
+    tolerance: float = 1e-12
+    iterations: int = 40
 
     @abstractmethod
     def step(self, field: SplitField, step: Step, y: Leaves) -> list[Tensor]: ...
@@ -45,61 +49,42 @@ class Implicit(Method):
                 f"{self.name} iterates until it has converged, which torch.compile and torch.func cannot follow: take an explicit method"
             )
         scale, state = node * step.dt, _Flat(y)
-
-        def residual(w: Leaves, start: Leaves) -> list[Tensor]:
-            return [b - add(a, scale, k) for a, b, k in zip(start, w, field(step, 0, node, w), strict=True)]
-
+        number = float(scale.detach()) if isinstance(scale, Tensor) else scale
+        slope = lambda w: number * state.join(field(step, 0, node, state.split(w)))  # noqa: E731
+        bound = torch.clamp_min(ROUNDINGS * state.eps, self.tolerance)
         with torch.no_grad():
-            solution = self._newton(lambda w: state.join(residual(state.split(w), y)), state.join(y), _preconditioner(field, scale, state))
-        found = [leaf.clone() for leaf in state.split(solution)]
+            start = state.join(y)
+            w, off = _change(
+                lambda w: _linearised(slope, w), start, bound, state.entries, self.iterations, _preconditioner(field, number, state)
+            )
+        if not off <= 1:
+            where = f"stopped at {off:.3g} times the error allowed" if math.isfinite(off) else "met values that are not finite"
+            raise StepFailed(f"Newton's iteration of {self.name} {where}; take smaller steps")
+        found = state.split(w)
         if not torch.is_grad_enabled():
             return found
-        defect = state.join(residual(found, y))
+        defect = state.join([b - add(a, scale, k) for a, b, k in zip(y, found, field(step, 0, node, found), strict=True)])
         if not defect.requires_grad:
             return found
-        variable = solution.clone().requires_grad_()
-        around = state.join(residual(state.split(variable), [leaf.detach() for leaf in y]))
+        variable = w.clone().requires_grad_()
+        around = slope(variable)
 
-        def solved_for(g: Tensor) -> Tensor:
+        def solved_for(g: Tensor | None) -> Tensor | None:
+            if g is None or not around.requires_grad:
+                return g
             if torch.is_grad_enabled():
                 raise ValueError(f"{self.name} has first derivatives only; take an explicit method for a second one")
-            if not around.requires_grad:
-                return g
-            transposed = lambda v: torch.autograd.grad(around, variable, v, retain_graph=True)[0]  # noqa: E731
-            v, left = gmres(transposed, g, self._bound(g.dtype))
-            if not left <= 10 * self._bound(g.dtype):
+            transposed = lambda v: torch.autograd.grad(around, variable, v, retain_graph=True, materialize_grads=True)[0]  # noqa: E731
+            v, off = _change(lambda v: (transposed(v), transposed), g, bound, state.entries, self.iterations, lambda v: v)
+            if not off <= 1:
                 raise RuntimeError(
-                    f"the gradient of a step of {self.name} could not be solved for: GMRES stopped at a residual of {left:.3g} (relative); "
+                    f"the gradient of a step of {self.name} could not be solved for: it stopped at {off:.3g} times the error allowed; "
                     "take smaller steps, or a method for func.split() such as imex2"
                 )
             return v
 
         defect.register_hook(solved_for)
-        return state.split(solution - (defect - defect.detach()))
-
-    def _bound(self, dtype: torch.dtype) -> float:
-        return max(self.tolerance, 100 * torch.finfo(dtype).eps)
-
-    def _newton(self, residual: Linear, w: Tensor, preconditioner: Linear | None) -> Tensor:
-        bound, root = self._bound(w.dtype), torch.finfo(w.dtype).eps ** 0.5
-        r = residual(w)
-        size = float(torch.linalg.vector_norm(w)) or float(torch.linalg.vector_norm(r))
-        for _ in range(self.iterations):
-            norm = float(torch.linalg.vector_norm(r))
-            if norm <= bound * max(size, float(torch.linalg.vector_norm(w))):
-                return w
-            if not norm < float("inf"):
-                break
-
-            def slope(v: Tensor, w: Tensor = w, r: Tensor = r) -> Tensor:
-                step = root * (1 + float(torch.linalg.vector_norm(w))) / float(torch.linalg.vector_norm(v))
-                return (residual(w + step * v) - r) / step
-
-            w = w - gmres(slope, r, 1e-3, preconditioner)[0]
-            r = residual(w)
-        raise StepFailed(
-            f"Newton's iteration of {self.name} stopped at a residual of {float(torch.linalg.vector_norm(r)):.3g}; take smaller steps"
-        )
+        return state.split(w - (defect - defect.detach()))
 
 
 @dataclass(frozen=True)
@@ -132,50 +117,128 @@ class ImplicitMidpoint(Implicit):
         return [2 * w - leaf for w, leaf in zip(self.solved(field, step, 0.5, y), y, strict=True)]
 
 
-def gmres(operator: Linear, b: Tensor, tolerance: float, preconditioner: Linear | None = None) -> tuple[Tensor, float]:
-    """x with |b - operator(x)| <= tolerance |b|, or the best found, and |b - operator(x)| / |b|: restarted, preconditioned from the right.
+def _change(
+    at: Callable[[Tensor], tuple[Tensor, Linear]], y: Tensor, bound: Tensor, entries: Linear, iterations: int, precondition: Linear
+) -> tuple[Tensor, float]:
+    """w = y + k(w), and its largest error in units of the one allowed; ``at(w)`` gives k(w) and products with k'(w).
+
+    Newton's iteration for the change z = w - y, in two parts of which the second holds what rounding takes from the first. The
+    equation of an element may be missed by ``bound`` times its terms, |z|, |k| and |k'| |w|, the last of which is seen through products
+    with w turned by random phases. Where the error stands still within 32 times that, the rounding of f has been reached.
+    """
+    angle = 2 * math.pi * torch.rand(len(y), generator=torch.Generator(y.device).manual_seed(0), dtype=y.dtype, device=y.device)
+    z, low, before, pool = torch.zeros_like(y), torch.zeros_like(y), math.inf, None
+    for left in range(iterations if len(y) else -1, -1, -1):
+        w = y + z + low
+        k, product = at(w)
+        r, terms = k - z - low, torch.maximum(z.abs(), k.abs())
+        if bool((r.abs() <= bound * terms).all()):
+            return w, 0.0
+        terms = torch.maximum(terms, torch.hypot(product(angle.cos() * w), product(angle.sin() * w)))
+        pool = pool or _pool(entries, terms, lambda v, product=product: product(angle.cos() * v).abs())
+        unit = pool(terms)
+        unit = torch.where(unit > 0, unit.clamp_min(torch.finfo(unit.dtype).tiny ** 0.75), unit.max())
+        off = float((r.abs() / (bound * unit)).max())
+        if off <= 1 or (off > before / 2 and bool((r.abs() <= 32 * bound * torch.maximum(unit, w.abs())).all())):
+            return w, 0.0
+        if not left or not math.isfinite(off):
+            return w, off
+        d = gmres(product, r, unit, max(1e-3, 0.1 / off), precondition)
+        z, low, before = z + d, low + (d - (z + d - z)), off
+    return y, 0.0
+
+
+def _pool(entries: Linear, terms: Tensor, seen: Linear) -> Linear:
+    """The finest units, of each element, of ``entries`` or one for all, in which the Jacobian is not much larger than in equal ones.
+
+    In finer ones an element far smaller than those that feed it, such as the tail of a pulse that diffuses, would hold up all.
+    """
+    limit = 100 * max(1.0, float(seen(torch.ones_like(terms)).max()))
+    for pool in (lambda v: v, entries):
+        if bool((seen(pool(terms)) <= limit * pool(terms)).all()):
+            return pool
+    return lambda v: v.max().expand_as(v)
+
+
+def _linearised(slope: Linear, w: Tensor) -> tuple[Tensor, Linear]:
+    """k = slope(w) and v -> k'(w) v, by differentiating v -> k'(w)^T v, or by differences where autograd cannot."""
+    back: list[Tensor] = []  # k'(w)^T seed, once it is needed
+    try:
+        with _own_graph():
+            w = w.clone().requires_grad_()
+            k, seed = slope(w), torch.zeros_like(w, requires_grad=True)
+    except RuntimeError:  # such as parameters made in inference mode
+        k = seed = slope(w)
+    base = k.detach()
+
+    def product(v: Tensor) -> Tensor:
+        try:
+            if not back:
+                with _own_graph():
+                    back[:] = torch.autograd.grad(k, w, seed, create_graph=True)
+            return torch.autograd.grad(back, seed, v, retain_graph=True)[0]
+        except (RuntimeError, ValueError):  # a second derivative that is not there
+            h = torch.finfo(v.dtype).eps ** 0.5 * (1 + float(w.detach().norm())) / (float(v.norm()) or 1.0)
+            with torch.no_grad():
+                return (slope(w + h * v) - base) / h
+
+    return base, product
+
+
+@contextmanager
+def _own_graph() -> Iterator[None]:
+    """For a graph that lives within a step: those who watch what a step saves are not shown it."""
+    with torch.inference_mode(False), torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(Tensor.detach, lambda saved: saved):
+        yield
+
+
+def gmres(product: Linear, b: Tensor, unit: Tensor, tolerance: float, precondition: Linear) -> Tensor:
+    """x with |b - x + product(x)| <= tolerance |b|, all in ``unit``, or the best found: restarted, preconditioned from the right.
 
     Source: Saad, Schultz, SIAM J. Sci. Stat. Comput. 7 (1986).
     """
-    x, r = torch.zeros_like(b), b
-    size = beta = float(torch.linalg.vector_norm(b))
-    target = tolerance * size
+    operator, inside = lambda v: v - product(unit * v) / unit, lambda v: precondition(unit * v) / unit
+    x, r = torch.zeros_like(b), b / unit
+    target = tolerance * float(torch.linalg.vector_norm(r))
     for _ in range(CYCLES):
-        if not target < beta < float("inf"):
+        correction, left = _cycle(operator, inside, r, target)
+        x = x + correction
+        if not target < left < math.inf:
             break
-        x = x + _cycle(operator, r, beta, target, preconditioner or (lambda v: v), min(RESTART, len(b)))
-        r = b - operator(x)
-        beta = float(torch.linalg.vector_norm(r))
-    return x, beta / size if size else 0.0
+        r = b / unit - operator(x)
+    return unit * x
 
 
-def _cycle(operator: Linear, r: Tensor, beta: float, target: float, preconditioner: Linear, restart: int) -> Tensor:
-    """The correction of least residual in the Krylov space of r."""
+def _cycle(operator: Linear, inside: Linear, r: Tensor, target: float) -> tuple[Tensor, float]:
+    """The correction of least residual in the Krylov space of r, and that residual."""
+    restart = min(RESTART, len(r))
+    left = beta = float(torch.linalg.vector_norm(r))
     basis, hessenberg = [r / beta], r.new_zeros(restart + 1, restart)
     right = r.new_zeros(restart + 1, 1)
     right[0] = beta
     y = r.new_zeros(0, 1)
     for j in range(restart):
-        v, stacked = operator(preconditioner(basis[j])), torch.stack(basis)
+        v, stacked = operator(inside(basis[j])), torch.stack(basis)
         for _ in range(2):  # twice is enough to stay orthogonal
             overlap = stacked @ v
             hessenberg[: j + 1, j] += overlap
             v = v - overlap @ stacked
         length = torch.linalg.vector_norm(v)
         hessenberg[j + 1, j] = length
-        y = torch.linalg.lstsq(hessenberg[: j + 2, : j + 1], right[: j + 2]).solution
+        q, upper = torch.linalg.qr(hessenberg[: j + 2, : j + 1])
+        y = torch.linalg.solve_triangular(upper, q.mT @ right[: j + 2], upper=True)
         left = float(torch.linalg.vector_norm(hessenberg[: j + 2, : j + 1] @ y - right[: j + 2]))
         if left <= target or not float(length) > 1e-14 * beta:
             break
         basis.append(v / length)
-    return preconditioner(y[:, 0] @ torch.stack(basis[: len(y)]))
+    return inside(y[:, 0] @ torch.stack(basis[: len(y)])), left
 
 
-def _preconditioner(field: SplitField, scale: Time, state: _Flat) -> Linear | None:
-    """(1 - scale L)^-1 where f has a linear part."""
+def _preconditioner(field: SplitField, scale: float, state: _Flat) -> Linear:
+    """(1 - scale L)^-1 where f has a linear part, else nothing."""
     split = field.split()
     if split is None:
-        return None
+        return lambda v: v
     return lambda v: state.join([split[0].solve(scale, leaf) for leaf in state.split(v)])
 
 
@@ -184,17 +247,26 @@ class _Flat:
 
     def __init__(self, leaves: Leaves) -> None:
         self.leaves = [leaf.detach() for leaf in leaves]
-        self.dtype = leaves[0].real.dtype if leaves[0].is_complex() else leaves[0].dtype
+        self.sizes = [leaf.numel() * (2 if leaf.is_complex() else 1) for leaf in leaves]
+        self.dtype = torch.float32
         for leaf in leaves:
-            self.dtype = torch.promote_types(self.dtype, leaf.real.dtype if leaf.is_complex() else leaf.dtype)
+            self.dtype = torch.promote_types(self.dtype, leaf.real.dtype)
+        self.eps = self.join(
+            [torch.full_like(leaf, torch.finfo(leaf.dtype).eps * (1 + 1j if leaf.is_complex() else 1)) for leaf in self.leaves]
+        )
+
+    def entries(self, vector: Tensor) -> Tensor:
+        """The largest of each entry of a leaf along its first axis, of the leaf if it has no other, at all of its places."""
+        pairs = zip(vector.split(self.sizes), self.leaves, strict=True)
+        rows = [part.reshape(len(leaf) if leaf.ndim > 1 else 1, -1) for part, leaf in pairs if len(part)]
+        return torch.cat([row.amax(1, keepdim=True).expand_as(row).reshape(-1) for row in rows])
 
     def join(self, leaves: Leaves) -> Tensor:
         real = [torch.view_as_real(leaf) if leaf.is_complex() else leaf for leaf in leaves]
         return torch.cat([leaf.reshape(-1).to(self.dtype) for leaf in real])
 
     def split(self, vector: Tensor) -> list[Tensor]:
-        sizes = [leaf.numel() * (2 if leaf.is_complex() else 1) for leaf in self.leaves]
-        return [_shaped(part, leaf) for part, leaf in zip(vector.split(sizes), self.leaves, strict=True)]
+        return [_shaped(part, leaf) for part, leaf in zip(vector.split(self.sizes), self.leaves, strict=True)]
 
 
 def _shaped(part: Tensor, leaf: Tensor) -> Tensor:
