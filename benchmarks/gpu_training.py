@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import tyro
 
 from examples import paper_table
+from examples.images import DOWNLOADED
+from examples.options import Acts, Count, mistakes_told, parse, refuse_idle
 from examples.ranks import choose_device
-from examples.runs import read_json, write
+from examples.runs import RunError, read_json, write
 
 SCRIPT = Path(__file__).parent.parent / "examples" / "train_cifar.py"
 FAST = ["--batch-size", "512", "--lr", "0.4", "--label-smoothing", "0.1", "--cutout", "8", "--ema", "0.99", "--precision", "bfloat16"]
@@ -44,14 +45,25 @@ class Config:
     """as for train_cifar.py"""
     data_dir: Path = Path("data")
     """as for train_cifar.py"""
-    epochs: int = 60
+    epochs: Count = 60
     """of the table's runs; the papers' are 350"""
-    resnet18_epochs: int = 40
+    resnet18_epochs: Count = 40
     """of the run that is to reach 93 %"""
     out: Path = Path("runs/gpu_training")
     """folder of the runs and the report"""
     tiny: bool = False
     """everything at the smallest size"""
+
+
+ACTS: Acts = {
+    "data_dir": ("--data cifar10 or cifar100", lambda c: c.data in DOWNLOADED),
+    "epochs": ("--no-tiny", lambda c: not c.tiny),
+    "resnet18_epochs": ("--no-tiny", lambda c: not c.tiny),
+}
+
+
+def data_options(config: Config) -> list[str]:
+    return ["--data", config.data, *(["--data-dir", str(config.data_dir)] if config.data in DOWNLOADED else [])]
 
 
 def trained(config: Config, name: str, *options: str) -> dict[str, Any]:
@@ -61,19 +73,28 @@ def trained(config: Config, name: str, *options: str) -> dict[str, Any]:
         arguments = ["--resume", str(folder)]
         if not (folder / "config.json").exists():
             small = ["--subset", "40", "--batch-size", "20"] if config.tiny else []
-            shared = ["--data", config.data, "--data-dir", str(config.data_dir), "--out", str(folder)]
-            arguments = [*shared, "--model", "resnet18", *FAST, *options, *small]
+            arguments = [*data_options(config), "--out", str(folder), "--model", "resnet18", *FAST, *options, *small]
         print(f"\n{name}", flush=True)
-        subprocess.run([sys.executable, str(SCRIPT), *arguments], check=True)
+        status = subprocess.run([sys.executable, str(SCRIPT), *arguments]).returncode
+        if status == 130:
+            raise KeyboardInterrupt
+        if status:
+            raise RunError(f"{folder} ended with status {status}")
     return read_json(folder / "result.json", name)
 
 
 def main() -> None:
-    config = tyro.cli(Config)
+    with mistakes_told():
+        config, given = parse(Config, None)
+        refuse_idle(config, given, ACTS)
+        measure(config)
+
+
+def measure(config: Config) -> None:
     small = ["--subset", "40", "--seeds", "0", "--steps", "2", "--recipe=--batch-size 20"]
     # the papers' recipe; float32, since the reverse solve is to fail for its own reasons
     full = ["--recipe=--schedule paper --batch-size 256"]
-    table = ["--data", config.data, "--data-dir", str(config.data_dir), "--out", str(config.out / "table")]
+    table = [*data_options(config), "--out", str(config.out / "table")]
     paper_table.main([*table, "--epochs", str(1 if config.tiny else config.epochs), *(small if config.tiny else full)])
 
     timing, long = ("1", "1") if config.tiny else ("3", str(config.resnet18_epochs))

@@ -11,13 +11,13 @@ its own way of getting a box wrong: upwind1 smears it, central2 leaves ripples, 
 from __future__ import annotations
 
 import math
-import sys
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from anodev2 import odeint
+from examples.options import picture_script
 from pde import Advection, Grid1D
 
 END = 0.9  # the field has then moved by 0.48: no whole number of points on any of the grids
@@ -133,4 +133,4 @@ def main(picture: Path | None = None, small: bool = False) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]) if len(sys.argv) > 1 else None)
+    picture_script(main, __doc__)

@@ -10,7 +10,6 @@ second number does not help it.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from anodev2 import CoupledSystem, odeint
+from examples.options import picture_script
 from pde import Advection, Grid1D, ReactionDiffusionAdvection
 
 OBSERVED, LATER = [0.25, 0.5, 0.75, 1.0], 2.0
@@ -139,4 +139,4 @@ def main(picture: Path | None = None, small: bool = False) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]) if len(sys.argv) > 1 else None)
+    picture_script(main, __doc__)

@@ -28,7 +28,6 @@ One should see: the static loss comes down to its floor and stays above it from 
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +37,7 @@ import torch
 from torch import Tensor, nn
 
 from anodev2 import CoupledODEBlock, NeuralDynamics, ODEBlock
+from examples.options import picture_script
 
 STRETCH = (0.5, 2.0)
 FLOOR = (STRETCH[1] - STRETCH[0]) ** 2 / 8
@@ -232,4 +232,4 @@ def main(picture: Path | None = None, small: bool = False) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]) if len(sys.argv) > 1 else None)
+    picture_script(main, __doc__)

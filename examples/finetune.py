@@ -15,18 +15,15 @@ start from the same weights and see the same images in the same order; which one
 from __future__ import annotations
 
 import copy
-import pickle
-import sys
 import tempfile
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 import torchvision
-import tyro
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 from torch.utils.flop_counter import FlopCounterMode
@@ -35,9 +32,10 @@ from torchvision.transforms import v2
 from tqdm import tqdm
 
 from anodev2 import CoupledODEBlock, ReactionDiffusionAdvection
-from examples.images import MINI
+from examples.images import MINI, readable, splits
+from examples.options import Count, CountFrom0, NotNegative, Positive, Rule, Seed, mistakes_told, parse
 from examples.ranks import choose_device
-from examples.runs import RunError, save_weights
+from examples.runs import RunError, in_words, save_weights, writable
 from models.blocks import PerStepNorm2d
 
 
@@ -50,13 +48,13 @@ class Config:
     weights: str = "none"  # none, imagenet (downloaded once), or a file with the state_dict of such a network; the last layer is new
     stage: Literal[1, 2, 3, 4] = 3  # the stage whose blocks but the first are replaced
     freeze: bool = False  # leave everything before the stage as it is
-    tau: float = 0.02  # initial diffusivity of the kernel, in its cells squared
-    size: int = 40  # side of the images in pixels, after cropping; imagenet weights expect 224
-    epochs: int = 2  # passes over the training images, for each network
-    batch_size: int = 50  # images per gradient step
-    lr: float = 1e-3  # largest learning rate of AdamW
-    seed: int = 0  # of initial weights, order of images and augmentation
-    workers: int = 0  # processes that read images
+    tau: NotNegative = 0.02  # initial diffusivity of the kernel, in its cells squared
+    size: Annotated[int, Rule("at least 33", lambda n: n >= 33)] = 40  # side of images in pixels, imagenet weights: 224
+    epochs: Count = 2  # passes over the training images, for each network
+    batch_size: Count = 50  # images per gradient step
+    lr: Positive = 1e-3  # largest learning rate of AdamW
+    seed: Seed = 0  # of initial weights, order of images and augmentation
+    workers: CountFrom0 = 0  # processes that read images
     device: str = "cpu"  # cpu, cuda, ...
     out: Path | None = None  # safetensors file for the weights of the trained network with the coupled block
 
@@ -105,9 +103,9 @@ def build(config: Config, classes: int) -> nn.Module:
             state = torch.load(config.weights, map_location="cpu", weights_only=True)
         head = {name: value for name, value in model.state_dict().items() if name.startswith("fc.")}
         model.load_state_dict({**state, **head})
-    except (OSError, RuntimeError, ValueError, TypeError, KeyError, EOFError, pickle.UnpicklingError) as error:
+    except Exception as error:  # what a damaged file raises has no end
         cure = f"give none, imagenet (needs a connection), or a file with a state_dict of torchvision's {config.network}"
-        raise RunError(f"--weights {config.weights} could not be loaded ({str(error).splitlines()[0]}); {cure}") from None
+        raise RunError(f"--weights {config.weights} could not be loaded ({in_words(error)}); {cure}") from None
     return model
 
 
@@ -126,18 +124,19 @@ def load_folder(folder: Path, config: Config) -> tuple[DataLoader[Any], DataLoad
     last = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])]
     augmented = v2.Compose([v2.RandomResizedCrop(config.size, scale=(0.5, 1)), v2.RandomHorizontalFlip(), *last])
     plain = v2.Compose([v2.Resize(config.size), v2.CenterCrop(config.size), *last])
-    split = (folder / "train").is_dir()
+    if not folder.is_dir():
+        raise RunError(f"--data {folder} is neither mini nor a folder")
+    train, test = splits(folder)
     try:
-        training = ImageFolder(str(folder / "train" if split else folder), augmented)
-        testing = ImageFolder(str(folder / "test" if split else folder), plain)
+        training, testing = (ImageFolder(str(part), how, loader=readable) for part, how in ((train, augmented), (test or train, plain)))
     except OSError as error:
-        raise RunError(f"--data {folder} lacks images in class folders ({str(error).splitlines()[0]})") from None
+        raise RunError(f"--data {folder} lacks images in class folders ({in_words(error)})") from None
     if training.classes != testing.classes or len(training.classes) < 2 or len(training) < 5:
         found = f"{len(training)} training images of {training.classes} and test images of {testing.classes}"
         raise RunError(f"--data {folder} has {found}; the same two classes or more and five images or more are needed")
     numbers = range(len(training))
-    train_set = training if split else Subset(training, [i for i in numbers if i % 5 != 4])
-    test_set = testing if split else Subset(testing, [i for i in numbers if i % 5 == 4])
+    train_set = training if test else Subset(training, [i for i in numbers if i % 5 != 4])
+    test_set = testing if test else Subset(testing, [i for i in numbers if i % 5 == 4])
     batches = partial(DataLoader, batch_size=config.batch_size, num_workers=config.workers)
     return batches(train_set, shuffle=True), batches(test_set), len(training.classes)
 
@@ -203,19 +202,14 @@ def compare(config: Config, folder: Path) -> dict[str, Any]:
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
-    config = tyro.cli(Config, args=argv)
-    try:
-        for name, least in {"epochs": 1, "batch_size": 1, "workers": 0, "size": 33}.items():  # below 33, layer4 is a single pixel
-            if getattr(config, name) < least:
-                raise RunError(f"--{name.replace('_', '-')} {getattr(config, name)} must be at least {least}")
-        if config.out is not None and not config.out.absolute().parent.is_dir():
-            raise RunError(f"--out {config.out} is in no folder; make {config.out.parent} first")
+    with mistakes_told():
+        config, _ = parse(Config, argv)
+        if config.out is not None:
+            writable(config.out, "--out")
         with tempfile.TemporaryDirectory() as scratch:
             if config.data == "mini":
                 write_mini(Path(scratch))
             return compare(config, Path(scratch if config.data == "mini" else config.data))
-    except (RunError, ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,6 @@ solve finds no step any more from mu = 4 on).
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
@@ -32,6 +31,7 @@ import torch
 from torch import Tensor
 
 from anodev2 import odeint
+from examples.options import picture_script
 
 SIZE = 3
 METHODS = ("euler", "midpoint")
@@ -258,4 +258,4 @@ def main(picture: Path | None = None, small: bool = False) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]) if len(sys.argv) > 1 else None)
+    picture_script(main, __doc__)

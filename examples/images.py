@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import io
-import zipfile
+import re
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,15 +16,20 @@ import torch.nn.functional as F
 from filelock import FileLock
 from torch import Tensor
 
-from examples.runs import replacing
+from examples.runs import NotWritten, RunError, in_words, replacing, unharmed
 
 MINI = Path(__file__).parent / "data" / "cifar10_mini.npz"
+DOWNLOADED = {"cifar10": 10, "cifar100": 100}  # classes
 NAMES = ("x_train", "y_train", "x_test", "y_test")
+TRAINING = ("train", "training")  # names of folders, in any case
+HELD_OUT = ("test", "val", "valid", "validation", "testing", "eval", "evaluation", "dev", "holdout")  # the first there is used
+AROUND = r"(?:images?|imgs?|set|data|[\W_\d])*"  # what may stand around such a name: train2017, val_images
+LIKE_A_PART = re.compile(f"{AROUND}({'|'.join(TRAINING + HELD_OUT)}){AROUND}", re.IGNORECASE)
 PADDING = 4  # pixels an image is shifted at most
 Arrays = dict[str, Any]
 
 
-class DataError(Exception):
+class DataError(RunError):
     """A data set that cannot be had, in one sentence for the user."""
 
 
@@ -45,19 +51,20 @@ class Images:
 
 
 def load_images(data: str, data_dir: Path, device: torch.device, subset: int | None = None) -> Images:
-    """``data``: "mini" (in this repository), "cifar10", "cifar100", or a folder with one folder of images per class.
+    """``data``: "mini" (in this repository), "cifar10", "cifar100", or a folder of images.
 
-    ``subset``: only so many training images, and at most so many test images, spread over the whole set.
+    The folder has one folder of images per class, or two such folders: train/ and test/ (or val/, valid/, validation/). Without the
+    second, every fifth image is for testing. ``subset``: only so many training images, and at most so many test images, spread over
+    the whole set.
     """
     if data == "mini":
-        arrays = _read(MINI)
-    elif data in ("cifar10", "cifar100"):
-        arrays = _cifar(data, data_dir)
+        arrays, classes = read_arrays(MINI, 10), 10
+    elif data in DOWNLOADED:
+        arrays, classes = _cifar(data, data_dir), DOWNLOADED[data]
     elif Path(data).is_dir():
-        arrays = _folder(Path(data))
+        arrays, classes = _folder(Path(data))
     else:
         raise DataError(f"--data {data!r} is neither mini, cifar10, cifar100 nor a folder with one folder of images per class")
-    classes = int(max(arrays["y_train"].max(), arrays["y_test"].max())) + 1
     if subset is not None:
         arrays = {name: array[np.linspace(0, len(array) - 1, min(subset, len(array))).astype(int)] for name, array in arrays.items()}
     mean, std = _statistics(arrays["x_train"])
@@ -77,27 +84,59 @@ def _statistics(x: np.ndarray) -> tuple[Tensor, Tensor]:
     return mean.float(), std.float()
 
 
-def _read(path: Path) -> Arrays:
+def read_arrays(path: Path, classes: int) -> Arrays:
+    """The four arrays of a file of images, all there, whole and of one length."""
+    needed = f"arrays {', '.join(NAMES)}: uint8 images (n, 32, 32, 3), as many integer labels from 0 to {classes - 1}"
+    cure = f"it needs {needed}; delete it to make it anew"
     try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in NAMES}
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
-        raise DataError(
-            f"{path} is not a readable image file with arrays {', '.join(NAMES)}; delete it to make it anew ({error})"
-        ) from None
+        unharmed(path)
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in NAMES}
+    except Exception as error:  # what a damaged file raises has no end
+        raise DataError(f"{path} is not a readable image file ({in_words(error)}); {cure}") from None
+    for part in ("train", "test"):
+        x, y = arrays[f"x_{part}"], arrays[f"y_{part}"]
+        wrong = []
+        if x.dtype != np.uint8 or x.shape[1:] != (32, 32, 3) or len(x) == 0:
+            wrong.append(f"x_{part} has shape {x.shape} and type {x.dtype}")
+        elif y.shape != (len(x),) or y.dtype.kind not in "iu":
+            wrong.append(f"y_{part} has shape {y.shape} and type {y.dtype} for {len(x)} images")
+        elif y.min() < 0 or y.max() >= classes:
+            wrong.append(f"y_{part} has labels from {y.min()} to {y.max()}")
+        if wrong:
+            raise DataError(f"{path} cannot be used: {wrong[0]}; {cure}")
+    return arrays
 
 
 def _cifar(name: str, data_dir: Path) -> Arrays:
     """The decoded arrays from ``data_dir/NAME.npz``, else downloaded by torchvision and kept there."""
     cache = data_dir / f"{name}.npz"
-    if not cache.exists():
+    if cache.exists():
+        return read_arrays(cache, DOWNLOADED[name])
+    before = {path for path in (data_dir, *data_dir.parents, *data_dir.glob("*")) if path.exists()}
+    try:
         data_dir.mkdir(parents=True, exist_ok=True)
         with FileLock(data_dir / f".{name}.lock"):  # one process downloads, the others wait for it
             if not cache.exists():
                 arrays = _download(name, data_dir)
                 with replacing(cache) as file:
                     np.savez(file, **arrays)
-    return _read(cache)
+    except (DataError, NotWritten, OSError) as error:
+        _remove_new(data_dir, before)
+        if isinstance(error, RunError):
+            raise
+        raise DataError(f"--data-dir {data_dir} cannot be used ({in_words(error)})") from None
+    return read_arrays(cache, DOWNLOADED[name])
+
+
+def _remove_new(folder: Path, before: set[Path]) -> None:
+    """What a failed download has left in a folder, and the folder itself and those it lies in, where they are new."""
+    for path in {*folder.glob("*")} - before:
+        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+    for path in (folder, *folder.parents):
+        if path not in before:
+            with contextlib.suppress(OSError):
+                path.rmdir()
 
 
 def _download(name: str, data_dir: Path) -> Arrays:
@@ -118,30 +157,70 @@ def _download(name: str, data_dir: Path) -> Arrays:
     return arrays
 
 
-def _folder(folder: Path) -> Arrays:
-    """FOLDER/train/CLASS/* and FOLDER/test/CLASS/* (or val); without these, every fifth image of FOLDER/CLASS/* is for testing."""
-    test = next((folder / name for name in ("test", "val") if (folder / name).is_dir()), None)
-    if (folder / "train").is_dir() and test is not None:
-        (x_train, y_train, classes), (x_test, y_test, others) = _decode(folder / "train"), _decode(test)
+def _folder(folder: Path) -> tuple[Arrays, int]:
+    train, test = splits(folder)
+    x, y, classes = _decode(train)
+    if test is not None:
+        x_test, y_test, others = _decode(test)
         if classes != others:
-            raise DataError(f"{folder / 'train'} and {test} have different class folders: {classes} and {others}")
-        return dict(zip(NAMES, (x_train, y_train, x_test, y_test), strict=True))
-    x, y, _ = _decode(folder)
+            raise DataError(f"{train} and {test} have different class folders: {classes} and {others}")
+        return dict(zip(NAMES, (x, y, x_test, y_test), strict=True)), len(classes)
     if len(y) < 5:
-        raise DataError(f"{folder} holds {len(y)} images, too few to train and test")
+        raise DataError(f"{train} holds {len(y)} images, too few to train and test")
     held_out = np.arange(len(y)) % 5 == 4
-    return dict(zip(NAMES, (x[~held_out], y[~held_out], x[held_out], y[held_out]), strict=True))
+    return dict(zip(NAMES, (x[~held_out], y[~held_out], x[held_out], y[held_out]), strict=True)), len(classes)
+
+
+def splits(folder: Path) -> tuple[Path, Path | None]:
+    """The folder of class folders to train on and the one to test on, or None where every fifth image is for that, which it says.
+
+    A folder named as a part of a data set is never a class, at whatever depth.
+    """
+    parts = [(part_of_a_set(path), path) for path in sorted(folder.glob("*")) if path.is_dir()]
+    training, held_out = ([path for name in names for part, path in parts if part == name] for names in (TRAINING, HELD_OUT))
+    if len(training) > 1 or (held_out and not training):
+        there = ", ".join(path.name for path in (*training, *held_out))
+        raise DataError(f"{folder} holds {there}; one train/ is needed, and test/ (or val/, valid/, validation/) beside it")
+    train = training[0] if training else folder
+    for part in (train, *held_out[:1]):
+        inside = next((path for path in (*part.glob("*"), *part.glob("*/*")) if part_of_a_set(path) and path.is_dir()), None)
+        if inside is not None:
+            raise DataError(f"{inside} is no class; give --data the folder in which train/ and test/ lie, and class folders in these")
+        classes = sorted(path.name for path in part.glob("*") if path.is_dir())
+        if len(classes) < 2:
+            raise DataError(f"{part} holds no images in class folders, of which two or more are needed, but {classes}")
+    if not held_out:
+        print(f"{train}: every fifth image is for testing")
+    elif len(held_out) > 1:
+        print(f"{folder}: tested on {held_out[0].name}, without {', '.join(path.name for path in held_out[1:])}")
+    return train, held_out[0] if held_out else None
+
+
+def part_of_a_set(path: Path) -> str:
+    """The name in ``TRAINING`` or ``HELD_OUT`` that a folder's name says, such as train of Train2017 or val of val_images, or nothing."""
+    said = LIKE_A_PART.fullmatch(path.name)
+    return said[1].lower() if said else ""
 
 
 def _decode(folder: Path) -> tuple[np.ndarray, np.ndarray, list[str]]:
     from torchvision.datasets import ImageFolder
 
     try:
-        dataset = ImageFolder(str(folder), transform=lambda image: np.asarray(image.resize((32, 32))))
-        pairs = [dataset[i] for i in range(len(dataset))]
-    except (FileNotFoundError, OSError) as error:
-        raise DataError(f"{folder} holds no images in class folders: {str(error).splitlines()[0]}") from None
-    return np.stack([x for x, _ in pairs]), np.array([y for _, y in pairs], dtype=np.int64), dataset.classes
+        dataset = ImageFolder(str(folder), transform=lambda image: np.asarray(image.resize((32, 32))), loader=readable)
+    except OSError as error:
+        raise DataError(f"{folder} holds no images in class folders: {in_words(error)}") from None
+    images = np.stack([dataset[number][0] for number in range(len(dataset))])
+    return images, np.array(dataset.targets, dtype=np.int64), dataset.classes
+
+
+def readable(path: str) -> Any:
+    """The image in a file, or a DataError that names it."""
+    from torchvision.datasets.folder import default_loader
+
+    try:
+        return default_loader(path)
+    except Exception as error:  # what a damaged file raises has no end
+        raise DataError(f"{path} is not a readable image ({in_words(error)})") from None
 
 
 @dataclass

@@ -21,7 +21,6 @@ laws, and the error over the Lipschitz constant while the kernel grows from the 
 from __future__ import annotations
 
 import math
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,7 @@ from torch import Tensor, nn
 
 from anodev2 import diagnose, odeint
 from examples.images import load_images
+from examples.options import picture_script
 
 ACTIVATIONS: dict[str, nn.Module] = {"ReLU": nn.ReLU(), "leaky ReLU": nn.LeakyReLU(), "softplus": nn.Softplus(), "tanh": nn.Tanh()}
 PICTURED = ("ReLU", "softplus", "tanh")
@@ -250,4 +250,4 @@ def show(numbers: dict[str, float], lines: Decay) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]) if len(sys.argv) > 1 else None)
+    picture_script(main, __doc__)

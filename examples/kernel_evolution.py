@@ -11,7 +11,6 @@ happens, advection by a whole window brings an odd-sized kernel back, and steppi
 from __future__ import annotations
 
 import math
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor
 
 from anodev2 import ReactionDiffusionAdvection, odeint
+from examples.options import picture_script
 
 
 @dataclass(frozen=True)
@@ -174,4 +174,4 @@ def main(picture: Path | None = None, size: int = 7, steps: int = 100, frames: i
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]) if len(sys.argv) > 1 else None)
+    picture_script(main, __doc__)

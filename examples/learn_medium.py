@@ -13,7 +13,6 @@ misfit falls to the noise and no further, and c is found up to a per cent or two
 from __future__ import annotations
 
 import math
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from anodev2 import odeint
+from examples.options import picture_script
 from pde import Grid1D, Neumann, Wave
 
 SOURCES, WIDTH = [0.08, 0.5, 0.92], 0.04  # places of the pulses and their width; the medium is 1 long
@@ -151,4 +151,4 @@ def main(picture: Path | None = None, n: int = 96, sigma: float = SIGMA, iterati
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]) if len(sys.argv) > 1 else None)
+    picture_script(main, __doc__)

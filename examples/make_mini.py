@@ -11,7 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-MINI = Path(__file__).parent / "data" / "cifar10_mini.npz"
+from examples.images import MINI, read_arrays
+from examples.options import mistakes_told
+from examples.runs import replacing
 
 
 def balanced(labels: np.ndarray, per_class: int, seed: int) -> np.ndarray:
@@ -22,17 +24,18 @@ def balanced(labels: np.ndarray, per_class: int, seed: int) -> np.ndarray:
 
 
 def main(source: Path, target: Path = MINI) -> None:
-    mini = {}
-    with np.load(source) as full:
-        for part, per_class in (("train", 200), ("test", 50)):
-            pick = balanced(full[f"y_{part}"], per_class, seed=0)
-            mini |= {f"x_{part}": full[f"x_{part}"][pick], f"y_{part}": full[f"y_{part}"][pick]}
+    full, mini = read_arrays(source, 10), {}
+    for part, per_class in (("train", 200), ("test", 50)):
+        pick = balanced(full[f"y_{part}"], per_class, seed=0)
+        mini |= {f"x_{part}": full[f"x_{part}"][pick], f"y_{part}": full[f"y_{part}"][pick]}
     target.parent.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(target, **mini)
+    with replacing(target) as file:
+        np.savez_compressed(file, **mini)
     print(f"{target}: {target.stat().st_size / 1e6:.1f} MB", {name: array.shape for name, array in mini.items()})
 
 
 if __name__ == "__main__":
     if len(sys.argv) != 2:
         sys.exit(__doc__)
-    main(Path(sys.argv[1]))
+    with mistakes_told():
+        main(Path(sys.argv[1]))

@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import math
 import statistics
-import sys
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -33,10 +32,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import tyro
 from torch import Tensor, nn
 
 from anodev2 import Adjoint, BacksolveAdjoint, CheckpointAdjoint, DirectAdjoint, ODEBlock, Plan, ReversibleAdjoint, plan
 from examples.live_bytes import LiveBytes
+from examples.options import Picture, picture_script
 
 STATE = (2048, 4)  # 32 KiB
 WIDTH = 8
@@ -309,6 +310,12 @@ def draw_theory(panels: Sequence[Any], over_steps: list[Row], over_blocks: list[
     right.plot(blocks, [(count + fixed) * state for count in blocks], **look)
 
 
+@dataclass(frozen=True)
+class Pictures(Picture):
+    schedules: tyro.conf.Positional[Path | None] = None
+    """the same, for the picture of the schedules"""
+
+
 def main(picture: Path | None = None, schedules: Path | None = None, small: bool = False) -> dict[str, float]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # operations as small as these only wait for a second one
@@ -368,5 +375,4 @@ def report(numbers: dict[str, float], weights: Plan) -> None:
 
 
 if __name__ == "__main__":
-    files = [Path(word) for word in sys.argv[1:3]]
-    main(files[0] if files else None, files[1] if len(files) > 1 else None)
+    picture_script(main, __doc__, Pictures)

@@ -16,13 +16,15 @@ import shlex
 import statistics
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-import tyro
-
-from examples.runs import RunError, read_json, replacing, write, write_json
+from examples import train_cifar
+from examples.images import DOWNLOADED
+from examples.options import DIFFERENT, Acts, Count, Seed, acting, mistakes_told, option, parse, refuse_idle
+from examples.runs import RunError, in_words, read_json, replacing, write, write_json
 
 Variant = Literal["residual", "ode", "coupled-1", "coupled-2", "ode-backsolve"]
 Model = Literal["resnet4", "resnet10", "alexnet", "resnet18", "squeezenext"]
@@ -32,7 +34,7 @@ OPTIONS: dict[str, list[str]] = {
     "residual": ["--block", "residual"],
     "ode": ["--block", "ode"],
     "coupled-1": ["--block", "coupled"],
-    "coupled-2": ["--block", "coupled", "--steps", "2", "--weight-steps", "10"],
+    "coupled-2": ["--block", "coupled", "--steps", "2"],  # the papers' ten steps of the weights are a closed form here
     "ode-backsolve": ["--block", "ode", "--adjoint", "backsolve"],
 }
 TITLES: dict[str, str] = {
@@ -63,41 +65,64 @@ PAPER: dict[tuple[str, str], str] = {
 class Config:
     """The papers' table of CIFAR-10 accuracies, with our figures beside theirs."""
 
-    models: tuple[Model, ...] = ("alexnet", "resnet4", "resnet10")
+    models: Annotated[tuple[Model, ...], DIFFERENT] = ("alexnet", "resnet4", "resnet10")
     """networks"""
-    variants: tuple[Variant, ...] = ("residual", "ode", "coupled-1", "coupled-2", "ode-backsolve")
+    variants: Annotated[tuple[Variant, ...], DIFFERENT] = ("residual", "ode", "coupled-1", "coupled-2", "ode-backsolve")
     """rows of the table"""
-    seeds: tuple[int, ...] = (0, 1, 2)
+    seeds: Annotated[tuple[Seed, ...], DIFFERENT] = (0, 1, 2)
     """runs of each"""
-    epochs: int = 350
+    epochs: Count = 350
     """of each run; the papers' figures are after 350"""
-    steps: int = 5
+    steps: Count = 5
     """steps of every block but those of coupled-2"""
     data: str = "mini"
     """as for train_cifar.py"""
     data_dir: Path = Path("data")
     """as for train_cifar.py"""
-    subset: int | None = None
+    subset: Count | None = None
     """use only so many training images"""
     recipe: str = ""
-    """further options of train_cifar.py for every run: --recipe='--schedule paper --batch-size 256'"""
+    """further options of train_cifar.py for every run in which they have an effect: --recipe='--schedule paper --batch-size 256'"""
     out: Path = Path("runs/paper_table")
     """folder of the runs and the table"""
 
 
+STEPPED = ("ode", "coupled-1", "ode-backsolve")  # variants whose steps are those of the table
+ACTS: Acts = {
+    "data_dir": ("--data cifar10 or cifar100", lambda c: c.data in DOWNLOADED),
+    "steps": (f"--variants {', '.join(STEPPED)}", lambda c: not {*STEPPED}.isdisjoint(c.variants)),
+}
+OWN = {"model", "block", "steps", "adjoint", "epochs", "seeds", "data", "data_dir", "subset", "out", "resume"}  # are not for a recipe
+
+
 def main(argv: list[str] | None = None) -> None:
-    config = tyro.cli(Config, args=argv)
-    try:
+    with mistakes_told():
+        config, given = parse(Config, argv)
+        refuse_idle(config, given, ACTS)
+        check_recipe(config)
         remember(config)
-        for run in [(model, variant, seed) for seed in config.seeds for model in config.models for variant in config.variants]:
-            train(config, run)
-            report(config)
-    except RunError as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        print("\ninterrupted; the same command goes on from here")
-        sys.exit(130)
-    print((config.out / "table.md").read_text())
+        try:
+            for run in [(model, variant, seed) for seed in config.seeds for model in config.models for variant in config.variants]:
+                train(config, run)
+                report(config)
+        except KeyboardInterrupt:
+            print("\ninterrupted; the same command goes on from here")
+            raise
+        print((config.out / "table.md").read_text())
+
+
+def check_recipe(config: Config) -> None:
+    """Each of its options acts in some run, and is none that the table gives itself."""
+    try:
+        _, given = parse(train_cifar.Config, shlex.split(config.recipe))
+    except ValueError as error:
+        raise RunError(f"--recipe {config.recipe!r} cannot be read ({in_words(error)})") from None
+    if not OWN.isdisjoint(given):
+        raise RunError(f"--recipe has {', '.join(option(name) for name in given if name in OWN)}, which the table itself gives to its runs")
+    used = {word for model in config.models for variant in config.variants for word in options_of(config, (model, variant, 0))}
+    idle = [name for name in given if not {option(name), option(f"no_{name}")} & used]
+    if idle:
+        raise RunError(f"--recipe has {', '.join(map(option, idle))}, without effect in any of the runs; leave it out")
 
 
 def remember(config: Config) -> None:
@@ -111,22 +136,35 @@ def remember(config: Config) -> None:
     write_json(path, shared)
 
 
+def forget(config: Config) -> None:
+    """Where no run could begin nothing stays, and the next command may have other settings."""
+    if not any(config.out.glob("*/config.json")):
+        (config.out / "settings.json").unlink(missing_ok=True)
+        with suppress(OSError):
+            config.out.rmdir()
+
+
 def folder(config: Config, run: Run) -> Path:
     return config.out / "-".join(map(str, run))
 
 
+def options_of(config: Config, run: Run) -> list[str]:
+    """The command line of a run: what the table gives, the recipe, and the variant, as far as it has an effect."""
+    model, variant, seed = run
+    shared = {"model": model, "seeds": seed, "epochs": config.epochs, "steps": config.steps, "data": config.data}
+    shared |= {"data-dir": config.data_dir, "out": folder(config, run)} | ({} if config.subset is None else {"subset": config.subset})
+    words = [word for name, value in shared.items() for word in (f"--{name}", str(value))]
+    return acting(train_cifar.Config, [*words, *shlex.split(config.recipe), *OPTIONS[variant]], train_cifar.ACTS)
+
+
 def train(config: Config, run: Run) -> None:
     """Begin a run, go on with it, or leave it where it is finished; one that fails (a loss that is not finite) leaves its last words."""
-    model, variant, seed = run
     place = folder(config, run)
     if (place / "result.json").exists() or (place / "failed.txt").exists():
         return
     options = ["--resume", str(place)]
     if not (place / "config.json").exists():
-        shared = {"model": model, "seeds": seed, "epochs": config.epochs, "steps": config.steps, "data": config.data}
-        shared |= {"data-dir": config.data_dir, "out": place} | ({} if config.subset is None else {"subset": config.subset})
-        options = [word for name, value in shared.items() for word in (f"--{name}", str(value))]
-        options += [*shlex.split(config.recipe), *OPTIONS[variant]]
+        options = options_of(config, run)
     print(f"\n{' '.join(map(str, run))}: train_cifar.py {shlex.join(options)}", flush=True)
     script = Path(__file__).with_name("train_cifar.py")
     process = subprocess.run([sys.executable, str(script), *options], stderr=subprocess.PIPE, text=True)
@@ -136,6 +174,7 @@ def train(config: Config, run: Run) -> None:
         if process.returncode == 130:
             raise KeyboardInterrupt
         if not (place / "config.json").exists() or "the loss became" not in words:
+            forget(config)
             raise RunError(f"{place} ended with status {process.returncode}: {words}")
         write(place / "failed.txt", words.encode())
 
@@ -143,7 +182,11 @@ def train(config: Config, run: Run) -> None:
 def report(config: Config) -> None:
     """table.md, runs.csv and curves.png of the runs that are there."""
     runs: list[Run] = [(m, v, s) for m in config.models for v in config.variants for s in config.seeds]
-    results = {run: read_json(folder(config, run) / "result.json", "run") for run in runs if (folder(config, run) / "result.json").exists()}
+    results = {
+        run: read_json(folder(config, run) / "result.json", f"{folder(config, run)}", "test_accuracy")
+        for run in runs
+        if (folder(config, run) / "result.json").exists()
+    }
     write(config.out / "table.md", table(config, results).encode())
     write(config.out / "runs.csv", rows(results).encode())
     draw_curves(config, results)

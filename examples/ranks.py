@@ -8,13 +8,14 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from examples.runs import RunError
+from examples.runs import RunError, in_words
 
 T = TypeVar("T")
 
@@ -99,7 +100,27 @@ def choose_device(name: str, local_rank: int = 0, size: int = 1) -> torch.device
         if device.type == "cuda" and size > 1:
             device = torch.device("cuda", local_rank)
             torch.cuda.set_device(device)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise RunError(f"--device {name} cannot be used here ({str(error).splitlines()[0]}); try --device cpu") from None
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
+        raise RunError(f"--device {name} cannot be used here ({in_words(error)}); try --device cpu") from None
     return device
+
+
+def peak_memory(device: torch.device, *, reset: bool = False) -> float:
+    """The most bytes since the last reset: of tensors on a GPU, else of the whole process (without resets outside Linux)."""
+    if device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated(device)
+        if reset:
+            torch.cuda.reset_peak_memory_stats(device)
+        return peak
+    try:
+        if reset:
+            Path("/proc/self/clear_refs").write_text("5")
+        lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+        return 1024.0 * int(lines["VmHWM"].split()[0])
+    except (OSError, KeyError):
+        try:
+            import resource
+        except ImportError:  # Windows
+            return 0.0
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -18,7 +18,6 @@ Look at the picture: left, points of the plane moved by a small field, jumping o
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from anodev2 import ODEBlock
+from examples.options import picture_script
 from models import resnet4
 
 METHODS = {"euler": 1, "rk4": 4}  # and their orders
@@ -155,4 +155,4 @@ def main(picture: Path | None = None, small: bool = False) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]) if len(sys.argv) > 1 else None)
+    picture_script(main, __doc__)

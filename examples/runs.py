@@ -6,9 +6,10 @@ import csv
 import io
 import json
 import os
-import pickle
+import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from itertools import chain, count
 from pathlib import Path
 from typing import IO, Any
 
@@ -22,15 +23,68 @@ class RunError(Exception):
     """Something the user can mend, in one sentence."""
 
 
+class NotWritten(RunError):
+    """A file that cannot be written, such as on a full disk."""
+
+
+def in_words(error: BaseException) -> str:
+    """What an exception says, on one line."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return lines[-1 if any("Traceback" in line for line in lines) else 0]  # of what a process that loads images raised, the last
+
+
+def writable(path: Path, what: str) -> None:
+    """Refuse a file that cannot be there before the work whose result it is to hold."""
+    if path.is_dir() or not os.access(path.absolute().parent, os.W_OK):
+        reason = "it is a folder" if path.is_dir() else f"{path.absolute().parent} is no folder that can be written to"
+        raise NotWritten(f"{what} {path} cannot be written: {reason}")
+
+
+RUN_FILES = ("config.json", "last.pt", "result.json", "metrics.csv", "best.safetensors", "last.safetensors", "seed-*")
+
+
+def refuse_taken(folder: Path) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise RunError(f"--out {folder} is no folder; choose another name")
+    taken = [path.name for name in RUN_FILES for path in folder.glob(name)]
+    if taken:
+        raise RunError(f"--out {folder} already holds a run ({taken[0]}); continue it with --resume {folder}, or choose another folder")
+
+
+def new_folder(out: Path | None, default: Path, settings: dict[str, Any]) -> Path:
+    """``out``, or a folder of a name that is not taken, with these settings as its config.json; or neither."""
+    candidates = chain([default], (default.with_name(f"{default.name}-{i}") for i in count(2)))
+    run = out or next(path for path in candidates if not path.exists())
+    made = [path for path in (run, *run.parents) if not path.exists()]
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        write_json(run / "config.json", settings)
+    except (OSError, NotWritten) as error:
+        for path in made:
+            with suppress(OSError):
+                path.rmdir()
+        raise RunError(f"--out {run} cannot be used ({in_words(error)}); choose another folder") from None
+    return run
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write to that takes the place of ``path`` when it is complete: a kill leaves the old one or the new one."""
+    """A file to write to that takes the place of ``path`` when it is complete: a kill or a full disk leaves the old one or the new one."""
     partial = path.with_name(f".{path.name}.partial")
-    with open(partial, "wb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    try:
+        with open(partial, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except BaseException as error:
+        with suppress(OSError):
+            partial.unlink()
+        if isinstance(error, OSError):
+            raise NotWritten(f"{path} cannot be written ({error.strerror or error})") from None
+        raise
 
 
 def write(path: Path, content: bytes) -> None:
@@ -42,24 +96,38 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     write(path, json.dumps(content, indent=2, default=str).encode())
 
 
-def read_json(path: Path, what: str) -> dict[str, Any]:
+def read_json(path: Path, what: str, *names: str) -> dict[str, Any]:
+    """The settings or figures of a file, these names among them."""
     try:
-        return json.loads(path.read_text())
+        content = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise RunError(f"{what}: {path.name} cannot be read ({error})") from None
+        raise RunError(f"{what}: {path.name} cannot be read ({in_words(error)})") from None
+    if not isinstance(content, dict) or not content.keys() >= {*names}:
+        raise RunError(f"{what}: {path.name} lacks {', '.join(names) or 'settings by name'}")
+    return content
 
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
-    with replacing(path) as file:
-        torch.save(content, file)
+    whole = io.BytesIO()  # torch.save does not tell of a full disk as other writers do
+    torch.save(content, whole)
+    write(path, whole.getvalue())
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Tensors and plain values only: a file from elsewhere cannot run code."""
+    """Tensors and plain values only: a file from elsewhere cannot run code. Its checksums are compared, which torch.load does not."""
     try:
+        unharmed(path)
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
-        raise RunError(f"{path} is not a readable checkpoint ({str(error).splitlines()[0]}); delete it to start anew") from None
+    except Exception as error:  # what a damaged file raises has no end
+        raise RunError(f"{path} is not a readable checkpoint ({in_words(error)}); delete it to start anew") from None
+
+
+def unharmed(path: Path) -> None:
+    """Raises where a file of PyTorch's or NumPy's is no zip archive, or one whose contents have changed."""
+    with zipfile.ZipFile(path) as archive:
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise zipfile.BadZipFile(f"{damaged} is damaged")
 
 
 def save_weights(path: Path, weights: dict[str, Tensor], **facts: Any) -> None:
@@ -90,3 +158,13 @@ def write_history(run: Path, history: list[dict[str, float]]) -> None:
     right.legend()
     with replacing(run / "curves.png") as file:
         figure.savefig(file, dpi=120, format="png")
+
+
+def write_tensorboard(folder: Path, epoch: int, figures: dict[str, float]) -> None:
+    """The epoch's figures; after a resumption they take the place of what a killed run had written."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(str(folder), purge_step=epoch) as writer:
+        for name, value in figures.items():
+            if name != "epoch":
+                writer.add_scalar(name, value, epoch)

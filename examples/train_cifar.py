@@ -17,7 +17,6 @@ import dataclasses
 import gc
 import math
 import statistics
-import sys
 import time
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -33,9 +32,36 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from anodev2 import Adjoint, CheckpointAdjoint, CoupledODEBlock, Dynamics, Galerkin, ReactionDiffusionAdvection, Static
-from examples.images import DataError, Images, augment, drawn, load_images
-from examples.ranks import Ranks, joined
-from examples.runs import RunError, load_checkpoint, read_json, save_checkpoint, save_weights, write_history, write_json
+from examples.images import DOWNLOADED, Images, augment, drawn, load_images
+from examples.options import (
+    DIFFERENT,
+    Acts,
+    Count,
+    CountFrom0,
+    NotNegative,
+    Positive,
+    Seed,
+    Share,
+    checked,
+    mistakes_told,
+    parse,
+    refuse_idle,
+)
+from examples.ranks import Ranks, joined, peak_memory
+from examples.runs import (
+    NotWritten,
+    RunError,
+    in_words,
+    load_checkpoint,
+    new_folder,
+    read_json,
+    refuse_taken,
+    save_checkpoint,
+    save_weights,
+    write_history,
+    write_json,
+    write_tensorboard,
+)
 from models import MODELS
 
 
@@ -44,60 +70,58 @@ class Config:
     """Train a CIFAR classifier whose blocks are residual, ODEs or coupled ODEs."""
 
     data: str = "mini"
-    """mini (2,000 real CIFAR-10 images, in the repository), cifar10, cifar100, or a folder of class folders"""
+    """mini (2,000 real CIFAR-10 images, in the repository), cifar10, cifar100, or a folder: train/CLASS/* and test/CLASS/*, or CLASS/*"""
     data_dir: Path = Path("data")
     """where cifar10.npz / cifar100.npz lie or are put after the download"""
-    subset: int | None = None
+    subset: Count | None = None
     """use only so many training images, and at most so many test images"""
     model: Literal["resnet4", "resnet10", "resnet18", "alexnet", "squeezenext"] = "resnet4"
     """network; docs/models.md has the parameters and multiply-adds of each"""
     block: Literal["residual", "ode", "coupled"] = "coupled"
     """residual: one Euler step; ode: dz/dt = f(z, theta); coupled: theta moves too"""
-    steps: int = 5
-    """steps of every block (of no effect on residual ones)"""
+    steps: Count = 5
+    """steps of every ODE and coupled block"""
     method: Literal["euler", "midpoint", "heun2", "rk4"] = "euler"
     """time-stepping method of every block"""
     norm: Literal["per_step", "shared"] = "per_step"
     """BatchNorm inside blocks: one per step, or one for all"""
-    weight_steps: int | None = None
-    """steps of the weights, where their dynamics has no closed form; default: as many as --steps"""
     weights: Literal["along", "final"] = "along"
     """activations at time t read the weights of time t, or those of the end (coupled blocks)"""
     time: bool = False
     """t as one more input channel of the convolutions inside blocks"""
     dynamics: Literal["rda", "static", "constant", "linear", "fourier", "chebyshev"] = "rda"
     """of the weights of coupled blocks: reaction-diffusion-advection, none, or an expansion in a basis over depth"""
-    basis_size: int = 3
+    basis_size: Count = 3
     """functions in that basis (odd for fourier)"""
-    tau: float = 0.02
+    tau: NotNegative = 0.02
     """initial diffusivity of the weights, in kernel cells squared (rda)"""
     per: Literal["layer", "channel"] = "layer"
     """one set of coefficients per kernel, or one per output channel (rda)"""
     adjoint: Literal["checkpoint", "direct", "reversible", "backsolve"] = "checkpoint"
     """one stored state per step; everything stored (same gradients); of a reversible scheme; solved backwards (inexact)"""
-    slots: int | None = None
+    slots: Count | None = None
     """states a block may store, for --adjoint checkpoint; default: one per step"""
     memory: str | None = None
     """bytes a block may use, such as 512MiB, for --adjoint checkpoint"""
-    epochs: int = 15
+    epochs: Count = 15
     """passes over the training images"""
-    batch_size: int = 64
+    batch_size: Count = 64
     """images per gradient step, over all processes; what is left of a pass over is dropped, others each time"""
-    accumulate: int = 1
+    accumulate: Count = 1
     """parts in which a process takes its share of a batch"""
     schedule: Literal["one-cycle", "paper"] = "one-cycle"
     """one-cycle: up for a third of training, then down to 0; paper: lr / 10 after 3/7 and 5/7 of the epochs (150, 250 of 350)"""
-    lr: float = 0.1
+    lr: Positive = 0.1
     """largest learning rate"""
-    momentum: float = 0.9
+    momentum: Share = 0.9
     """of SGD"""
-    weight_decay: float = 5e-4
+    weight_decay: NotNegative = 5e-4
     """of everything but the weight dynamics, which decay would pull towards standing still"""
-    label_smoothing: float = 0.0
+    label_smoothing: Share = 0.0
     """probability given to all classes alike"""
-    cutout: int = 0
+    cutout: CountFrom0 = 0
     """side of a square of pixels set to 0 in every training image"""
-    ema: float = 0.0
+    ema: Share = 0.0
     """decay per step of an average of the weights, which is then what is tested and saved; 0: none"""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     """autocast; float16 with a gradient scaler"""
@@ -107,7 +131,7 @@ class Config:
     """torch.compile the network (a minute or so first)"""
     tensorboard: bool = False
     """write RUN/tensorboard"""
-    seeds: tuple[int, ...] = (0,)
+    seeds: Annotated[tuple[Seed, ...], DIFFERENT] = (0,)
     """of initial weights, order of images and augmentation; several: one run each, then their mean (min/max)"""
     device: str = "auto"
     """auto (a GPU where there is one), cpu, cuda, ..."""
@@ -121,64 +145,66 @@ class Config:
         return self.seeds[0]
 
 
+BASES = ("constant", "linear", "fourier", "chebyshev")
+BLOCKS = "--block ode or coupled"
+ACTS: Acts = {  # options that do not always have an effect: with what they have one; elsewhere they are refused
+    "data_dir": ("--data cifar10 or cifar100", lambda c: c.data in DOWNLOADED),
+    "steps": (BLOCKS, lambda c: c.block != "residual"),
+    "method": (BLOCKS, lambda c: c.block != "residual"),
+    "norm": (f"{BLOCKS} and more than one step", lambda c: c.block != "residual" and c.steps > 1),
+    "weights": ("--block coupled and dynamics that are not static", lambda c: c.block == "coupled" and c.dynamics != "static"),
+    "time": (BLOCKS, lambda c: c.block != "residual"),
+    "dynamics": ("--block coupled", lambda c: c.block == "coupled"),
+    "basis_size": (f"--block coupled and --dynamics {', '.join(BASES)}", lambda c: c.block == "coupled" and c.dynamics in BASES),
+    "tau": ("--block coupled and --dynamics rda", lambda c: c.block == "coupled" and c.dynamics == "rda"),
+    "per": ("--block coupled and --dynamics rda", lambda c: c.block == "coupled" and c.dynamics == "rda"),
+    "adjoint": (BLOCKS, lambda c: c.block != "residual"),
+    "slots": (f"{BLOCKS} and --adjoint checkpoint", lambda c: c.block != "residual" and c.adjoint == "checkpoint"),
+    "memory": (f"{BLOCKS} and --adjoint checkpoint", lambda c: c.block != "residual" and c.adjoint == "checkpoint"),
+}
+
+
 def main(argv: list[str] | None = None) -> None:
-    try:
-        config = settled(tyro.cli(Config, args=argv))
+    with mistakes_told():
+        config = settled(argv)
         with joined(config.device, timedelta(minutes=10) if config.compile else timedelta(seconds=50)) as ranks:
+            images = load_images(config.data, config.data_dir, ranks.device, config.subset)
+            check_shares(config, ranks.size, len(images.y_train))
+            if config.resume is None:
+                rehearse(config, ranks, images)
             run = ranks.agree(lambda: run_folder(config))
             try:
-                train_seeds(config, run, ranks)
+                train_seeds(config, run, ranks, images)
             except KeyboardInterrupt:
                 if ranks.first:
                     print(f"\ninterrupted; continue from the last epoch with: --resume {run}")
-                sys.exit(130)
-    except (RunError, DataError, ValueError) as error:
-        sys.exit(f"error: {error}")
+                raise
+            except (NotWritten, OSError) as error:
+                raise RunError(f"{in_words(error)}; that mended, continue from the last epoch with: --resume {run}") from None
 
 
-def settled(config: Config) -> Config:
-    """The options as given, in their ranges, or those of the run to resume."""
+def settled(argv: list[str] | None) -> Config:
+    """The options as given, or those of the run to resume."""
+    config, given = parse(Config, argv)
     if config.resume is None:
-        check(config)
+        refuse_idle(config, given, ACTS)
+        if config.out is not None:
+            refuse_taken(config.out)
         return config
-    if dataclasses.replace(config, resume=None, device="auto") != Config():
+    if {*given} - {"resume", "device"}:
         raise RunError("--resume continues a run with its own settings; drop the other options but --device, or start a new run")
-    saved = read_json(config.resume / "config.json", f"--resume {config.resume} is no run folder")
-    try:
-        given: dict[str, Any] = {"out": None, "resume": config.resume} | ({} if config.device == "auto" else {"device": config.device})
-        return Config(**{**saved, "data_dir": Path(saved["data_dir"]), "seeds": tuple(saved["seeds"]), **given})
-    except (KeyError, TypeError) as error:
-        raise RunError(f"--resume {config.resume} is a run of another version of this script ({error}); finish it with that") from None
+    path = config.resume / "config.json"
+    saved = read_json(path, f"--resume {config.resume} is no run folder")
+    saved |= {"out": None, "resume": config.resume} | ({} if config.device == "auto" else {"device": config.device})
+    return checked(Config, saved, lambda name: f"{path}: {name}", str(path))
 
 
 def run_folder(config: Config) -> Path:
+    """The folder of the run to resume, or a new one with its settings."""
     if config.resume is not None:
         return config.resume
-    seeds = "-".join(map(str, config.seeds))
-    run = config.out or free_folder(Path("runs") / f"{config.model}-{config.block}-{Path(config.data).name}-{seeds}")
-    if (run / "config.json").exists():
-        raise RunError(f"--out {run} already holds a run; continue it with --resume {run}, or choose another folder")
-    return run
-
-
-def check(config: Config) -> None:
-    for name in ("epochs", "batch_size", "steps", "accumulate", "subset"):
-        value = getattr(config, name)
-        if value is not None and value < 1:
-            raise RunError(f"--{name.replace('_', '-')} {value} must be at least 1")
-    if not config.lr > 0:
-        raise RunError(f"--lr {config.lr} must be positive")
-    for name in ("momentum", "label_smoothing", "ema"):
-        if not 0 <= getattr(config, name) < 1:
-            raise RunError(f"--{name.replace('_', '-')} {getattr(config, name)} must be at least 0 and below 1")
-    if not (config.weight_decay >= 0 and config.cutout >= 0):
-        raise RunError(f"--weight-decay {config.weight_decay} and --cutout {config.cutout} must be at least 0")
-    if not all(0 <= seed < 2**31 for seed in config.seeds):
-        raise RunError(f"--seeds {config.seeds} must be at least 0 and below 2^31")
-    if not config.seeds or len(set(config.seeds)) != len(config.seeds):
-        raise RunError(f"--seeds {config.seeds} must be different numbers")
-    if config.adjoint != "checkpoint" and (config.slots, config.memory) != (None, None):
-        raise RunError(f"--slots and --memory are for --adjoint checkpoint, got --adjoint {config.adjoint}")
+    default = Path("runs") / "-".join([config.model, config.block, Path(config.data).name, *map(str, config.seeds)])
+    return new_folder(config.out, default, {**dataclasses.asdict(config), "resume": None})
 
 
 def check_shares(config: Config, processes: int, images: int) -> None:
@@ -187,25 +213,16 @@ def check_shares(config: Config, processes: int, images: int) -> None:
         raise RunError(f"--batch-size {config.batch_size} must be a multiple of {parts}, and at most the {images} training images")
 
 
-def free_folder(path: Path) -> Path:
-    candidates = [path, *(path.with_name(f"{path.name}-{i}") for i in range(2, 10_000))]
-    return next(candidate for candidate in candidates if not candidate.exists())
+def rehearse(config: Config, ranks: Ranks, images: Images) -> None:
+    """The first part of a batch, there and back: what cannot run is refused before anything is made."""
+    training = Training(dataclasses.replace(config, compile=False), Path(), ranks, images)
+    share = slice(config.batch_size // (ranks.size * config.accumulate))
+    training.network.train()
+    backward(training, images.normalised(images.x_train[share]), images.y_train[share], last=True)
 
 
-def train_seeds(config: Config, run: Path, ranks: Ranks) -> None:
+def train_seeds(config: Config, run: Path, ranks: Ranks, images: Images) -> None:
     """One run per seed; those of several have folders seed-N inside ``run``, and their summary in its result.json."""
-    new = not (run / "config.json").exists()
-    if ranks.first:
-        run.mkdir(parents=True, exist_ok=True)
-        write_json(run / "config.json", {**dataclasses.asdict(config), "resume": None})
-    try:
-        images = load_images(config.data, config.data_dir, ranks.device, config.subset)
-        check_shares(config, ranks.size, len(images.y_train))
-        make_model(config, images.classes)
-    except (RunError, DataError, ValueError):
-        if ranks.first and new:
-            (run / "config.json").unlink()
-        raise
     if len(config.seeds) == 1:
         Training(config, run, ranks, images).run()
         return
@@ -217,7 +234,8 @@ def train_seeds(config: Config, run: Path, ranks: Ranks) -> None:
             write_json(folder / "config.json", {**dataclasses.asdict(own), "resume": None})
         if not ranks.agree((folder / "result.json").exists):
             Training(own, folder, ranks, images).run()
-        accuracies.append(ranks.agree(lambda folder=folder: read_json(folder / "result.json", str(folder))["test_accuracy"]))
+        result = ranks.agree(lambda folder=folder: read_json(folder / "result.json", f"{folder}", "test_accuracy"))
+        accuracies.append(result["test_accuracy"])
     if ranks.first:
         mean, low, high = statistics.mean(accuracies), min(accuracies), max(accuracies)
         summary = {"test_accuracy": {"mean": mean, "min": low, "max": high}, "seeds": dict(zip(config.seeds, accuracies, strict=True))}
@@ -231,8 +249,9 @@ class Training:
     def __init__(self, config: Config, run: Path, ranks: Ranks, images: Images) -> None:
         self.config, self.folder, self.ranks, self.images = config, run, ranks, images
         torch.manual_seed(config.seed)
-        layout = torch.channels_last if config.channels_last else torch.contiguous_format
-        self.model = make_model(config, images.classes).to(ranks.device).to(memory_format=layout)
+        self.model = make_model(config, images.classes).to(ranks.device)
+        if config.channels_last:
+            lay_out(self.model)
         self.average = None
         if config.ema:
             self.average = AveragedModel(self.model, ranks.device, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True)
@@ -242,8 +261,6 @@ class Training:
         self.network = ranks.parallel(torch.compile(self.model) if config.compile else self.model)
         self.epoch, self.best, self.history = 0, -1.0, []
         self.start = coefficients(self.model)
-        if (run / "last.pt").exists():
-            self.restore(load_checkpoint(run / "last.pt"))
 
     @property
     def tested(self) -> nn.Module:
@@ -263,11 +280,9 @@ class Training:
             for name, part in self.parts().items():
                 part.load_state_dict(saved[name])
             self.epoch, self.best, self.history, self.start = (saved[name] for name in ("epoch", "best", "history", "start"))
-        except (RuntimeError, ValueError, KeyError, TypeError) as error:
-            first = str(error).splitlines()[0]
-            raise RunError(
-                f"{self.folder / 'last.pt'} is not a readable checkpoint of this run ({first}); delete it to start anew"
-            ) from None
+        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+            what = f"{self.folder / 'last.pt'} is not a readable checkpoint of this run ({in_words(error)})"
+            raise RunError(f"{what}; delete it to start anew") from None
 
     def autocast(self) -> AbstractContextManager[Any]:
         kind = getattr(torch, self.config.precision)
@@ -276,6 +291,8 @@ class Training:
 
     def run(self) -> None:
         config, first = self.config, self.ranks.first
+        if (self.folder / "last.pt").exists():
+            self.restore(load_checkpoint(self.folder / "last.pt"))
         parameters = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
         if first:
             where = f"{self.ranks.device}" if self.ranks.size == 1 else f"{self.ranks.size} processes"
@@ -317,7 +334,8 @@ class Training:
             self.best = accuracy
             save_weights(self.folder / "best.safetensors", self.tested.state_dict(), epoch=self.epoch, test_accuracy=accuracy)
         if config.tensorboard:
-            write_tensorboard(self, row)
+            rates = {"lr": self.optimizer.param_groups[0]["lr"]} | {f"moved/{name}": value for name, value in movement(self.tested).items()}
+            write_tensorboard(self.folder / "tensorboard", self.epoch, row | rates)
         save_checkpoint(self.folder / "last.pt", self.checkpoint())
         write_history(self.folder, self.history)
 
@@ -366,7 +384,6 @@ def make_model(config: Config, classes: int) -> nn.Module:
         method=config.method,
         dynamics=make_dynamics(config) if config.block == "coupled" else None,
         norm=config.norm,
-        weight_steps=config.weight_steps,
         weights=config.weights,
         time=config.time,
         adjoint=adjoint,
@@ -377,6 +394,13 @@ def make_dynamics(config: Config) -> Dynamics:
     if config.dynamics == "rda":
         return ReactionDiffusionAdvection(config.tau, per=config.per)
     return Static() if config.dynamics == "static" else Galerkin(config.dynamics, config.basis_size)
+
+
+def lay_out(model: nn.Module) -> None:
+    """Channels last in memory for all that is read as kernels; what has more axes, such as their expansion over depth, stays."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.ndim == 4:
+            tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
 
 
 def make_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
@@ -455,34 +479,16 @@ def evaluate(training: Training) -> float:
     return 100 * ranks.total(right)[0] / len(images.y_test)
 
 
-def peak_memory(device: torch.device, *, reset: bool = False) -> float:
-    """The most bytes since the last reset: of tensors on a GPU, else of the whole process (without resets outside Linux)."""
-    if device.type == "cuda":
-        peak = torch.cuda.max_memory_allocated(device)
-        if reset:
-            torch.cuda.reset_peak_memory_stats(device)
-        return peak
-    try:
-        if reset:
-            Path("/proc/self/clear_refs").write_text("5")
-        lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-        return 1024.0 * int(lines["VmHWM"].split()[0])
-    except (OSError, KeyError):
-        try:
-            import resource
-        except ImportError:  # Windows
-            return 0.0
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
 def coefficients(model: nn.Module) -> dict[str, dict[str, Any]]:
     """tau, upsilon and rho of every kernel that evolves, as plain numbers (or lists, per axis and channel)."""
     found = {}
     for block_name, block in model.named_modules():
         if isinstance(block, CoupledODEBlock) and isinstance(block.dynamics, ReactionDiffusionAdvection):
             for name in block.evolving:
-                values = (value.detach().tolist() for value in block.dynamics.coefficients(name))
-                found[f"{block_name}.f.{name}"] = dict(zip(("tau", "upsilon", "rho"), values, strict=True))
+                values = [value.detach() for value in block.dynamics.coefficients(name)]
+                if block.dynamics.per == "layer":
+                    values = [value.squeeze(0) for value in values]
+                found[f"{block_name}.f.{name}"] = dict(zip(("tau", "upsilon", "rho"), (v.tolist() for v in values), strict=True))
     return found
 
 
@@ -497,17 +503,6 @@ def movement(model: nn.Module) -> dict[str, float]:
                 start = block.f.get_parameter(name)
                 found[f"{block_name}.f.{name}"] = ((end[name] - start).norm() / start.norm()).item()
     return found
-
-
-def write_tensorboard(training: Training, row: dict[str, float]) -> None:
-    """The epoch's figures; after a resumption they take the place of what a killed run had written."""
-    from torch.utils.tensorboard import SummaryWriter
-
-    scalars = {name: value for name, value in row.items() if name != "epoch"} | {"lr": training.optimizer.param_groups[0]["lr"]}
-    scalars |= {f"moved/{name}": value for name, value in movement(training.tested).items()}
-    with SummaryWriter(str(training.folder / "tensorboard"), purge_step=training.epoch) as writer:
-        for name, value in scalars.items():
-            writer.add_scalar(name, value, training.epoch)
 
 
 if __name__ == "__main__":

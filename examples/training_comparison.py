@@ -21,12 +21,11 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-import sys
 import tempfile
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -35,7 +34,8 @@ from torch import Tensor, nn
 
 from anodev2 import Adjoint, BacksolveAdjoint, CheckpointAdjoint, DirectAdjoint, ODEBlock, SolveError
 from examples import train_cifar
-from examples.images import DataError, Images, load_images
+from examples.images import DOWNLOADED, Images, load_images
+from examples.options import DIFFERENT, Acts, Count, Positive, Seed, drawable, mistakes_told, parse, refuse_idle
 from examples.ranks import Ranks, joined
 from examples.runs import RunError, write_json
 
@@ -54,31 +54,31 @@ class Config:
 
     picture: tyro.conf.Positional[Path | None] = None
     """where to draw"""
-    models: tuple[Literal["squeezenext", "resnet18", "resnet4", "resnet10", "alexnet"], ...] = ("squeezenext",)
+    models: Annotated[tuple[Literal["squeezenext", "resnet18", "resnet4", "resnet10", "alexnet"], ...], DIFFERENT] = ("squeezenext",)
     """networks, a row of the picture each"""
     data: str = "mini"
     """as for train_cifar.py: mini, cifar10, cifar100 or a folder"""
     data_dir: Path = Path("data")
     """as for train_cifar.py"""
-    subset: int | None = 1000
+    subset: Count | None = 1000
     """use only so many training images; None: all"""
     size: Literal[16, 32] = 16
     """height and width of the images; 16: means of 2x2 pixels, a quarter of the time (squeezenext and resnet18 alone)"""
-    steps: int = 2
+    steps: Count = 2
     """steps of every block"""
     method: Literal["heun2", "midpoint", "euler", "rk4", "dopri5"] = "heun2"
     """of every block: heun2 and midpoint are RK2"""
     norm: Literal["shared", "per_step"] = "shared"
     """BatchNorm inside blocks: one for all steps, or one per step (not with --rtol)"""
-    rtol: float | None = None
+    rtol: Positive | None = None
     """rtol and atol of an adaptive reverse solve, for dopri5; default: the grid of the way forward"""
-    epochs: int = 6
+    epochs: Count = 6
     """passes over the training images"""
-    batch_size: int = 32
+    batch_size: Count = 32
     """images per gradient step"""
-    lr: float = 0.02
+    lr: Positive = 0.02
     """largest learning rate, of the one-cycle schedule"""
-    seed: int = 0
+    seed: Seed = 0
     """of initial weights, order of images and augmentation"""
     device: str = "cpu"
     """cpu, cuda, ..."""
@@ -88,6 +88,12 @@ class Config:
     @property
     def reverse(self) -> Adjoint:
         return BacksolveAdjoint(rtol=self.rtol, atol=self.rtol)
+
+
+ACTS: Acts = {
+    "data_dir": ("--data cifar10 or cifar100", lambda c: c.data in DOWNLOADED),
+    "norm": ("more than one step", lambda c: c.steps > 1),
+}
 
 
 class Compared(train_cifar.Training):
@@ -147,7 +153,6 @@ def train(config: Config, model: Any, variant: str, folder: Path, ranks: Ranks, 
     own = ("data", "data_dir", "subset", "steps", "method", "norm", "epochs", "batch_size", "lr")
     shared: dict[str, Any] = {name: getattr(config, name) for name in own}
     options = train_cifar.Config(**shared, model=model, block="ode", seeds=(config.seed,))
-    train_cifar.check(options)
     train_cifar.check_shares(options, 1, len(images.y_train))
     folder.mkdir(parents=True, exist_ok=True)
     training = Compared(config, variant, options, folder, ranks, images)
@@ -198,11 +203,20 @@ def curve(axes: Any, rows: list[Row], name: str, **look: Any) -> None:
     axes.plot([row["epoch"] for row in rows], [row[name] for row in rows], **look)
 
 
-def main(picture: Path | None = None, small: bool = False, config: Config | None = None) -> dict[str, float]:
-    config = config or (Config(subset=64, epochs=2) if small else Config())
+def check(config: Config) -> None:
     if config.rtol is not None and (config.method, config.norm) != ("dopri5", "shared"):
         given = f"--method {config.method} --norm {config.norm}"
         raise RunError(f"--rtol {config.rtol} needs --method dopri5, which estimates its error, and --norm shared; got {given}")
+    fixed = [model for model in config.models if model not in ("squeezenext", "resnet18")]
+    if config.size != 32 and fixed:
+        raise RunError(f"--size {config.size} is not for {', '.join(fixed)}, which end in layers for 32x32 images; give --size 32")
+    if config.out is not None and config.out.exists() and not config.out.is_dir():
+        raise RunError(f"--out {config.out} is no folder; choose another name")
+
+
+def main(picture: Path | None = None, small: bool = False, config: Config | None = None) -> dict[str, float]:
+    config = config or (Config(subset=64, epochs=2) if small else Config())
+    check(config)
     histories: dict[tuple[str, str], list[Row]] = {}
     with contextlib.ExitStack() as stack:
         ranks = stack.enter_context(joined(config.device, timedelta(minutes=10)))
@@ -229,8 +243,8 @@ def numbers(histories: dict[tuple[str, str], list[Row]]) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    chosen = tyro.cli(Config)
-    try:
+    with mistakes_told():
+        chosen, given = parse(Config, None)
+        refuse_idle(chosen, given, ACTS)
+        drawable(chosen.picture)
         main(chosen.picture, config=chosen)
-    except (RunError, DataError, ValueError) as error:
-        sys.exit(f"error: {error}")

@@ -11,13 +11,13 @@ Runge-Kutta method damps the short waves at every step, leapfrog is symplectic a
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from anodev2 import odeint
+from examples.options import picture_script
 from pde import Dirichlet, Grid1D, Neumann, Wave
 
 C, START, WIDTH = 1.0, 0.4, 0.05  # speed, centre and width of the bump; the length is 1
@@ -120,4 +120,4 @@ def main(picture: Path | None = None, small: bool = False) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]) if len(sys.argv) > 1 else None)
+    picture_script(main, __doc__)

@@ -13,7 +13,6 @@ example shows that such a layer trains, not that it is better.
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from torch import Tensor, nn
 
 from anodev2 import CoupledODEBlock, Dynamics, FieldDynamics, Static
 from examples.images import Images, augment, drawn, load_images
+from examples.options import picture_script
 from pde import Grid1D, Wave
 
 CHANNELS = 16
@@ -182,4 +182,4 @@ def main(picture: Path | None = None, epochs: int = 8, seed: int = 0, share: flo
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]) if len(sys.argv) > 1 else None)
+    picture_script(main, __doc__)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import io
 import os
 import signal
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from examples import train_cifar
+from examples import runs, train_cifar
 
 
 def die(*_: Any, **__: Any) -> None:
@@ -30,19 +29,29 @@ def at_call(number: int, owner: Any, name: str, end: Any = die) -> None:
     setattr(owner, name, counted)
 
 
-def half(content: Any, file: Any) -> None:
-    """Half of a checkpoint, then the end."""
-    whole = io.BytesIO()
-    torch.save(content, whole)
-    file.write(whole.getvalue()[: whole.tell() // 2])
-    file.flush()
-    die()
+def half(path: Path, content: bytes) -> None:
+    """Half of a file, then the end."""
+    with runs.replacing(path) as file:
+        file.write(content[: len(content) // 2])
+        file.flush()
+        die()
 
 
-def midway(training: Any) -> Any:
+def half_a_checkpoint(path: Path, content: dict[str, Any]) -> None:
+    at_call(1, runs, "write", half)
+    runs.save_checkpoint(path, content)
+
+
+def midway(training: Any, end: Any = die) -> Any:
     """A pass that ends in the middle."""
-    at_call(3, train_cifar, "backward")
+    at_call(3, train_cifar, "backward", end)
     return train_cifar.train_epoch(training)
+
+
+def interrupt(*_: Any, **__: Any) -> None:
+    """Ctrl-C, also where the process was started with interruptions ignored, as behind a shell's ``&``."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.kill(os.getpid(), signal.SIGINT)
 
 
 def scrap(file: Any, **_: Any) -> None:
@@ -63,11 +72,13 @@ class Downloaded:
 if __name__ == "__main__":
     moment, arguments = sys.argv[1], sys.argv[2:]
     if moment == "first epoch":
-        at_call(3, train_cifar, "backward")
+        at_call(4, train_cifar, "backward")  # the first is the rehearsal
     elif moment == "second epoch":
         at_call(2, train_cifar, "train_epoch", midway)
+    elif moment == "Ctrl-C":
+        at_call(2, train_cifar, "train_epoch", lambda training: midway(training, interrupt))
     elif moment == "checkpoint half written":
-        at_call(2, torch, "save", half)
+        at_call(2, train_cifar, "save_checkpoint", half_a_checkpoint)
     elif moment == "weights written, checkpoint not":
         at_call(2, train_cifar, "save_checkpoint")
     elif moment == "checkpoint written, table not":

@@ -236,12 +236,12 @@ def mistake(arguments: list[str]) -> str:
     [
         (["--epochs", "0"], "--epochs 0 must be at least 1"),
         (["--size", "32"], "--size 32 must be at least 33"),
-        (["--tau", "-1"], "tau=-1.0 must be at least 0"),
+        (["--tau", "-1"], "--tau -1.0 must be at least 0"),
         (["--device", "abacus"], "--device abacus cannot be used here"),
         (["--lr", "1e30"], "lower --lr 1e+30"),
         (["--weights", "nowhere.pth"], "--weights nowhere.pth could not be loaded"),
         (["--weights", __file__], "give none, imagenet (needs a connection), or a file"),
-        (["--data", "nowhere"], "--data nowhere lacks images in class folders"),
+        (["--data", "nowhere"], "--data nowhere is neither mini nor a folder"),
         (["--out", "nowhere/out.pt"], "--out nowhere/out.pt"),
     ],
 )
@@ -254,9 +254,14 @@ def test_mistakes_about_folders_and_files_get_one_sentence(folder: Path, weights
     write_images(tmp_path / "apart" / "train", ("dark", "light"))
     write_images(tmp_path / "apart" / "test", ("dark", "red"))
     write_images(tmp_path / "half" / "train")
+    assert [len(batches) for batches in finetune.load_folder(tmp_path / "half", finetune.Config(batch_size=1))[:2]] == [15, 3]
     write_images(tmp_path / "broken")
     (tmp_path / "broken" / "dark" / "0.png").write_bytes(b"no image")
-    cases = {"one": "of ['dark']", "apart": "['dark', 'red']", "half": "lacks images in class folders", "broken": "0.png"}
+    write_images(tmp_path / "parts" / "train")
+    write_images(tmp_path / "parts" / "validation", count=2)
+    assert [len(batches) for batches in finetune.load_folder(tmp_path / "parts", finetune.Config(batch_size=1))[:2]] == [18, 6]
+    write_images(tmp_path / "lost" / "test")
+    cases = {"one": "but ['dark']", "apart": "['dark', 'red']", "lost": "one train/ is needed", "broken": "0.png"}
     for name, sentence in cases.items():
         assert sentence in mistake(options(tmp_path / name))
     assert "state_dict of torchvision's resnet34" in mistake(options(folder, "--network", "resnet34", "--weights", str(weights)))

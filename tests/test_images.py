@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -10,8 +12,10 @@ import pytest
 import torch
 from PIL import Image
 
-from examples import images, make_mini
+from examples import images as images_module
+from examples import make_mini
 from examples.images import MINI, DataError, augment, drawn, load_images
+from examples.runs import RunError
 
 CPU = torch.device("cpu")
 
@@ -36,12 +40,15 @@ def test_it_is_made_by_the_script(tmp_path: Path) -> None:
         "y_test": random.permutation(np.repeat(np.arange(10), 60)),
     }
     for part in ("train", "test"):
-        full[f"x_{part}"] = np.arange(len(full[f"y_{part}"]))
+        labels = full[f"y_{part}"]
+        x = full[f"x_{part}"] = np.zeros((len(labels), 32, 32, 3), dtype=np.uint8)
+        x[:, 0, 0] = np.stack((*np.divmod(np.arange(len(labels)), 256), labels), 1)  # its number and label
     np.savez(tmp_path / "full.npz", **full)
     make_mini.main(tmp_path / "full.npz", tmp_path / "deep" / "mini.npz")
     mini = arrays(tmp_path / "deep" / "mini.npz")
     assert np.bincount(mini["y_train"]).tolist() == [200] * 10 and np.bincount(mini["y_test"]).tolist() == [50] * 10
-    assert (np.diff(mini["x_train"]) > 0).all() and (full["y_train"][mini["x_train"]] == mini["y_train"]).all()
+    high, low, label = mini["x_train"][:, 0, 0].astype(int).T
+    assert (np.diff(256 * high + low) > 0).all() and (label == mini["y_train"]).all()
 
 
 def test_images_are_normalised_by_the_training_images() -> None:
@@ -117,53 +124,168 @@ def test_a_download_is_cached_decoded_and_not_repeated(name: str, tmp_path: Path
     assert {p.name for p in tmp_path.iterdir()} <= {f"{name}.npz", f".{name}.lock"}
 
 
-def test_no_network_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def offline(*_: Any, **__: Any) -> None:
+def message(data: str | Path, place: Path) -> str:
+    with pytest.raises(DataError) as caught:
+        load_images(str(data), place, CPU)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def full_disk(file: Any, **_: Any) -> None:
+    file.write(b"PK")
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+class Unreachable:
+    """Begins to write, then fails as torchvision does without a network."""
+
+    def __init__(self, root: str, train: bool, download: bool) -> None:
+        (Path(root) / "cifar-10-python.tar.gz").write_bytes(b"half")
+        (Path(root) / "batches").mkdir()
+        (Path(root) / "batches" / "1").touch()
         raise OSError("no route to host")
 
-    monkeypatch.setattr("torchvision.datasets.CIFAR10", offline)
-    with pytest.raises(DataError, match=r"cifar10\.npz and could not be downloaded \(no route to host\)") as caught:
-        load_images("cifar10", tmp_path, CPU)
-    assert "\n" not in str(caught.value)
+
+@pytest.mark.parametrize("place", ["new", "deep/new", "there"])
+def test_a_download_that_fails_is_one_sentence_and_leaves_nothing(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torchvision.datasets.CIFAR10", Unreachable)
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "mine").touch()
+    assert "cifar10.npz and could not be downloaded (no route to host)" in message("cifar10", tmp_path / place)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["mine", "there"]
+    monkeypatch.setattr("torchvision.datasets.CIFAR10", FakeCifar)
+    monkeypatch.setattr(np, "savez", full_disk)
+    with pytest.raises(RunError, match=r"cifar10\.npz cannot be written \(No space left on device\)"):
+        load_images("cifar10", tmp_path / place, CPU)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["mine", "there"]
 
 
-def test_a_broken_cache_is_one_sentence(tmp_path: Path) -> None:
-    (tmp_path / "cifar10.npz").write_bytes(b"PK\x03\x04 cut short")
-    with pytest.raises(DataError, match="delete it"):
-        load_images("cifar10", tmp_path, CPU)
-    np.savez(tmp_path / "cifar10.npz", x_train=np.zeros(3))
-    with pytest.raises(DataError, match="x_train, y_train, x_test, y_test"):
-        load_images("cifar10", tmp_path, CPU)
+X, Y = np.zeros((20, 32, 32, 3), dtype=np.uint8), np.arange(20) % 10
+WRONG: dict[str, dict[str, Any]] = {
+    "channels first": {"x_train": X.transpose(0, 3, 1, 2)},
+    "floats": {"x_test": X.astype(np.float32)},
+    "flat": {"x_train": X.reshape(20, -1)},
+    "other size": {"x_train": X[:, :28, :28]},
+    "grey": {"x_test": X[..., :1]},
+    "no training images": {"x_train": X[:0], "y_train": Y[:0]},
+    "no test images": {"x_test": X[:0], "y_test": Y[:0]},
+    "fewer labels": {"y_train": Y[:19]},
+    "more labels": {"y_test": np.arange(21) % 10},
+    "labels of floats": {"y_train": Y / 1},
+    "one-hot labels": {"y_train": np.eye(10, dtype=int)[Y]},
+    "labels from 1": {"y_test": Y + 1},
+    "negative labels": {"y_train": Y - 1},
+    "pickled labels": {"y_train": Y.astype(object)},
+    "no labels": {"y_test": None},
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_arrays_that_are_no_images_with_labels_are_refused_in_one_sentence(what: str, tmp_path: Path) -> None:
+    right: dict[str, Any] = {"x_train": X, "y_train": Y, "x_test": X, "y_test": Y}
+    np.savez(tmp_path / "cifar10.npz", **right)
+    assert len(load_images("cifar10", tmp_path, CPU).y_train) == 20
+    np.savez(tmp_path / "cifar10.npz", **{name: value for name, value in (right | WRONG[what]).items() if value is not None})
+    found = message("cifar10", tmp_path)
+    assert str(tmp_path / "cifar10.npz") in found and next(iter(WRONG[what])) in found
+    assert "x_train, y_train, x_test, y_test: uint8 images (n, 32, 32, 3), as many integer labels from 0 to 9" in found
+
+
+def test_a_file_that_is_cut_or_has_changed_is_refused_in_one_sentence(tmp_path: Path) -> None:
+    file, random = tmp_path / "cifar10.npz", np.random.default_rng(0)
+    images = random.integers(0, 256, X.shape, dtype=np.uint8)
+    np.savez(file, x_train=images, y_train=Y, x_test=images, y_test=Y)
+    good, want = file.read_bytes(), load_images("cifar10", tmp_path, CPU)
+    for content in [b"", b"PK\x03\x04 cut short", *(good[:length] for length in random.integers(1, len(good), 20))]:
+        file.write_bytes(content)
+        assert f"{file} is not a readable image file" in message("cifar10", tmp_path)
+    ends = [*random.integers(0, 400, 40), *random.integers(len(good) - 600, len(good), 60)]  # where the names and headers are
+    for place in [*ends, *random.integers(0, len(good), 100)]:
+        file.write_bytes(good[:place] + bytes([good[place] ^ 1 << random.integers(8)]) + good[place + 1 :])
+        try:
+            found = load_images("cifar10", tmp_path, CPU)
+        except DataError as error:
+            assert str(file) in str(error) and "\n" not in str(error)
+        else:  # nothing that is read has changed
+            assert all(torch.equal(getattr(found, name), getattr(want, name)) for name in images_module.NAMES), place
+    np.save(tmp_path / "one.npy", images)
+    (tmp_path / "one.npy").rename(file)
+    assert f"{file} is not a readable image file" in message("cifar10", tmp_path)
 
 
 def draw(folder: Path, classes: str, count: int) -> None:
     for value, name in enumerate(classes):
-        (folder / name).mkdir(parents=True)
+        (folder / name).mkdir(parents=True, exist_ok=True)
         for i in range(count):
             Image.new("RGB", (40, 30), (value * 80, i * 10, 0)).save(folder / name / f"{i}.png")
 
 
-def test_folders_of_class_folders(tmp_path: Path) -> None:
+HELD_OUT = ["test", "val", "valid", "validation", "Valid", "TEST", "val2017", "test_images"]
+
+
+@pytest.mark.parametrize("held_out", HELD_OUT)
+def test_a_folder_of_two_parts_is_trained_on_one_and_tested_on_the_other(held_out: str, tmp_path: Path) -> None:
+    draw(tmp_path / "train", "abc", 4)
+    draw(tmp_path / held_out, "abc", 2)
+    data = load_images(str(tmp_path), tmp_path, CPU)
+    assert len(data.y_train) == 12 and data.y_test.tolist() == [0, 0, 1, 1, 2, 2] and data.classes == 3
+    shutil.rmtree(tmp_path / held_out / "c")
+    assert "different class folders" in message(tmp_path, tmp_path)
+
+
+def test_without_a_part_for_it_every_fifth_image_is_for_testing_and_that_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     draw(tmp_path / "whole", "ab", 10)
-    data = load_images(str(tmp_path / "whole"), tmp_path, CPU)
-    assert data.x_train.shape == (16, 32, 32, 3) and data.y_test.tolist() == [0, 0, 1, 1]
-    draw(tmp_path / "split" / "train", "abc", 4)
-    draw(tmp_path / "split" / "val", "abc", 2)
-    data = load_images(str(tmp_path / "split"), tmp_path, CPU)
-    assert len(data.y_train) == 12 and len(data.y_test) == 6 and data.classes == 3
-    shutil.rmtree(tmp_path / "split" / "val" / "c")
-    with pytest.raises(DataError, match="different class folders"):
-        load_images(str(tmp_path / "split"), tmp_path, CPU)
+    draw(tmp_path / "lone" / "train", "ab", 10)
+    (tmp_path / "lone" / "notes").mkdir()
+    for folder, part in (("whole", "whole"), ("lone", "lone/train")):
+        data, again = (load_images(str(tmp_path / folder), tmp_path, CPU) for _ in range(2))
+        assert data.x_train.shape == (16, 32, 32, 3) and data.y_test.tolist() == [0, 0, 1, 1] and data.classes == 2
+        assert torch.equal(data.x_test, again.x_test)
+        assert f"{tmp_path / part}: every fifth image is for testing" in capsys.readouterr().out
+    draw(tmp_path / "three" / "train", "ab", 3)
+    draw(tmp_path / "three" / "valid", "ab", 2)
+    draw(tmp_path / "three" / "test", "ab", 1)
+    assert len(load_images(str(tmp_path / "three"), tmp_path, CPU).y_test) == 2
+    assert "tested on test, without valid" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        ["train"],
+        ["test", "valid"],
+        ["train", "valid"],
+        ["train", "Training", "test"],
+        ["a/train", "a/test", "b/train", "b/test"],
+        ["train/train", "train/valid"],
+        ["data/train", "data/valid"],
+        ["a"],
+        ["train/a", "test/a"],
+        ["train/a", "train/b", "test/a"],
+        ["validation/a", "validation/b"],
+    ],
+    ids=" ".join,
+)
+def test_parts_are_never_classes_and_one_class_is_not_enough(layout: list[str], tmp_path: Path) -> None:
+    """Folders with images right in them, at every depth at which they may lie."""
+    for folder in layout:
+        draw(tmp_path / folder, ".", 6)
+    assert str(tmp_path) in message(tmp_path, tmp_path)
 
 
 def test_folders_without_images_are_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    (tmp_path / "classes" / "a").mkdir(parents=True)
-    draw(tmp_path / "few", "a", 2)
-    for name, message in (("empty", "holds no images"), ("classes", "holds no images"), ("few", "2 images, too few")):
-        with pytest.raises(DataError, match=message) as caught:
-            load_images(str(tmp_path / name), tmp_path, CPU)
-        assert "\n" not in str(caught.value)
-    with pytest.raises(DataError, match="neither mini, cifar10, cifar100 nor a folder"):
-        load_images("imagenet", tmp_path, CPU)
-    assert images.NAMES == ("x_train", "y_train", "x_test", "y_test")
+    for name in "ab":
+        (tmp_path / "classes" / name).mkdir(parents=True)
+    draw(tmp_path / "few", "ab", 2)
+    draw(tmp_path / "damaged", "ab", 3)
+    (tmp_path / "damaged" / "b" / "1.png").write_bytes(b"no image")
+    draw(tmp_path / "cut", "ab", 3)
+    whole = (tmp_path / "cut" / "a" / "2.png").read_bytes()
+    (tmp_path / "cut" / "a" / "2.png").write_bytes(whole[: len(whole) // 2])
+    cases = {"empty": "holds no images", "classes": "holds no images", "few": "4 images, too few", "damaged": "b/1.png", "cut": "a/2.png"}
+    for name, words in cases.items():
+        assert words in message(tmp_path / name, tmp_path)
+    assert "neither mini, cifar10, cifar100 nor a folder" in message("imagenet", tmp_path)

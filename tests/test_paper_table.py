@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 
 from examples import paper_table
+from examples.options import parse, refuse_idle
+from examples.train_cifar import ACTS
 from examples.train_cifar import Config as TrainingConfig
 
-SMALL = ["--models", "resnet4", "--seeds", "0", "1", "--epochs", "1", "--subset", "40", "--steps", "2", "--recipe=--batch-size 20"]
+SMALL = ["--models", "resnet4", "--seeds", "0", "1", "--epochs", "1", "--subset", "40", "--recipe=--batch-size 20"]
 
 
 def test_the_table_is_made_run_by_run_and_continued(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -27,7 +29,7 @@ def test_the_table_is_made_run_by_run_and_continued(tmp_path: Path, capsys: pyte
     assert "40 training images" in table and "1 epochs" in table and "batch_size 20" in table and "Papers: 350 epochs" in table
     assert (out / "curves.png").read_bytes().startswith(b"\x89PNG")
     config = json.loads((out / "resnet4-coupled-2-0" / "config.json").read_text())
-    assert (config["block"], config["steps"], config["weight_steps"], config["seeds"]) == ("coupled", 2, 10, [0])
+    assert (config["block"], config["steps"], config["seeds"]) == ("coupled", 2, [0])
 
     times = {path: path.stat().st_mtime_ns for path in out.rglob("last.pt")}
     (out / "resnet4-residual-1" / "result.json").unlink()  # as if killed before its end
@@ -49,24 +51,42 @@ def test_a_run_that_diverges_is_told_and_the_others_go_on(tmp_path: Path, monkey
 
 
 def test_any_other_failure_ends_with_its_sentence(tmp_path: Path) -> None:
+    out = str(tmp_path / "table")
     with pytest.raises(SystemExit, match="--batch-size 41 must be a multiple"):
-        paper_table.main([*SMALL[:-1], "--recipe=--batch-size 41", "--out", str(tmp_path), "--variants", "residual"])
+        paper_table.main([*SMALL[:-1], "--recipe=--batch-size 41", "--out", out, "--variants", "residual"])
+    assert not list(tmp_path.iterdir())
+    arguments = ["--models", "resnet4", "--out", out, "--variants"]
+    cases = [
+        (["residual", "--recipe=--tau 0.1"], "--recipe has --tau, without effect in any of the runs"),
+        (["ode", "--recipe=--epochs 3"], "--recipe has --epochs, which the table itself gives"),
+        (["ode", "--recipe='"], "cannot be read"),
+        (["residual", "coupled-2", "--steps", "3"], "--steps has no effect here, only with --variants ode, coupled-1, ode-backsolve"),
+        (["ode", "--data-dir", "x"], "--data-dir has no effect here, only with --data cifar10 or cifar100"),
+        (["ode", "--seeds", "0", "0"], "--seeds (0, 0) must be one or more, all different"),
+        (["ode", "ode"], "--variants ('ode', 'ode') must be"),
+        (["ode", "--epochs", "0"], "--epochs 0 must be at least 1"),
+    ]
+    for given, sentence in cases:
+        with pytest.raises(SystemExit) as caught:
+            paper_table.main([*arguments, *given])
+        assert str(caught.value).startswith("error: ") and sentence in str(caught.value)
+    assert not list(tmp_path.iterdir())
 
 
 def test_variants_are_options_of_the_training_script(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Each variant's command line is understood, and says what its row's title says."""
-    import tyro
-
     seen: dict[str, TrainingConfig] = {}
 
     def pretend(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
-        config = tyro.cli(TrainingConfig, args=command[2:])
+        config, given = parse(TrainingConfig, command[2:])
+        refuse_idle(config, given, ACTS)
         assert config.out is not None
         seen[config.out.name] = config
         return subprocess.CompletedProcess(command, 0, stderr="")
 
     monkeypatch.setattr(subprocess, "run", pretend)
-    paper_table.main(["--models", "alexnet", "--seeds", "7", "--out", str(tmp_path)])
+    recipe = "--recipe=--slots 2 --tau 0.1 --norm shared --lr 0.2"  # each run gets what has an effect in it, and all understand it
+    paper_table.main(["--models", "alexnet", "--seeds", "7", "--out", str(tmp_path), recipe])
     assert set(seen) == {f"alexnet-{variant}-7" for variant in paper_table.OPTIONS}
     exact, reverse = seen["alexnet-ode-7"], seen["alexnet-ode-backsolve-7"]
     assert (exact.block, exact.steps, exact.adjoint, reverse.block, reverse.steps, reverse.adjoint) == (
@@ -77,5 +97,6 @@ def test_variants_are_options_of_the_training_script(monkeypatch: pytest.MonkeyP
         5,
         "backsolve",
     )
+    assert all(config.lr == 0.2 for config in seen.values()) and seen["alexnet-coupled-1-7"].tau == 0.1 and exact.slots == 2
     assert seen["alexnet-coupled-1-7"].steps == 5 and seen["alexnet-coupled-2-7"].steps == 2
     assert all(config.epochs == 350 and config.seed == 7 for config in seen.values())

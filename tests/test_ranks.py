@@ -47,7 +47,8 @@ def finished(process: subprocess.Popen[str]) -> str:
 
 
 def options(data: Path, run: Path, *more: str) -> list[str]:
-    fixed = ["--data", "cifar10", "--data-dir", str(data), "--subset", "100", "--batch-size", "20", "--steps", "2", "--lr", "0.02"]
+    fixed = ["--data", "cifar10", "--data-dir", str(data), "--subset", "100", "--batch-size", "20", "--lr", "0.02"]
+    fixed += [] if "residual" in more else ["--steps", "2"]
     return [*fixed, "--schedule", "paper", "--device", "cpu", "--out", str(run), *more]
 
 

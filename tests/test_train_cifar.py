@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
+import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
-import time
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 import safetensors.torch
 import torch
 from killed import Downloaded
+from torch import nn
 
+from anodev2 import CoupledODEBlock, ODEBlock
 from examples import runs, train_cifar
+from examples.runs import RunError
 
 ROOT = Path(__file__).parent.parent
-SCRIPT = str(ROOT / "examples" / "train_cifar.py")
 KILLED = str(ROOT / "tests" / "killed.py")
 
 
@@ -37,31 +42,25 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def options(small: Path, run: Path, *more: str) -> list[str]:
-    fixed = [
-        "--data",
-        "cifar10",
-        "--data-dir",
-        str(small),
-        "--out",
-        str(run),
-        "--steps",
-        "2",
-        "--epochs",
-        "3",
-        "--batch-size",
-        "25",
-        "--lr",
-        "0.03",
-        "--device",
-        "cpu",
-    ]
-    return [*fixed, *more]
+    fixed = ["--data", "cifar10", "--data-dir", str(small), "--out", str(run), *([] if "residual" in more else ["--steps", "2"])]
+    return [*fixed, "--epochs", "3", "--batch-size", "25", "--lr", "0.03", "--device", "cpu", *more]
 
 
-def start(*arguments: str, script: str = SCRIPT, **environment: str) -> subprocess.Popen[str]:
+def killed(moment: str, *arguments: str, **environment: str) -> tuple[int, str]:
+    """Exit code, and what was printed, of a run that ends at a given moment."""
     everything = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", **environment}
-    command = [sys.executable, script, *arguments]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=everything)
+    command = [sys.executable, KILLED, moment, *arguments]
+    process = subprocess.run(command, capture_output=True, text=True, env=everything, timeout=300)
+    return process.returncode, process.stdout + process.stderr
+
+
+def mistake(arguments: list[str]) -> str:
+    """The sentence with which the script refuses a command line."""
+    with pytest.raises(SystemExit) as caught:
+        train_cifar.main(arguments)
+    message = str(caught.value)
+    assert message.startswith("error: ") and "\n" not in message, message
+    return message
 
 
 def weights(run: Path, name: str = "last.safetensors") -> dict[str, torch.Tensor]:
@@ -125,26 +124,30 @@ def brief(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
-@pytest.mark.parametrize("moment", [*MOMENTS, "cache half written"])
-def test_killed_and_resumed_it_ends_with_the_same_weights(
-    moment: str, small: Path, brief: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run, data = tmp_path / "killed", tmp_path / "data"
-    arguments = options(small, run, "--epochs", "2", "--subset", "100")
-    if moment == "cache half written":
-        arguments[arguments.index("--data-dir") + 1] = str(data)
-    process = start(moment, *arguments, script=KILLED, DOWNLOAD=str(small / "cifar10.npz"))
-    out, err = process.communicate()
-    assert process.returncode == -signal.SIGKILL, out + err
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_killed_and_resumed_it_ends_with_the_same_weights(moment: str, small: Path, brief: Path, tmp_path: Path) -> None:
+    run = tmp_path / "killed"
+    status, out = killed(moment, *options(small, run, "--epochs", "2", "--subset", "100"))
+    assert status == -signal.SIGKILL, out
     assert not (run / "result.json").exists()
-    if moment == "cache half written":
-        assert not (data / "cifar10.npz").exists() and len(list(data.iterdir())) > 0  # only what is partial
-        monkeypatch.setenv("DOWNLOAD", str(small / "cifar10.npz"))
-        monkeypatch.setattr("torchvision.datasets.CIFAR10", Downloaded)
     train_cifar.main(["--resume", str(run)])
-    assert not [path for path in data.glob(".*") if "partial" in path.name]
     assert the_same(run, brief)
     assert not list(run.glob(".*"))
+
+
+def test_killed_while_it_keeps_what_it_downloaded_it_leaves_no_run_and_no_cache(
+    small: Path, brief: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = tmp_path / "data"
+    arguments = options(data, tmp_path / "run", "--epochs", "2", "--subset", "100")
+    status, out = killed("cache half written", *arguments, DOWNLOAD=str(small / "cifar10.npz"))
+    assert status == -signal.SIGKILL, out
+    assert not (data / "cifar10.npz").exists() and not (tmp_path / "run").exists() and len(list(data.iterdir())) > 0  # only what is partial
+    monkeypatch.setenv("DOWNLOAD", str(small / "cifar10.npz"))
+    monkeypatch.setattr("torchvision.datasets.CIFAR10", Downloaded)
+    train_cifar.main(arguments)
+    assert not [path for path in data.glob(".*") if "partial" in path.name]
+    assert the_same(tmp_path / "run", brief)
 
 
 @pytest.mark.slow
@@ -152,22 +155,39 @@ def test_killed_and_resumed_it_ends_with_the_same_weights(
 def test_killed_and_resumed_with_all_that_can_be_kept(precision: str, small: Path, tmp_path: Path) -> None:
     more = ["--subset", "100", "--ema", "0.9", "--accumulate", "5", "--precision", precision, "--cutout", "6", "--per", "channel"]
     train_cifar.main(options(small, tmp_path / "whole", *more))
-    process = start("second epoch", *options(small, tmp_path / "killed", *more), script=KILLED)
-    assert process.communicate() and process.returncode == -signal.SIGKILL
+    status, out = killed("second epoch", *options(small, tmp_path / "killed", *more))
+    assert status == -signal.SIGKILL, out
     train_cifar.main(["--resume", str(tmp_path / "killed")])
     assert the_same(tmp_path / "killed", tmp_path / "whole")
 
 
-def test_ctrl_c_ends_with_a_word_and_a_resumable_run(small: Path, tmp_path: Path) -> None:
+def test_ctrl_c_ends_with_a_word_and_a_resumable_run(small: Path, brief: Path, tmp_path: Path) -> None:
     run = tmp_path / "stopped"
-    process = start(*options(small, run))
-    while not (run / "last.pt").exists() and process.poll() is None:
-        time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate()
-    assert process.returncode == 130 and f"--resume {run}" in out and "Traceback" not in err
+    status, out = killed("Ctrl-C", *options(small, run, "--epochs", "2", "--subset", "100"))
+    assert status == 130 and f"--resume {run}" in out and "Traceback" not in out, out
     train_cifar.main(["--resume", str(run)])
-    assert (run / "result.json").exists()
+    assert the_same(run, brief)
+
+
+HINTS = get_type_hints(train_cifar.Config)
+
+
+@pytest.mark.parametrize(
+    "model", [pytest.param(name, marks=pytest.mark.slow if name == "resnet18" else ()) for name in get_args(HINTS["model"])]
+)
+@pytest.mark.parametrize("dynamics", get_args(HINTS["dynamics"]))
+def test_every_dynamics_trains_every_network_with_the_other_options_as_they_are(dynamics: str, model: str) -> None:
+    """One step, after which whatever can move moves; kernels lie in memory as asked."""
+    config = train_cifar.Config(model=model, dynamics=dynamics, batch_size=2, epochs=1)  # pyright: ignore[reportArgumentType]
+    x, y = torch.randint(256, (2, 32, 32, 3), dtype=torch.uint8), torch.tensor([3, 7])
+    images = train_cifar.Images(x, y, x, y, torch.full((3,), 128.0), torch.full((3,), 64.0), 10)
+    training = train_cifar.Training(config, Path(), train_cifar.Ranks(torch.device("cpu")), images)
+    assert math.isfinite(training.one_epoch()["loss"])
+    blocks = [part for part in training.model.modules() if isinstance(part, CoupledODEBlock)]
+    moved = [not torch.equal(*block.weights([0.0, 0.4])[name]) for block in blocks for name in block.evolving]
+    assert any(moved) == (dynamics != "static")
+    kernels = [p for p in training.model.parameters() if p.ndim == 4]
+    assert kernels and all(kernel.is_contiguous(memory_format=torch.channels_last) for kernel in kernels)
 
 
 @pytest.mark.parametrize("block", ["residual", "ode"])
@@ -212,7 +232,7 @@ def test_every_other_option_trains(small: Path, tmp_path: Path) -> None:
     train_cifar.main(options(small, tmp_path / "a", *more, "--precision", "bfloat16", "--dynamics", "chebyshev", "--slots", "1"))
     assert list((tmp_path / "a" / "tensorboard").iterdir())
     train_cifar.main(options(small, tmp_path / "b", *more[:4], "--memory", "64MiB", "--time", "--method", "midpoint", "--norm", "shared"))
-    train_cifar.main(options(small, tmp_path / "c", *more[:4], "--adjoint", "backsolve", "--weights", "final", "--weight-steps", "4"))
+    train_cifar.main(options(small, tmp_path / "c", *more[:4], "--adjoint", "backsolve", "--weights", "final"))
     for run in "abc":
         assert result(tmp_path / run)["parameters"] > 7_706
 
@@ -251,21 +271,36 @@ def test_seeds_decide_and_runs_get_folders_of_their_own(small: Path, tmp_path: P
         (["--cutout", "-3"], "--cutout -3 must be at least 0"),
         (["--seeds", "99999999999999"], "below 2^31"),
         (["--ema", "1"], "--ema 1.0 must be at least 0 and below 1"),
-        (["--seeds", "1", "1"], "--seeds (1, 1) must be different"),
-        (["--slots", "2", "--adjoint", "direct"], "--slots and --memory are for --adjoint checkpoint"),
+        (["--seeds", "1", "1"], "--seeds (1, 1) must be one or more, all different"),
+        (["--slots", "2", "--adjoint", "direct"], "--slots has no effect here, only with --block ode or coupled and --adjoint checkpoint"),
+        (["--slots", "0"], "--slots 0 must be at least 1"),
         (["--memory", "lots"], "lots"),
+        (["--memory", "1KiB"], "memory"),
         (["--lr", "0"], "--lr 0.0 must be positive"),
-        (["--tau", "-1"], "tau=-1.0 must be at least 0"),
+        (["--lr", "nan"], "--lr nan must be positive"),
+        (["--weight-decay", "inf"], "--weight-decay inf must be at least 0 and finite"),
+        (["--tau", "-1"], "--tau -1.0 must be at least 0"),
+        (["--dynamics", "fourier", "--basis-size", "4"], "size=4 must be odd for 'fourier'"),
+        (["--subset", "0"], "--subset 0 must be at least 1"),
         (["--device", "abacus"], "--device abacus cannot be used here"),
-        (["--data", "nowhere"], "nowhere' is neither mini"),
-        (["--lr", "1e30"], "the loss became"),
+        (["--device", "meta"], "--device meta cannot be used here"),
+        (["--data-dir", __file__], "cannot be used"),
     ],
 )
-def test_mistakes_get_one_sentence(arguments: list[str], sentence: str, small: Path, tmp_path: Path) -> None:
-    with pytest.raises(SystemExit) as caught:
-        train_cifar.main([*options(small, tmp_path / "run"), *arguments])
-    message = str(caught.value)
-    assert message.startswith("error: ") and sentence in message and "\n" not in message
+def test_mistakes_get_one_sentence_and_leave_nothing_behind(arguments: list[str], sentence: str, small: Path, tmp_path: Path) -> None:
+    assert sentence in mistake([*options(small, tmp_path / "deep" / "run"), *arguments])
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_loss_that_is_not_finite_is_one_sentence(small: Path, tmp_path: Path) -> None:
+    assert "the loss became" in mistake(options(small, tmp_path / "run", "--lr", "1e30"))
+
+
+@pytest.mark.parametrize("out", ["file", "file/run", "/proc/run"])
+def test_where_no_run_can_be_written_is_one_sentence(out: str, small: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert f"--out {tmp_path / out}" in mistake(options(small, tmp_path / out, "--subset", "25"))
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_an_unknown_model_names_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
@@ -275,34 +310,120 @@ def test_an_unknown_model_names_the_known_ones(capsys: pytest.CaptureFixture[str
     assert caught.value.code == 2 and "resnet9" in shown.out + shown.err and "resnet10" in shown.out + shown.err
 
 
+def copied(whole: Path, run: Path) -> Path:
+    """A finished run as it is before its last words."""
+    shutil.copytree(whole, run)
+    (run / "result.json").unlink()
+    return run
+
+
 def test_mistakes_about_runs_get_one_sentence(small: Path, whole: Path, tmp_path: Path) -> None:
-    broken = tmp_path / "broken"
-    broken.mkdir()
-    (broken / "config.json").write_text((whole / "config.json").read_text())
-    (broken / "last.pt").write_bytes((whole / "last.pt").read_bytes()[:1000])
-    old = tmp_path / "old"
-    old.mkdir()
-    (old / "config.json").write_text('{"data_dir": "data", "seed": 0}')
-    empty = tmp_path / "empty"
-    empty.mkdir()
+    (tmp_path / "empty").mkdir()
+    other = copied(whole, tmp_path / "other")
+    saved = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({name: value for name, value in saved.items() if name != "seeds"} | {"seed": 0}))
+    (tmp_path / "list").mkdir()
+    (tmp_path / "list" / "config.json").write_text("[1, 2]")
     cases = [
-        (["--resume", str(broken)], "is not a readable checkpoint"),
-        (["--resume", str(empty)], "is no run folder: config.json cannot be read"),
-        (["--resume", str(whole), "--epochs", "9"], "drop the other options"),
-        (["--resume", str(old)], "is a run of another version of this script ('seeds')"),
+        (["--resume", str(tmp_path / "empty")], "is no run folder: config.json cannot be read"),
+        (["--resume", str(tmp_path / "nowhere")], "is no run folder: config.json cannot be read"),
+        (["--resume", __file__], "is no run folder: config.json cannot be read"),
+        (["--resume", str(tmp_path / "list")], "is no run folder: config.json"),
+        (["--resume", str(other)], "config.json is of another version of this script, which differs in seed, seeds"),
         (options(small, whole), "already holds a run"),
     ]
     for arguments, sentence in cases:
-        with pytest.raises(SystemExit) as caught:
-            train_cifar.main(arguments)
-        assert sentence in str(caught.value) and "\n" not in str(caught.value)
+        assert sentence in mistake(arguments)
+    for name in OTHERWISE:  # also where what is given is the default
+        given = "--no-time" if name == "time" else f"--{name.replace('_', '-')}"
+        if not isinstance(HINTS[name], type) or HINTS[name] is not bool or name == "time":
+            value = train_cifar.Config.__dataclass_fields__[name].default
+            words = [] if name == "time" else [str(part) for part in (value if isinstance(value, tuple) else [value])]
+            assert "drop the other options" in mistake(["--resume", str(whole), given, *words]), name
 
 
-def test_mistakes_leave_no_run_behind(small: Path, tmp_path: Path) -> None:
-    for arguments in (["--data", "nowhere"], ["--accumulate", "2"], ["--tau", "-1"]):
-        with pytest.raises(SystemExit):
-            train_cifar.main([*options(small, tmp_path / "run"), *arguments])
-    train_cifar.main(options(small, tmp_path / "run", "--epochs", "1", "--subset", "50", "--block", "residual"))
+def test_a_changed_setting_is_refused_by_its_file_and_its_name(whole: Path, tmp_path: Path) -> None:
+    """Each field in turn, wrong in type, in range, and in what may not be missing."""
+    run = copied(whole, tmp_path / "run")
+    saved = json.loads((run / "config.json").read_text())
+    for name in set(saved) - {"out", "resume"}:  # which are the new command's
+        hint = str(HINTS[name])
+        wrong: list[Any] = [{"a": 1}]
+        if "Optional" not in hint and "None" not in hint:
+            wrong.append(None)
+        if "str" not in hint and "Path" not in hint:
+            wrong.append("nope")
+        if "float" in hint or "int" in hint:
+            wrong += [-1, math.nan, True] if "tuple" not in hint else [[-1], [], [0, 0]]
+        if "Literal" in hint:
+            wrong.append("nope")
+        for value in wrong:
+            (run / "config.json").write_text(json.dumps({**saved, name: value}))
+            assert f"error: {run / 'config.json'}: {name} " in mistake(["--resume", str(run)]), (name, value)
+
+
+def test_a_checkpoint_that_has_changed_in_any_place_is_refused(whole: Path, tmp_path: Path) -> None:
+    run = copied(whole, tmp_path / "run")
+    good = (run / "last.pt").read_bytes()
+    for length in (0, 1, 100, len(good) // 2, len(good) - 1):
+        (run / "last.pt").write_bytes(good[:length])
+        assert f"{run / 'last.pt'} is not a readable checkpoint" in mistake(["--resume", str(run)]), length
+    kept = {name: torch.load(whole / "last.pt", weights_only=True)["model"][name] for name in ("0.weight", "3.f.conv1.weight")}
+    for tensor in kept.values():  # as it lies in the file
+        flat = tensor.permute(0, 2, 3, 1).numpy().tobytes()
+        place = good.index(flat) + len(flat) // 2
+        (run / "last.pt").write_bytes(good[:place] + bytes([good[place] ^ 4]) + good[place + 1 :])
+        with pytest.raises(RunError, match="is not a readable checkpoint"):
+            runs.load_checkpoint(run / "last.pt")
+    for content in ({}, [], 3, {name: 5 for name in torch.load(whole / "last.pt", weights_only=True)}):
+        torch.save(content, run / "last.pt")
+        assert "is not a readable checkpoint of this run" in mistake(["--resume", str(run)]), content
+
+
+QUICK = ["config.json", "last.pt", "last.pt in the second epoch"]
+OTHER_FILES = ["best.safetensors", "metrics.csv", "curves.png", "last.safetensors", "result.json"]
+
+
+@pytest.mark.parametrize("file", [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in OTHER_FILES)])
+def test_a_full_disk_loses_nothing_past_the_last_epoch(
+    file: str, small: Path, brief: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk is full when that file is written out."""
+    times, name = 2 if "second" in file else 1, file.split()[0]
+
+    def full(descriptor: int) -> None:
+        nonlocal times
+        if f".{name}.partial" in os.readlink(f"/proc/self/fd/{descriptor}"):
+            times -= 1
+            if times == 0:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    run = tmp_path / "deep" / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        message = mistake(options(small, run, "--epochs", "2", "--subset", "100"))
+    assert f"{run / name} cannot be written (No space left on device)" in message
+    if name == "config.json":
+        assert not list(tmp_path.iterdir())
+        return
+    assert f"--resume {run}" in message and not list(run.glob(".*"))
+    train_cifar.main(["--resume", str(run)])
+    assert the_same(run, brief)
+
+
+def test_a_file_that_may_grow_no_more_is_one_sentence(small: Path, brief: Path, tmp_path: Path) -> None:
+    """The operating system refuses, as it does on a full disk, what goes beyond a limit that the first weights do not reach."""
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, hard))
+    try:
+        message = mistake(options(small, tmp_path / "run", "--epochs", "2", "--subset", "100"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert f"{tmp_path / 'run' / 'last.pt'} cannot be written (File too large)" in message
+    assert (tmp_path / "run" / "best.safetensors").exists() and not list((tmp_path / "run").glob(".*"))
+    train_cifar.main(["--resume", str(tmp_path / "run")])
+    assert the_same(tmp_path / "run", brief)
 
 
 def test_writing_is_all_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -325,6 +446,93 @@ def test_a_checkpoint_that_holds_code_is_refused(whole: Path, tmp_path: Path) ->
     with pytest.raises(SystemExit, match="is not a readable checkpoint"):
         train_cifar.main(["--resume", str(run)])
     assert not (tmp_path / "sprung").exists()
+
+
+OTHERWISE = {  # another value of every option
+    **{"data": "cifar100", "data_dir": "other", "subset": "4", "model": "resnet10", "block": "ode", "steps": "3", "method": "heun2"},
+    **{"norm": "shared", "weights": "final", "time": "", "dynamics": "linear", "basis_size": "5", "tau": "0.5", "per": "channel"},
+    **{"adjoint": "backsolve", "slots": "1", "memory": "64MiB", "epochs": "2", "batch_size": "2", "accumulate": "2", "schedule": "paper"},
+    **{"lr": "0.01", "momentum": "0.5", "weight_decay": "0.1", "label_smoothing": "0.1", "cutout": "6", "ema": "0.5"},
+    **{"precision": "bfloat16", "channels_last": "no", "compile": "", "tensorboard": "", "seeds": "3"},
+}
+SITUATIONS: dict[str, list[str]] = {
+    "residual": ["--block", "residual"],
+    "ode": ["--block", "ode", "--steps", "2"],
+    "coupled": ["--steps", "2"],
+    "static": ["--steps", "2", "--dynamics", "static"],
+    "fourier": ["--steps", "2", "--dynamics", "fourier"],
+    "stored": ["--steps", "2", "--adjoint", "direct"],
+    "one step": ["--steps", "1"],
+    "folder": ["--block", "residual", "--data", "folder"],
+}
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight images, as cifar10.npz and cifar100.npz, others in other/, all in two folders."""
+    import numpy as np
+    from PIL import Image
+
+    place = tmp_path_factory.mktemp("few")
+    (place / "other").mkdir()
+    x = np.random.default_rng(0).integers(0, 256, (16, 32, 32, 3), dtype=np.uint8)
+    y = np.arange(8) % 4
+    for name, shift, images in (("cifar10", 0, x[:8]), ("cifar100", 60, x[:8]), ("other/cifar10", 0, x[8:])):
+        np.savez(place / f"{name}.npz", x_train=images, y_train=y + shift, x_test=images[:4], y_test=y[:4] + shift)
+    for number, image in enumerate(x):
+        for name, shown in (("folder", image), ("mirrored", image[::-1])):
+            folder = place / name / "ab"[number % 2]
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(shown).save(folder / f"{number}.png")
+    return place
+
+
+class Compiled(nn.Sequential):
+    """Stands for what torch.compile makes."""
+
+
+def observed(arguments: list[str], run: Path, patch: pytest.MonkeyPatch) -> Any:
+    """All that a run does: its weights, curve, files, and how blocks are differentiated and parameters lie in memory."""
+    trained: list[train_cifar.Training] = []
+    finish = train_cifar.Training.finish
+    patch.setattr(train_cifar.Training, "finish", lambda self, parameters: (trained.append(self), finish(self, parameters)))
+    patch.setattr(train_cifar, "write_history", lambda *_: None)  # the picture takes most of the time
+    patch.setattr(train_cifar.gc, "collect", lambda: None)  # and this the rest
+    patch.setattr(torch, "compile", Compiled)
+    train_cifar.main([*arguments, "--out", str(run)])
+    (training,) = trained
+    adjoints = [str(part.adjoint) for part in training.model.modules() if isinstance(part, ODEBlock)]
+    layout = [(name, p.stride()) for name, p in training.model.named_parameters()]
+    curves = [[row[name] for name in ("loss", "train_accuracy", "test_accuracy")] for row in training.history]
+    kept = [[(key, w.dtype, w.tolist()) for key, w in sorted(weights(run, f"{name}.safetensors").items())] for name in ("best", "last")]
+    return kept, curves, adjoints, layout, type(training.network), sorted(path.name for path in run.iterdir())
+
+
+@pytest.mark.parametrize("situation", [pytest.param(s, marks=() if s in ("residual", "coupled") else pytest.mark.slow) for s in SITUATIONS])
+def test_every_option_has_an_effect_or_is_refused(situation: str, few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And one that is refused for having none has none."""
+    assert HINTS.keys() - OTHERWISE.keys() == {"device", "out", "resume"}
+    monkeypatch.chdir(few)
+    given = ["--epochs", "1", "--batch-size", "4", "--device", "cpu", *SITUATIONS[situation]]
+    given += [] if "--data" in given else ["--data", "cifar10", "--data-dir", "."]
+    with monkeypatch.context() as patch:
+        base, again = (observed(given, tmp_path / name, patch) for name in ("base", "again"))
+    assert base == again
+    values = OTHERWISE | {"ode": {"block": "residual"}, "folder": {"data": "mirrored"}}.get(situation, {})
+    for name, value in values.items():
+        words = [f"--{'no-' if value == 'no' else ''}{name.replace('_', '-')}", *([value] if value not in ("", "no") else [])]
+        arguments, refused = [*given, *words], None
+        with monkeypatch.context() as patch:
+            try:
+                assert observed(arguments, tmp_path / name, patch) != base, f"{words} have no effect and are not refused"
+            except SystemExit as end:
+                refused = str(end.code)
+        if refused is not None and refused.startswith(f"error: {words[0]} "):
+            assert "has no effect here" in refused
+            with monkeypatch.context() as patch:
+                patch.setattr(train_cifar, "refuse_idle", lambda *_: None)
+                with suppress(SystemExit):  # refused by the network itself
+                    assert observed(arguments, tmp_path / f"{name}-all-the-same", patch) == base, f"{words} have an effect and are refused"
 
 
 def test_help_explains_every_option(capsys: pytest.CaptureFixture[str]) -> None:
