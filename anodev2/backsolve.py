@@ -37,6 +37,9 @@ class Backsolve:
         y, self.last = [leaf.detach() for leaf in y0], None
         for step, y_next in march.steps(y):
             y, self.last = y_next, (step, y, y_next, self.kinds)
+        if self.last is not None:  # users may change what they get in place
+            step, before, after, kinds = self.last
+            self.last = step, [leaf.clone() for leaf in before], [sample(leaf).clone() for leaf in after], kinds
         self.run = Run(march.outputs(), march.grid, march.status, march.rejected)
         return self.run, [leaf.clone() for state in self.run.states for leaf in state]
 
@@ -65,14 +68,14 @@ class Backsolve:
                     alpha, sums = state[width : 2 * width], state[2 * width :]
         return [*alpha, *(total if place in field.used else None for place, total in enumerate(sums))]
 
-    def _compare(self, step: Step, y: Leaves, y_next: Leaves, kinds: Kinds) -> None:
+    def _compare(self, step: Step, y: Leaves, expected: Leaves, kinds: Kinds) -> None:
         """Redo the last step, to see whether f is what it was."""
         captured = self.captured
         with self.recording.replaying(step.index), self.recording.watching(y):
             end, again, _ = captured.forward(y, lambda start: captured.problem.advance(step, start, captured.args))
         if kinds != again:
             raise changed("led to another graph")
-        Comparison(self.recording).add(end, [sample(leaf) for leaf in y_next])
+        Comparison(self.recording).add(end, expected)
 
     def _solved(self, field: _Augmented, nodes: tuple[float, ...], state: Leaves) -> Leaves:
         """The state at the last of ``nodes``: on these, or adaptively with the tolerances given or those of the pass forward."""

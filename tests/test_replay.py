@@ -6,7 +6,6 @@ Every test compares with ``adjoint="direct"``, which never recomputes.
 from __future__ import annotations
 
 import copy
-import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +17,6 @@ from torch.utils.checkpoint import checkpoint
 
 from anodev2 import Adjoint, CheckpointAdjoint, ODEBlock, odeint
 from anodev2 import solve as solution_of
-from anodev2.replay import Comparison, underway
 
 T = [0.0, 0.5, 1.0]
 
@@ -193,40 +191,54 @@ def replace_tensor(net: Shifted) -> None:
     net.shift += 1
 
 
-@pytest.mark.parametrize(
-    ("shift", "change"), [(0.0, replace_attribute), (torch.zeros(6).double(), replace_tensor)], ids=["attribute", "tensor"]
-)
-def test_what_changed_since_the_forward_pass_is_noticed(shift: Any, change: Callable[[Shifted], None]) -> None:
+def test_an_attribute_that_changed_since_the_forward_pass_is_put_back() -> None:
+    assert_equal(both(Shifted(), shifted_loss, change=replace_attribute))
+
+
+@pytest.mark.parametrize("adjoint", ["checkpoint", CheckpointAdjoint(slots=1), "reversible", "backsolve"], ids=str)
+def test_a_tensor_modified_since_the_forward_pass_is_noticed(adjoint: Any) -> None:
     net = Shifted()
-    net.shift = shift
-    loss = shifted_loss(net)
-    change(net)
-    with pytest.raises(RuntimeError, match=r"came out differently.*args="):
+    net.shift = torch.zeros(6).double()
+    loss = shifted_loss(net, adjoint)
+    replace_tensor(net)
+    with pytest.raises(ValueError, match=r"modified in place between the forward and the backward pass.*adjoint='direct'"):
         loss.backward()
 
 
-def test_a_loop_variable_bound_late_is_noticed() -> None:
-    net = Shifted()
-    losses = [odeint(lambda t, y: k * net(t, y), torch.ones(3, 6).double(), T, steps=2).sum() for k in (1, 2)]  # noqa: B023
-    with pytest.raises(RuntimeError, match="came out differently"):
+@pytest.mark.parametrize("adjoint", ["checkpoint", CheckpointAdjoint(slots=1), "reversible", "backsolve"], ids=str)
+def test_a_loop_variable_bound_late_is_noticed(adjoint: Any) -> None:
+    net, y0 = Shifted(), torch.ones(3, 6).double()
+    losses = [odeint(lambda t, y: net(t, y.sin() * k), y0, T, steps=2, adjoint=adjoint).sum() for k in (1, 2)]  # noqa: B023
+    with pytest.raises(ValueError, match=r"than in the forward pass.*args="):
         torch.stack(losses).sum().backward()
+
+
+def test_a_factor_that_no_derivative_reads_may_change() -> None:
+    """Nothing of it is redone: the gradient is that of the forward pass."""
+    y0, ends = torch.ones(3, dtype=torch.float64, requires_grad=True), []
+    for adjoint in ("direct", "checkpoint"):
+        k = 1
+        loss = odeint(lambda t, y: -k * y, y0, [0.0, 1.0], steps=20, method="euler", adjoint=adjoint)[-1].sum()  # noqa: B023
+        k = 2
+        ends.append(torch.autograd.grad(loss, y0)[0])
+    assert torch.equal(*ends)
 
 
 def test_random_numbers_from_elsewhere_are_noticed() -> None:
     import random
 
     net = Shifted()
-    loss = odeint(lambda t, y: random.random() * net(t, y), torch.ones(3, 6).double(), T, steps=2).sum()
-    with pytest.raises(RuntimeError, match="came out differently"):
+    loss = odeint(lambda t, y: net(t, y * random.random()), torch.ones(3, 6).double(), T, steps=2).sum()
+    with pytest.raises(ValueError, match="came out differently"):
         loss.backward()
 
 
 def test_a_change_seen_in_the_last_step_alone_is_noticed_and_nan_is_not_a_change() -> None:
     net = Shifted()
     shift = 0.0
-    loss = odeint(lambda t, y: net(t, y) + (shift if t > 0.8 else 0), torch.ones(100, 6).double(), T, steps=2, method="midpoint").sum()
+    loss = odeint(lambda t, y: net(t, y + (shift if t > 0.7 else 0)), torch.ones(100, 6).double(), T, steps=2, method="euler").sum()
     shift = 1e-3
-    with pytest.raises(RuntimeError, match="came out differently"):
+    with pytest.raises(ValueError, match="came out differently"):
         loss.backward()
     (odeint(net, torch.full((3, 6), torch.nan).double(), T, steps=2).sum()).backward()
 
@@ -238,7 +250,7 @@ def test_changing_the_state_in_place_is_refused() -> None:
 
 
 @pytest.mark.parametrize("grow", ["sum", "cache", "buffer"])
-def test_a_tensor_kept_on_a_module_must_not_want_a_gradient(grow: str) -> None:
+def test_a_tensor_kept_on_a_module_has_its_gradient_or_is_refused(grow: str) -> None:
     class Keeping(Shifted):
         kept: Any
 
@@ -252,11 +264,21 @@ def test_a_tensor_kept_on_a_module_must_not_want_a_gradient(grow: str) -> None:
                 self.kept = torch.tanh(self.linear.weight)
             return slope if grow == "sum" else slope + self.kept.sum()
 
-    net = Keeping()
-    net.register_buffer("kept", torch.zeros(3, 6).double()) if grow == "buffer" else setattr(net, "kept", None)
-    loss = shifted_loss(net)
-    with pytest.raises(ValueError, match=r"Keeping.kept, .*value.detach\(\)"):
-        loss.backward()
+    def start() -> Keeping:
+        torch.manual_seed(0)
+        net = Keeping()
+        net.register_buffer("kept", torch.zeros(3, 6).double()) if grow == "buffer" else setattr(net, "kept", None)
+        return net
+
+    ends = []
+    for adjoint in ("direct", "checkpoint", CheckpointAdjoint(memory="1MB")):
+        net = start()
+        (shifted_loss(net, adjoint) + net.kept.sum()).backward()
+        ends.append([p.grad for p in net.parameters()])
+    assert all(map(torch.equal, ends[0], ends[1])) and all(map(torch.equal, ends[0], ends[2]))
+    for adjoint in (CheckpointAdjoint(slots=1), "reversible", "backsolve"):
+        with pytest.raises(ValueError, match=r"keeps a tensor with a history.*tensor.detach\(\)"):
+            shifted_loss(start(), adjoint)
 
 
 def test_constants_and_detached_values_may_be_kept() -> None:
@@ -279,11 +301,20 @@ def test_constants_and_detached_values_may_be_kept() -> None:
     assert net.last is last  # as the forward pass left it
 
 
-def test_parametrizations_cached_across_the_solve_are_refused() -> None:
-    net = Shifted()
-    nn.utils.parametrizations.weight_norm(net.linear)
-    with nn.utils.parametrize.cached(), pytest.raises(ValueError, match=r"parametrize.cached\(\)"):
-        shifted_loss(net)
+def test_parametrizations_cached_across_the_solve_are_exact_or_refused() -> None:
+    ends = []
+    for adjoint in ("direct", "checkpoint"):
+        torch.manual_seed(0)
+        net = Shifted()
+        nn.utils.parametrizations.weight_norm(net.linear)
+        with nn.utils.parametrize.cached():
+            shifted_loss(net, adjoint).backward()
+        ends.append([p.grad for p in net.parameters()])
+    assert all(map(torch.equal, *ends))
+    with nn.utils.parametrize.cached():
+        loss = shifted_loss(net)
+    with pytest.raises(ValueError, match="than in the forward pass"):
+        loss.backward()
 
 
 def test_parameters_swapped_in_or_thawed_are_those_of_the_forward_pass() -> None:
@@ -387,14 +418,17 @@ class Mixed(nn.Module):
 @pytest.mark.parametrize("cast_backward", [False, True])
 @pytest.mark.parametrize("cast_forward", [False, True])
 def test_autocast_is_that_of_the_forward_pass(cast_forward: bool, cast_backward: bool) -> None:
-    """Direct without autocast's cache of cast weights: with it, direct sums the weights' gradients in bfloat16."""
+    """Direct without autocast's cache of cast weights: with it, direct sums the weights' gradients in bfloat16.
+
+    Derivatives are autograd's own, under the autocast that it is called in.
+    """
     gradients = []
     for adjoint in ("direct", "checkpoint"):
         torch.manual_seed(0)
         net, y0 = Mixed(), torch.randn(8, 32, requires_grad=True)
         with torch.autocast("cpu", torch.bfloat16, cast_forward, cache_enabled=adjoint == "checkpoint"):
             loss = odeint(net, y0, T, steps=3, method="euler", adjoint=adjoint).square().sum()
-        with torch.autocast("cpu", torch.bfloat16, cast_backward and adjoint == "checkpoint"):
+        with torch.autocast("cpu", torch.bfloat16, cast_backward):
             gradients.append(torch.autograd.grad(loss, [y0, *net.parameters()]))
     assert torch.equal(gradients[0][0], gradients[1][0])
     torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-6, atol=1e-6)
@@ -424,20 +458,6 @@ def test_blocks_in_a_row_and_one_used_twice() -> None:
     assert_equal(both(field, run))
 
 
-@pytest.mark.parametrize("memory", ["1KB", "1MB"])
-def test_a_tensor_kept_by_a_step_whose_graph_is_kept_must_not_want_a_gradient(memory: str) -> None:
-    """Its history would begin at the step's start."""
-
-    class Keeping(Shifted):
-        def forward(self, t: Tensor, y: Tensor) -> Tensor:
-            slope = super().forward(t, y)
-            self.kept = slope.square().sum()
-            return slope
-
-    with pytest.raises(ValueError, match=r"Keeping.kept, .*value.detach\(\)"):
-        odeint(Keeping(), torch.ones(1, 6).double(), T, steps=2, method="euler", adjoint=CheckpointAdjoint(memory=memory))
-
-
 @pytest.mark.parametrize("adjoint", ["direct", "checkpoint"])
 def test_batchnorm_under_error_control_and_events(adjoint: str) -> None:
     """Undoing what a rejected attempt did to statistics is not an in-place change that autograd minds."""
@@ -446,17 +466,6 @@ def test_batchnorm_under_error_control_and_events(adjoint: str) -> None:
     found = solution_of(lambda t, z: net(t, z) + 1, y0, T, steps=4, event=lambda t, z: z.mean() - 0.5, adjoint=adjoint)
     assert found.event_time is not None
     found.event_time.backward()
-
-
-def test_threads_leave_the_fast_path_of_attention_as_it_was() -> None:
-    net = Shifted()
-    before = torch.backends.mha.get_fastpath_enabled()
-    threads = [threading.Thread(target=lambda: [shifted_loss(net).backward() for _ in range(20)]) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert torch.backends.mha.get_fastpath_enabled() == before
 
 
 @pytest.mark.parametrize("adjoint", ["checkpoint", CheckpointAdjoint(slots=1), CheckpointAdjoint(memory="1MB"), "reversible", "backsolve"])
@@ -472,11 +481,10 @@ def test_the_result_of_a_block_may_be_changed_in_place(adjoint: Any) -> None:
 
 @pytest.mark.parametrize("steps", [20, 2000])
 def test_a_change_is_noticed_however_small_the_steps_are(steps: int) -> None:
-    """What is compared is what a step changes, not the state."""
     k = 1
-    loss = odeint(lambda t, y: -k * y, torch.ones(3, requires_grad=True), [0.0, 1.0], steps=steps, method="euler")[-1].sum()
-    k = 2
-    with pytest.raises(RuntimeError, match="came out differently"):
+    loss = odeint(lambda t, y: -(k * y).sin(), torch.ones(3, requires_grad=True), [0.0, 1.0], steps=steps, method="euler")[-1].sum()
+    k = 1.001
+    with pytest.raises(ValueError, match="came out differently"):
         loss.backward()
 
 
@@ -495,19 +503,3 @@ def test_states_kept_on_the_host_keep_their_strides() -> None:
     for adjoint in ("checkpoint", CheckpointAdjoint(offload="cpu")):
         ends.append(torch.autograd.grad(odeint(net, y0, T, steps=3, adjoint=adjoint).square().sum(), y0)[0])
     assert torch.equal(*ends)
-
-
-def test_a_comparison_that_arrives_later_refuses_a_later_backward_pass() -> None:
-    class Event:
-        there = False
-
-        def query(self) -> bool:
-            return self.there
-
-    event = Event()
-    underway.add(torch.tensor(1.0), event)
-    Comparison(low_precision=False).verify()
-    event.there = True
-    with pytest.raises(RuntimeError, match="came out differently"):
-        Comparison(low_precision=False).verify()
-    Comparison(low_precision=False).verify()  # told once
