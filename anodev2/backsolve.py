@@ -53,8 +53,10 @@ class Backsolve:
         places, nodes = self.problem.outputs(self.run.grid), self.run.grid.nodes()
         alpha: Leaves = [torch.zeros_like(leaf) for leaf in kept[:width]]
         sums: Leaves = [torch.zeros_like(leaf) for leaf in known]
-        if self.last is not None:
-            self._compare(*self.last)
+        last, self.last = self.last, None  # once, as a second derivative is refused elsewhere
+        if last is not None:
+            self._compare(*last)
+        self.captured.since = 0  # nothing new is captured here: cotangents may have a history
         with self.recording.replaying(0), self.captured.hidden:
             field = _Augmented(self.problem, self.captured.args, known, width)
             for i in reversed(range(len(places))):

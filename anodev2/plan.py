@@ -105,6 +105,6 @@ def plan(
     if isinstance(chosen, ReversibleAdjoint):
         return Plan(*fixed, 4 * state + graph, 2 * count * once, 2 * count * once, count)
     if isinstance(chosen, BacksolveAdjoint):
-        return Plan(*fixed, len(problem.stepping.outputs()) * state + 2 * state + graph, count * once, count * once, count)
+        return Plan(*fixed, len(problem.stepping.outputs()) * state + 2 * state + graph, count * once, (count + 1) * once, count)
     assert isinstance(chosen, DirectAdjoint)
     return Plan(*fixed, (count + 1) * state + count * graph, count * once, 0, 0)

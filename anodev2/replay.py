@@ -21,7 +21,7 @@ import ctypes
 import math
 import weakref
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from operator import is_
@@ -296,7 +296,7 @@ class Recording:
         leaves = {id(p): p for module in modules for p in module._parameters.values() if p is not None and p.is_leaf}
         self.wants = [(leaf, leaf.requires_grad) for leaf in leaves.values()]
         self.constants: list[tuple[weakref.ref[Tensor], int]] = []
-        self.outside: set[int] = set()  # storages of these
+        self.outside: Set[int] = set()  # storages of what f did not make
         self.autocast = [
             (kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))  # the arguments of torch.autocast
             for kind in sorted({"cpu", *(device.type for device in devices)})
@@ -359,6 +359,7 @@ class Recording:
             yield
             return
         with _SideEffects(y) as seen:
+            self.outside = seen.outside.keys()
             yield
         known = {id(tensor) for written in self.written if written.moved_since_mark() for tensor in written.tensors()}
         for tensor, before, version in reversed(seen.written.values()):  # where parts overlap the first to be written is set back last
@@ -373,7 +374,7 @@ class Recording:
                     alone.track.append(pairs)
                 self.written.append(alone)
         moving = {id(tensor) for written in self.written for tensor in written.tensors()}
-        self.outside = {storage(tensor) for tensor, _ in seen.read.values()}
+        self.outside = set(seen.outside)
         self.constants = [(weakref.ref(tensor), version) for key, (tensor, version) in seen.read.items() if key not in moving]
 
     @contextmanager
