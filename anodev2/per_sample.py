@@ -79,7 +79,7 @@ class _Search:
         self.taken = self._column(0.0)  # steps accepted
         self.least = max(self.adaptive.control.min_step, 8 * max(map(math.ulp, self.ends)))
         self.first: Tensor | None = self._slope(self.time, self.y)
-        self.size = self._first_size(self.first).clamp_min(self.least)
+        self.size = self._first_size(self.first)
 
     def _column(self, value: float) -> Tensor:
         return torch.full(self.lead, value, dtype=torch.float64, device=self.y.device)

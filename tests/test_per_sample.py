@@ -246,6 +246,7 @@ def test_a_stiff_problem_ends_with_the_cures(per_sample: bool, limit: int) -> No
     found = solve(f, torch.ones(2, 1), [0.0, 1.0], **options, **given, throw=False)
     assert found.status.reason == "max_steps" and found.status.t is not None and 0 < found.status.t < 0.1
     if per_sample:
+        assert torch.stack(found.grid)[:, 0].unique().numel() == limit + 1
         assert found.status.element == (0,) and found.ys[-1, 1].item() == pytest.approx(0.3679, rel=1e-2)
     whole = solve(f, torch.ones(2, 1), [0.0, 3e-4], **options, max_steps=None)
     assert whole.status.ok and whole.stats.accepted > 50
