@@ -69,6 +69,8 @@ class FourierOperator(LinearOperator):
         def act(u: Tensor) -> Tensor:
             if u.is_complex():
                 raise TypeError("FourierOperator acts on real fields, got a complex one; solve for real and imaginary parts")
+            if not u.numel():
+                return u  # which torch.fft refuses
             spectrum = torch.fft.rfft(u)
             return torch.fft.irfft(factor.to(spectrum) * spectrum, n=self.n)
 

@@ -16,7 +16,7 @@ from .problem import Problem, Status
 from .pytree import build, paths_of
 from .replay import recorded
 from .solvers import Leaves
-from .stepping import Step, numbers
+from .stepping import MORE, Step, numbers
 
 EventFunction = Callable[[Tensor, Any], Tensor]
 
@@ -51,10 +51,18 @@ class Observer:
         if self._bar is not None:
             self._bar.close()
 
+    def limit(self, step: Step, y: Leaves, _: Leaves) -> Status | None:
+        """The end where all steps allowed have been done."""
+        if self.max_steps is None or step.index < self.max_steps:
+            return None
+        (t,) = numbers((step.time(0.0),))
+        return self._ended("max_steps", f"max_steps={self.max_steps} were done at t={t:.9g}, before the end; {MORE}", step, t, y)
+
     def __call__(self, step: Step, y: Leaves, y_next: Leaves) -> Status | None:
+        ended = self.limit(step, y, y_next)
+        if ended is not None:
+            return ended
         start, end = numbers((step.time(0.0), step.time(1.0)))
-        if self.max_steps is not None and step.index >= self.max_steps:
-            return self._ended("max_steps", f"max_steps={self.max_steps} were done at t={start:.9g}, before the end", step, start, y)
         broken = first_not_finite(y_next)
         if broken is not None:
             path = paths_of(self.problem.field.structure)[broken[0]]

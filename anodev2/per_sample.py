@@ -1,15 +1,15 @@
 """Error control for each sample of a batch by itself, as in torchode: a grid whose times differ from sample to sample.
 
 The grid is found first, without a graph and without a trace; then the solve takes it as any given grid, so every exact
-adjoint has the gradient of what was computed. A sample whose attempt was rejected, or that waits for the others at an
-output time, takes a step of length zero.
+adjoint has the gradient of what was computed. A sample whose attempt was rejected, that waits for the others at an output
+time, or that failed, takes a step of length zero.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -17,30 +17,34 @@ import torch
 from torch import Tensor, nn
 
 from .march import error_ratios
-from .problem import Problem, SolveError, Status
+from .problem import Problem, Status
 from .reach import reach
 from .replay import untouched
 from .solvers import Leaves, RungeKutta
-from .stepping import Adaptive, Control, Grid, Step, numbers
+from .stepping import MORE, STRETCH, Adaptive, Control, Grid, Step, numbers
 
 
-def find_grid(problem: Problem, y0: Leaves, args: tuple[Any, ...]) -> Grid:
-    """The steps of every sample from each output time to the next; times are tensors of shape (batch, 1, ..., 1)."""
+def find_grid(problem: Problem, y0: Leaves, args: tuple[Any, ...], max_steps: int | None) -> Grid:
+    """The steps of every sample from each output time to the next; times are tensors of shape (batch, 1, ..., 1).
+
+    The grid's ``status`` tells of samples that failed; output times that none reached are left out.
+    """
     adaptive, method = problem.stepping, problem.method
     assert isinstance(adaptive, Adaptive) and isinstance(method, RungeKutta)
     _check(problem, adaptive, y0)
     ends = numbers(adaptive.times)
     with torch.no_grad(), untouched(problem, y0, args):
-        search = _Search(problem, adaptive, method, y0[0], args, ends)
-        wanted = [0, *(search.until(end) for end in ends[1:])]
-    return Grid(tuple(search.nodes), (1,) * (len(search.nodes) - 1), tuple(wanted))
+        search = _Search(problem, adaptive, method, y0[0], args, ends, math.inf if max_steps is None else max_steps)
+        wanted = [0, *(search.until(end) for end in ends[1:] if not search.failed.all())]
+    wanted = wanted[:-1] if search.failed.all() else wanted
+    return Grid(tuple(search.nodes), (1,) * (len(search.nodes) - 1), tuple(wanted), status=search.status())
 
 
 def _check(problem: Problem, adaptive: Adaptive, y0: Leaves) -> None:
     if len(y0) != 1 or problem.field.structure.kind is not None or y0[0].ndim == 0:
         raise ValueError("per_sample=True needs a single tensor with a batch axis in front as y0")
     if y0[0].numel() == 0:
-        raise ValueError(f"per_sample=True needs at least one sample, got y0 of shape {tuple(y0[0].shape)}")
+        raise ValueError(f"per_sample=True needs at least one sample with an element, got y0 of shape {tuple(y0[0].shape)}")
     if any(isinstance(time, Tensor) for time in adaptive.times):
         raise ValueError("per_sample=True gives no gradient with respect to times; detach t")
     for module in reach(problem.field.func).modules:
@@ -60,6 +64,7 @@ class _Search:
     y: Tensor
     args: tuple[Any, ...]
     ends: Sequence[float]
+    max_steps: float
 
     def __post_init__(self) -> None:
         self.field = partial(self.problem.field, self.args)
@@ -69,7 +74,10 @@ class _Search:
         self.sign = 1.0 if self.ends[-1] > self.ends[0] else -1.0
         self.k = (self.method.tableau.embedded_order or 0) + 1
         self.errors = [self._column(1.0), self._column(1.0)]
-        self.rejected = self._column(0.0).bool()
+        self.rejected = self.failed = self._column(0.0).bool()
+        self.failures: list[Status] = []
+        self.taken = self._column(0.0)  # steps accepted
+        self.least = max(self.adaptive.control.min_step, 8 * max(map(math.ulp, self.ends)))
         self.first: Tensor | None = self._slope(self.time, self.y)
         self.size = self._first_size(self.first)
 
@@ -101,25 +109,30 @@ class _Search:
         return size.clamp(control.min_step, control.max_step)
 
     def until(self, end: float) -> int:
-        """Step until every sample has reached ``end``; the number of steps done then."""
-        while bool((waiting := self.time != end).any()):
-            left = (end - self.time).abs()
+        """Step until every sample has reached ``end`` or failed; the number of steps done then.
+
+        This ends: an attempt that is rejected is followed by a shorter one, down to ``least``, and one that is accepted moves on by
+        at least half of that, more than the times' rounding.
+        """
+        while bool((waiting := (self.time != end) & ~self.failed).any()):
+            left, shortest = (end - self.time).abs(), self.size <= self.least  # what was asked for; the length taken is rounded
             size = torch.where(left < 2 * self.size, left / 2, self.size)
-            near = left <= (self.size * (1 + 1e-2)).clamp_max(self.adaptive.control.max_step * (1 + 1e-9))
-            stop = torch.where(near, end, self.time + self.sign * size)
+            near = left <= (self.size * STRETCH).clamp_max(max(self.adaptive.control.max_step, self.least) * (1 + 1e-9))
+            stop = torch.where(waiting, torch.where(near, end, self.time + self.sign * size), self.time)
             step = Step(len(self.nodes) - 1, (self.time, stop), 0, 0, 1)
             ends, slopes = self.method.attempt(self.field, step, [self.y], None if self.first is None else [self.first])
             error = self._norm(self.method.error(1.0, slopes)[0] * (stop - self.time).to(self.y.real.dtype), ends[0])
             accepted = waiting & (error <= 1)
-            self._resize(error, (stop - self.time).abs(), accepted, waiting)
-            least = max(self.adaptive.control.min_step, 8 * max(map(math.ulp, self.ends)))
             broken = ~torch.isfinite(slopes[0][0]).reshape(len(self.y), -1).all(1).view(self.lead)
-            stuck = waiting & ~accepted & (broken | ((stop - self.time).abs() <= least * (1 + 1e-9)))
-            if bool(stuck.any()):
-                self._fail(stuck, broken, error)
-            self.size = self.size.clamp_min(least)
+            lost = waiting & torch.where(accepted, self.taken >= self.max_steps, broken | shortest)
+            if bool(lost.any()):
+                self._fail(lost, broken, error)
+            accepted = accepted & ~self.failed
+            self._resize(error, (stop - self.time).abs(), accepted, waiting)
+            self.size = self.size.clamp_min(self.least)
             self.time = torch.where(accepted, stop, self.time)
             self.y = torch.where(accepted, ends[0], self.y)
+            self.taken = self.taken + accepted
             self.first = torch.where(accepted, slopes[-1][0], slopes[0][0]) if self.method.tableau.fsal else None
             if bool(accepted.any()):
                 self.nodes.append(self.time)
@@ -133,7 +146,8 @@ class _Search:
         factor = torch.where(torch.isfinite(error), factor, control.shrink).clamp(control.shrink, control.grow)
         grown = torch.where(self.rejected, factor.clamp_max(1.0), factor) * taken
         cut = taken < self.size * (1 - 1e-6)  # short only to end at an output time
-        size = torch.where(accepted, torch.where(cut, torch.maximum(self.size, grown), grown), factor.clamp_max(control.safety) * taken)
+        shrunk = factor.clamp_max(min(control.safety, 0.9)) * taken
+        size = torch.where(accepted, torch.where(cut, torch.maximum(self.size, grown), grown), shrunk)
         self.errors = [
             torch.where(accepted, error.clamp_min(1e-10), self.errors[0]),
             torch.where(accepted, self.errors[0], self.errors[1]),
@@ -141,11 +155,24 @@ class _Search:
         self.size = torch.where(waiting, size.clamp(control.min_step, control.max_step), self.size)
         self.rejected = waiting & ~accepted
 
-    def _fail(self, stuck: Tensor, broken: Tensor, error: Tensor) -> None:
-        sample = int(stuck.reshape(-1).nonzero()[0])
-        t, size, worst = (column.reshape(-1)[sample].item() for column in (self.time, self.size, error))
-        finite = math.isfinite(worst) and not bool(broken.reshape(-1)[sample])
-        what = f"the step size fell to {size:.3g}, its error is {worst:.3g} times the tolerance" if finite else "func is not finite"
-        message = f"sample {sample} of the batch at t={t:.9g}: {what}"
-        reason = "step size" if finite else "not finite"
-        raise SolveError(Status(reason, message, t, len(self.nodes) - 1, "y0", (sample,), worst, self.y.detach()))
+    def _fail(self, lost: Tensor, broken: Tensor, error: Tensor) -> None:
+        """Leave these samples where they are."""
+        self.failed = self.failed | lost
+        for sample in lost.reshape(-1).nonzero().reshape(-1).tolist():
+            t, size, worst = (column.reshape(-1)[sample].item() for column in (self.time, self.size, error))
+            reason, what = "step size", f"the step size fell to {size:.3g}, its error is {worst:.3g} times the tolerance"
+            if worst <= 1:
+                reason, what = "max_steps", f"max_steps={self.max_steps} were done, before the end; {MORE}"
+            elif not math.isfinite(worst) or broken.reshape(-1)[sample]:
+                reason, what = "not finite", "func is not finite"
+            message = f"sample {sample} of the batch at t={t:.9g}: {what}"
+            self.failures.append(Status(reason, message, t, len(self.nodes) - 1, "y0", (sample,), worst))
+
+    def status(self) -> Status | None:
+        """That of the first sample that failed, with the numbers of all and the last good states; None where all came to the end."""
+        if not self.failures:
+            return None
+        rest = f"; and {len(self.failures) - 3} samples more" * (len(self.failures) > 3)
+        message = "; ".join(failure.message for failure in self.failures[:3]) + rest
+        samples = sorted(sample for failure in self.failures for sample in failure.element or ())
+        return replace(self.failures[0], message=message, element=tuple(samples), y=self.y)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -21,7 +22,7 @@ from .pytree import LEAF, Structure, build, leaves_of, structure_of
 from .replay import untouched
 from .solution import Solution, Stats
 from .solvers import METHODS, Leapfrog, Leaves, Method, RungeKutta, as_method, halves
-from .stepping import Adaptive, Control, Grid, Step, as_count, as_times, given_grid, numbers, tolerances, uniform_grid
+from .stepping import MAX_STEPS, Adaptive, Control, Grid, Step, as_count, as_times, given_grid, numbers, tolerances, uniform_grid
 from .tableau import Tableau
 
 
@@ -38,6 +39,7 @@ def odeint(
     atol: Any = None,
     control: Control | None = None,
     per_sample: bool = False,
+    max_steps: int | None = MAX_STEPS,
     args: tuple[Any, ...] = (),
     adjoint: str | Adjoint = "checkpoint",
     compile: bool | Compile = False,
@@ -59,6 +61,7 @@ def odeint(
         control: how error control chooses its steps, see ``Control``.
         per_sample: error control for each sample of a tensor (batch, ...) by itself; func gets t of shape (batch, 1, ..., 1).
             The steps are found first, without a graph, and then taken: twice the evaluations forward.
+        max_steps: of error control (of each sample, with ``per_sample``), accepted ones; None: any number. A grid has its own.
         args: further arguments of func: tensors, modules or anything else, nested in tuples, lists and dicts.
         adjoint: "checkpoint" (default), "direct", "reversible", "backsolve", or an ``Adjoint``. All but the last give the
             gradient of the discrete solution, with respect to y0, args, parameters and other tensors that func
@@ -72,7 +75,7 @@ def odeint(
 
     Raises:
         ValueError, TypeError: naming the argument, what was given and the cure.
-        SolveError: error control could not go on; its ``status`` says where and why.
+        SolveError: error control could not go on, or not in ``max_steps``; its ``status`` says where and why.
 
     Source: Hairer, Norsett, Wanner, Solving Ordinary Differential Equations I, II.1, II.4.
     """
@@ -88,6 +91,7 @@ def odeint(
         atol=atol,
         control=control,
         per_sample=per_sample,
+        max_steps=max_steps,
         args=args,
         adjoint=adjoint,
         compile=compile,
@@ -115,7 +119,7 @@ def solve(
     event: Callable[[Tensor, Any], Tensor] | None = None,
     callback: Callable[[float, Any], Any] | None = None,
     progress: bool = False,
-    max_steps: int | None = None,
+    max_steps: int | None = MAX_STEPS,
     throw: bool = True,
 ) -> Solution:
     """Solve as ``odeint`` does, and tell about it: a ``Solution`` with times, states, grid, statistics and status.
@@ -129,11 +133,12 @@ def solve(
             state and the time there have the gradient of the implicit function theorem. Two changes in one step are missed.
         callback: called as callback(t, y) after every accepted step, with a number and a detached state.
         progress: show a bar (needs tqdm).
-        max_steps: end with status "max_steps" where more would be taken.
+        max_steps: end with status "max_steps" where more would be taken, on a grid only if it is not the default; None: never.
         throw: raise ``SolveError`` for a solve that ended early; False returns what was reached, with the ``status``.
 
-    Every step is looked at: a state that is not finite ends the solve (one synchronisation with the device per step). A sample
-    of ``per_sample`` that cannot go on raises whatever ``throw`` says.
+    Every step is looked at: a state that is not finite ends the solve (one synchronisation with the device per step). With
+    ``per_sample`` a sample that cannot go on stays where it is, and the others go on: ``status.element`` has the numbers of those
+    that failed, ``status.y`` the last good states, ``grid[-1]`` the time of each; at times that they did not reach ys has nan.
 
     Raises:
         ValueError, TypeError: naming the argument, what was given and the cure.
@@ -144,9 +149,8 @@ def solve(
     for name, function in (("event", event), ("callback", callback)):
         if function is not None and not callable(function):
             raise TypeError(f"{name} must be callable as {name}(t, y), got {type(function).__name__}")
-    if per_sample and (dense or progress or not (event is callback is max_steps is None)):
-        raise ValueError("per_sample=True gives samples times of their own: dense, event, callback, progress, max_steps need common ones")
-    max_steps = None if max_steps is None else as_count("max_steps", max_steps)
+    if per_sample and (dense or progress or not (event is callback is None)):
+        raise ValueError("per_sample=True gives samples times of their own: dense, event, callback, progress need common ones")
     kind = "times" if callable(save) else save
     if kind not in ("times", "steps", "end"):
         raise ValueError(f"save={save!r} must be 'times', 'steps', 'end' or a function (t, y)")
@@ -162,9 +166,12 @@ def solve(
         atol=atol,
         control=control,
         per_sample=per_sample,
+        max_steps=max_steps,
         args=args,
+        throw=throw,
     )
-    watch = Observer(problem, event, callback, progress, max_steps)
+    own = isinstance(problem.stepping, Grid) and max_steps == MAX_STEPS
+    watch = Observer(problem, event, callback, progress, None if own else max_steps)
     kept = "steps" if dense or kind == "steps" else "reached" if event is not None else kind
     problem = replace(problem, watch=None if per_sample else watch, save=kept)
     with watch:
@@ -172,11 +179,11 @@ def solve(
     states, times = dict(zip(problem.outputs(run.grid), run.states, strict=True)), run.grid.ends()
     points = [(problem.field.time(times[index]), states[index]) for index in replace(problem, save=kind).outputs(run.grid)]
     if per_sample and kind != "steps":  # there all samples meet
-        points = [(time.reshape(-1)[0], state) for time, state in points]
+        points = [_met(times, point) for point in points]
     happened = None if watch.crossing is None else watch.crossing.located(problem, states[len(run.grid)], args)
     if happened is not None:
         points = [*(points if kind != "end" else ()), happened]
-    status = run.status or Status()
+    status = run.status or run.grid.status or Status()
     if throw and not status.ok:
         raise SolveError(status)
     nodes = run.grid.times if per_sample else run.grid.nodes() if happened is None else (*run.grid.nodes(), happened[0].item())
@@ -189,6 +196,12 @@ def solve(
         None if happened is None else happened[0],
         Dense(problem, run.grid, states, args, happened) if dense else None,
     )
+
+
+def _met(times: Sequence[Any], point: tuple[Tensor, Leaves]) -> tuple[Tensor, Leaves]:
+    """The time at which samples meet, with nan for those that do not come to it: there is the one that comes farthest."""
+    time = point[0].reshape(-1)[(times[-1] - times[0]).abs().argmax()]
+    return time, [leaf.where(point[0] == time, math.nan) for leaf in point[1]]
 
 
 def _saved(points: list[tuple[Tensor, Leaves]], structure: Structure, save: Callable[[Tensor, Any], Any] | None) -> Any:
@@ -215,11 +228,14 @@ def integrate(
     *,
     adjoint: str | Adjoint,
     save: Literal["times", "steps", "end"] = "times",
+    max_steps: int | None = MAX_STEPS,
     compile: bool | Compile = False,
     **options: Any,
 ) -> tuple[list[Leaves], Structure]:
     """``odeint`` before stacking: the leaves at the times t, after every step or at the end, and the structure of y0."""
-    problem, leaves = problem_of(func, y0, t, save=save, **options)
+    problem, leaves = problem_of(func, y0, t, save=save, max_steps=max_steps, **options)
+    if isinstance(problem.stepping, Adaptive):
+        problem = replace(problem, watch=Observer(problem, None, None, False, max_steps).limit)
     chosen, args, how = as_adjoint(adjoint), options.get("args", ()), as_compile(compile)
     if how is not None:
         check_compile(problem, chosen)
@@ -252,8 +268,10 @@ def problem_of(
     atol: Any = None,
     control: Control | None = None,
     per_sample: bool = False,
+    max_steps: int | None = MAX_STEPS,
     args: tuple[Any, ...] = (),
     save: Literal["times", "steps", "end"] = "times",
+    throw: bool = True,
 ) -> tuple[Problem, list[Tensor]]:
     """The checked problem and the leaves of y0."""
     if not callable(func):
@@ -262,6 +280,7 @@ def problem_of(
         raise TypeError(f"args must be a tuple, got {type(args).__name__}; write args=(x,) for a single argument")
     if control is not None and not isinstance(control, Control):
         raise TypeError(f"control must be a Control, got {type(control).__name__}; write Control(min_step=...)")
+    max_steps = None if max_steps is None else as_count("max_steps", max_steps)
     structure = structure_of(y0)
     leaves = leaves_of(y0, structure)
     _check_state(leaves)
@@ -276,7 +295,10 @@ def problem_of(
     if per_sample:
         if not isinstance(stepping, Adaptive):
             raise ValueError("per_sample=True is about error control; give rtol and atol instead of a grid")
-        problem = replace(problem, stepping=find_grid(problem, leaves, args))
+        found = find_grid(problem, leaves, args, max_steps)
+        if throw and found.status is not None:
+            raise SolveError(found.status)
+        problem = replace(problem, stepping=found)
     if chosen.splits:
         _check_splits(func, chosen, structure)
     if isinstance(chosen, Leapfrog):

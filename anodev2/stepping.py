@@ -21,6 +21,9 @@ from torch import Tensor
 from .pytree import Structure, leaves_of
 
 RTOL, ATOL = 1e-7, 1e-9  # torchdiffeq's, so that a solve without tolerances means the same here
+MAX_STEPS = 10_000  # of error control: what needs more is stiff, as a rule
+MORE = "allow more, or any number with max_steps=None, or larger errors; a stiff problem wants an implicit or exponential method"
+STRETCH = 1.01  # of a step that would leave less than that to an output time
 
 Time = float | Tensor
 Times = tuple[Time, ...]  # tensors where they require grad (zero-dimensional) or differ from sample to sample (batch, 1, ...)
@@ -61,12 +64,14 @@ class Grid:
     """Times and the number of equal steps in each interval between them.
 
     ``wanted`` lists which of the times are outputs; None: all. ``stop`` ends the grid early, after so many steps.
+    ``status`` tells which samples of a search per sample did not come to the end, a ``Status``; None: all came.
     """
 
     times: Times
     counts: tuple[int, ...]
     wanted: tuple[int, ...] | None = None
     stop: int | None = None
+    status: Any = None
 
     def __len__(self) -> int:
         return sum(self.counts) if self.stop is None else self.stop
@@ -241,7 +246,7 @@ class StepSizes:
             cut = taken < self.size * (1 - 1e-6)  # by more than rounding
             self.size = max(self.size, factor * taken) if cut else factor * taken
         else:
-            self.size = min(factor, self.control.safety) * taken
+            self.size = min(factor, self.control.safety, 0.9) * taken  # shorter whatever the safety, or the solve might never end
         self.size = min(max(self.size, self.control.min_step), self.control.max_step)
         self.rejected = not accepted
         return accepted
@@ -257,15 +262,16 @@ class StepSizes:
 
     def next_end(self, start: float, end: float) -> float:
         """Where the next attempt ends on the way from ``start`` to ``end``, which is hit exactly and never by a tiny step."""
-        left, size = abs(end - start), max(self.size, self.least(start))
-        if left <= min(size * (1 + 1e-2), self.control.max_step * (1 + 1e-9)):
+        left, least = abs(end - start), max(self.control.min_step, 8 * math.ulp(start))
+        size = max(self.size, least)
+        if left <= min(size * STRETCH, max(self.control.max_step, least) * (1 + 1e-9)):
             return end
         size = left / 2 if left < 2 * size else size
         return start + math.copysign(size, end - start)
 
     def least(self, start: float) -> float:
-        """The smallest step from ``start``: a smaller one would be lost in the rounding of times."""
-        return max(self.control.min_step, 8 * math.ulp(start))
+        """What no attempt from ``start`` is made shorter than: shorter steps would be lost in the rounding of times."""
+        return max(self.control.min_step, 8 * math.ulp(start)) * STRETCH
 
 
 @dataclass(frozen=True)

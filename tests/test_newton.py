@@ -19,6 +19,7 @@ from pde import Diffusion, Grid1D
 DTYPES = [torch.float32, torch.float64]
 SIZES = torch.logspace(-6, 6, 13, dtype=torch.float64)
 STIFFNESS = [1e-9, 1e-5, 1e-2, 1.0, 1e3, 1e6]
+SLOW = pytest.mark.slow
 LAYOUTS: dict[str, Callable[[Tensor], Any]] = {
     "elements": lambda x: x,
     "samples": lambda x: x[:, None].expand(-1, 3),
@@ -40,7 +41,7 @@ def close(found: Tensor, exact: Tensor, precision: float) -> None:
     assert ((found - exact).abs() <= precision * exact.abs() + 1e-37).all(), ((found - exact) / exact).abs().max()
 
 
-@pytest.mark.parametrize("stiffness", [*STIFFNESS, "rising", "falling"])
+@pytest.mark.parametrize("stiffness", [*(pytest.param(z, marks=SLOW) for z in STIFFNESS), "rising", "falling"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("method", IMPLICIT)
@@ -57,7 +58,7 @@ def test_linear_decay_is_the_recursion(method: str, dtype: torch.dtype, layout: 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("method", IMPLICIT)
 def test_many_small_steps_add_up(method: str, dtype: torch.dtype) -> None:
-    steps, z = 300, torch.tensor([1e-6, 1e-5, 1e-2, 1.0], dtype=torch.float64)
+    steps, z = 100, torch.tensor([1e-6, 1e-5, 1e-2, 1.0], dtype=torch.float64)
     y = odeint(
         lambda t, y: -z.to(dtype) * y, torch.tensor([1e3, 1, 1e-3, 1e6], dtype=dtype), [0.0, float(steps)], method=method, steps=steps
     )
@@ -66,14 +67,14 @@ def test_many_small_steps_add_up(method: str, dtype: torch.dtype) -> None:
     assert ((moved - exact[:2]).abs() <= 1e-3 * exact[:2] + steps * torch.finfo(dtype).eps / 2).all()
 
 
-@pytest.mark.slow
+@SLOW
 @pytest.mark.parametrize("method", IMPLICIT)
 def test_ten_thousand_steps_in_single_precision(method: str) -> None:
     y = odeint(lambda t, y: -1e-3 * y, torch.ones(1), [0.0, 100.0], method=method, steps=10_000)[-1]
     assert y.item() == pytest.approx(factor(method, 1e-5) ** 10_000, rel=2e-3)
 
 
-@pytest.mark.parametrize("stiffness", STIFFNESS)
+@pytest.mark.parametrize("stiffness", [*(pytest.param(z, marks=SLOW) for z in STIFFNESS[:3]), *STIFFNESS[3:]])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("method", IMPLICIT)
 def test_nonlinear_decay_is_what_brent_finds(method: str, dtype: torch.dtype, stiffness: float) -> None:
@@ -114,14 +115,14 @@ def test_robertsons_reaction_in_single_precision(end: float) -> None:
     close(run(torch.float32).double(), run(torch.float64), 1e-4)
 
 
-@pytest.mark.parametrize("pulse", ["box", "bell", "point", "wave"])
-@pytest.mark.parametrize("stiffness", [1e-3, 1.0, 740.0, 1e4, 1e6])
+@pytest.mark.parametrize("pulse", ["bell", *(pytest.param(name, marks=SLOW) for name in ("box", "point", "wave"))])
+@pytest.mark.parametrize("stiffness", [1.0, 1e6, *(pytest.param(z, marks=SLOW) for z in (1e-3, 740.0, 1e4))])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("method", IMPLICIT)
 def test_fields_of_two_sizes_diffuse_in_few_evaluations(method: str, dtype: torch.dtype, stiffness: float, pulse: str) -> None:
-    """Pulses with tails far below round-off. What f itself loses, the stiffness in round-offs, is allowed."""
+    """A pulse with tails below round-off, and 1e-12 of another that steepens slowly; f itself loses the stiffness in round-offs."""
     n = 64
-    equation, x = Diffusion(Grid1D(n), 1.0), torch.arange(n, dtype=torch.float64) / n
+    equation, x = Diffusion(Grid1D(n), 1.0).to(dtype), torch.arange(n, dtype=torch.float64) / n
     starts = {
         "box": (x - 0.5).abs() < 0.2,
         "bell": torch.exp(-((x - 0.5) ** 2) * 1e4),
@@ -129,14 +130,18 @@ def test_fields_of_two_sizes_diffuse_in_few_evaluations(method: str, dtype: torc
         "wave": torch.sin(2 * torch.pi * x),
     }
     u0, step = starts[pulse].double(), stiffness / (4 * n**2)
-    both = torch.stack([u0, 1e-6 * u0]).to(dtype)
-    found = solve(equation.to(dtype), both, [0.0, 2 * step], method=method, steps=2)
-    matrix, exact = np.asarray(equation.double().matrix()), both.double().numpy().T
-    for _ in range(2):
-        w = np.linalg.solve(np.eye(n) - step * (1 if method == "backward_euler" else 0.5) * matrix, exact)
-        exact = w if method == "backward_euler" else 2 * w - exact
-    off = np.abs(found.ys[-1].double().numpy() - exact.T).max(1) / both.double().abs().amax(1).numpy()
-    assert (off <= 8 * max(torch.finfo(dtype).eps * max(stiffness, 1.0), 1e-12)).all(), off
+    both, rates = torch.stack([u0, 1e-12 * (x - 0.3).abs()]).to(dtype), (1.0, -0.3 / stiffness)
+    f = lambda t, u: torch.tensor(rates, dtype=dtype)[:, None] * equation(t, u)
+    found = solve(f, both, [0.0, 2 * step], method=method, steps=2)
+    matrix = np.asarray(Diffusion(Grid1D(n), 1.0).double().matrix())
+    for sample, rate in enumerate(rates):
+        exact = both[sample].double().numpy()
+        size = np.abs(exact).max()
+        for _ in range(2):
+            w = np.linalg.solve(np.eye(n) - rate * step * (1 if method == "backward_euler" else 0.5) * matrix, exact)
+            exact = w if method == "backward_euler" else 2 * w - exact
+        allowed = 8 * max(torch.finfo(dtype).eps * max(stiffness * rate, 1.0), 1e-12)
+        assert np.abs(found.ys[-1, sample].double().numpy() - exact).max() <= allowed * size
     assert found.stats.evaluations_forward <= 2 * 12
 
 
@@ -175,7 +180,7 @@ def test_gradcheck(method: str) -> None:
     assert torch.autograd.gradcheck(lambda y: run(y, matrix, end)[:, :1].sum(), y0)  # parts of the state without a gradient
 
 
-@pytest.mark.parametrize("stiffness", [*STIFFNESS, "rising"])
+@pytest.mark.parametrize("stiffness", [*(pytest.param(z, marks=SLOW) for z in STIFFNESS), "rising"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("method", IMPLICIT)
 def test_gradients_of_any_size_are_those_of_the_recursion(method: str, dtype: torch.dtype, stiffness: Any) -> None:

@@ -136,8 +136,7 @@ def _change(
             return w, 0.0
         terms = torch.maximum(terms, torch.hypot(product(angle.cos() * w), product(angle.sin() * w)))
         pool = pool or _pool(entries, terms, lambda v, product=product: product(angle.cos() * v).abs())
-        unit = pool(terms)
-        unit = torch.where(unit > 0, unit.clamp_min(torch.finfo(unit.dtype).tiny ** 0.75), unit.max())
+        unit = pool(terms).clamp_min(torch.finfo(y.dtype).tiny ** 0.75)
         off = float((r.abs() / (bound * unit)).max())
         if off <= 1 or (off > before / 2 and bool((r.abs() <= 32 * bound * torch.maximum(unit, w.abs())).all())):
             return w, 0.0
