@@ -379,8 +379,8 @@ def test_a_checkpoint_that_has_changed_in_any_place_is_refused(whole: Path, tmp_
         assert "is not a readable checkpoint of this run" in mistake(["--resume", str(run)]), content
 
 
-QUICK = ["config.json", "last.pt", "last.pt in the second epoch"]
-OTHER_FILES = ["best.safetensors", "metrics.csv", "curves.png", "last.safetensors", "result.json"]
+QUICK = ["config.json", "last.pt in the second epoch"]
+OTHER_FILES = ["best.safetensors", "last.pt", "metrics.csv", "curves.png", "last.safetensors", "result.json"]
 
 
 @pytest.mark.parametrize("file", [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in OTHER_FILES)])
