@@ -6,10 +6,10 @@ Picks at random with a fixed seed from the full set (Krizhevsky 2009, Learning M
 Images), keeps the original order, and writes ``examples/data/cifar10_mini.npz`` with the same four arrays.
 """
 
-import sys
 from pathlib import Path
 
 import numpy as np
+import tyro
 
 from examples.images import MINI, read_arrays
 from examples.options import mistakes_told
@@ -23,7 +23,7 @@ def balanced(labels: np.ndarray, per_class: int, seed: int) -> np.ndarray:
     return np.sort(np.concatenate([random.choice(members, per_class, replace=False) for members in classes]))
 
 
-def main(source: Path, target: Path = MINI) -> None:
+def main(source: tyro.conf.Positional[Path], target: tyro.conf.Positional[Path] = MINI) -> None:
     full, mini = read_arrays(source, 10), {}
     for part, per_class in (("train", 200), ("test", 50)):
         pick = balanced(full[f"y_{part}"], per_class, seed=0)
@@ -35,7 +35,5 @@ def main(source: Path, target: Path = MINI) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit(__doc__)
     with mistakes_told():
-        main(Path(sys.argv[1]))
+        tyro.cli(main, description=__doc__)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,10 +26,11 @@ class Rule(NamedTuple):
     holds: Callable[[Any], bool]
 
 
+LARGEST = torch.finfo(torch.float32).max
 Count = Annotated[int, Rule("at least 1", lambda n: n >= 1)]
 CountFrom0 = Annotated[int, Rule("at least 0", lambda n: n >= 0)]
-Positive = Annotated[float, Rule("positive and finite", lambda x: 0 < x < math.inf)]
-NotNegative = Annotated[float, Rule("at least 0 and finite", lambda x: 0 <= x < math.inf)]
+Positive = Annotated[float, Rule("positive and finite", lambda x: 0 < x <= LARGEST)]
+NotNegative = Annotated[float, Rule("at least 0 and finite", lambda x: 0 <= x <= LARGEST)]
 Share = Annotated[float, Rule("at least 0 and below 1", lambda x: 0 <= x < 1)]
 Seed = Annotated[int, Rule("at least 0 and below 2^31", lambda n: 0 <= n < 2**31)]
 DIFFERENT = Rule("one or more, all different", lambda values: len(set(values)) == len(values) > 0)
@@ -46,6 +46,10 @@ def mistakes_told() -> Iterator[None]:
         sys.exit(130)
     except (RunError, ValueError, OSError, MemoryError, torch.OutOfMemoryError) as error:
         sys.exit(f"error: {in_words(error)}")
+    except RuntimeError as error:
+        if "can't allocate memory" not in str(error):
+            raise
+        sys.exit(f"error: out of memory ({in_words(error)})")
 
 
 def option(name: str) -> str:

@@ -100,11 +100,14 @@ def main(argv: list[str] | None = None) -> None:
         config, given = parse(Config, argv)
         refuse_idle(config, given, ACTS)
         check_recipe(config)
-        remember(config)
+        made = remember(config)
         try:
             for run in [(model, variant, seed) for seed in config.seeds for model in config.models for variant in config.variants]:
                 train(config, run)
                 report(config)
+        except RunError:
+            forget(config, made)
+            raise
         except KeyboardInterrupt:
             print("\ninterrupted; the same command goes on from here")
             raise
@@ -125,23 +128,26 @@ def check_recipe(config: Config) -> None:
         raise RunError(f"--recipe has {', '.join(map(option, idle))}, without effect in any of the runs; leave it out")
 
 
-def remember(config: Config) -> None:
-    """All runs of one table are alike: what they share is kept, and compared when the table is continued."""
+def remember(config: Config) -> list[Path]:
+    """All runs of one table are alike: what they share is kept, and compared when the table is continued. Returns the new folders."""
     shared = {name: str(value) for name, value in asdict(config).items() if name not in ("models", "variants", "seeds", "out", "data_dir")}
     path = config.out / "settings.json"
     if path.exists() and (before := read_json(path, f"--out {config.out}")) != shared:
         changed = ", ".join(f"{name} was {before.get(name)}" for name, value in shared.items() if before.get(name) != value)
         raise RunError(f"--out {config.out} holds a table of other settings ({changed}); give these, or another folder")
+    made = [place for place in (config.out, *config.out.parents) if not place.exists()]
     config.out.mkdir(parents=True, exist_ok=True)
     write_json(path, shared)
+    return made
 
 
-def forget(config: Config) -> None:
+def forget(config: Config, made: list[Path]) -> None:
     """Where no run could begin nothing stays, and the next command may have other settings."""
     if not any(config.out.glob("*/config.json")):
         (config.out / "settings.json").unlink(missing_ok=True)
-        with suppress(OSError):
-            config.out.rmdir()
+        for place in made:
+            with suppress(OSError):
+                place.rmdir()
 
 
 def folder(config: Config, run: Run) -> Path:
@@ -174,7 +180,6 @@ def train(config: Config, run: Run) -> None:
         if process.returncode == 130:
             raise KeyboardInterrupt
         if not (place / "config.json").exists() or "the loss became" not in words:
-            forget(config)
             raise RunError(f"{place} ended with status {process.returncode}: {words}")
         write(place / "failed.txt", words.encode())
 

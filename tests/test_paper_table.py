@@ -51,7 +51,7 @@ def test_a_run_that_diverges_is_told_and_the_others_go_on(tmp_path: Path, monkey
 
 
 def test_any_other_failure_ends_with_its_sentence(tmp_path: Path) -> None:
-    out = str(tmp_path / "table")
+    out = str(tmp_path / "deep" / "table")
     with pytest.raises(SystemExit, match="--batch-size 41 must be a multiple"):
         paper_table.main([*SMALL[:-1], "--recipe=--batch-size 41", "--out", out, "--variants", "residual"])
     assert not list(tmp_path.iterdir())

@@ -11,7 +11,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -19,9 +18,9 @@ import pytest
 import safetensors.torch
 import torch
 from killed import Downloaded
-from torch import nn
+from test_examples_options import OTHERWISE
 
-from anodev2 import CoupledODEBlock, ODEBlock
+from anodev2 import CoupledODEBlock
 from examples import runs, train_cifar
 from examples.runs import RunError
 
@@ -380,8 +379,8 @@ def test_a_checkpoint_that_has_changed_in_any_place_is_refused(whole: Path, tmp_
         assert "is not a readable checkpoint of this run" in mistake(["--resume", str(run)]), content
 
 
-QUICK = ["config.json", "last.pt", "last.pt in the second epoch"]
-OTHER_FILES = ["best.safetensors", "metrics.csv", "curves.png", "last.safetensors", "result.json"]
+QUICK = ["config.json", "last.pt in the second epoch"]
+OTHER_FILES = ["best.safetensors", "last.pt", "metrics.csv", "curves.png", "last.safetensors", "result.json"]
 
 
 @pytest.mark.parametrize("file", [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in OTHER_FILES)])
@@ -446,93 +445,6 @@ def test_a_checkpoint_that_holds_code_is_refused(whole: Path, tmp_path: Path) ->
     with pytest.raises(SystemExit, match="is not a readable checkpoint"):
         train_cifar.main(["--resume", str(run)])
     assert not (tmp_path / "sprung").exists()
-
-
-OTHERWISE = {  # another value of every option
-    **{"data": "cifar100", "data_dir": "other", "subset": "4", "model": "resnet10", "block": "ode", "steps": "3", "method": "heun2"},
-    **{"norm": "shared", "weights": "final", "time": "", "dynamics": "linear", "basis_size": "5", "tau": "0.5", "per": "channel"},
-    **{"adjoint": "backsolve", "slots": "1", "memory": "64MiB", "epochs": "2", "batch_size": "2", "accumulate": "2", "schedule": "paper"},
-    **{"lr": "0.01", "momentum": "0.5", "weight_decay": "0.1", "label_smoothing": "0.1", "cutout": "6", "ema": "0.5"},
-    **{"precision": "bfloat16", "channels_last": "no", "compile": "", "tensorboard": "", "seeds": "3"},
-}
-SITUATIONS: dict[str, list[str]] = {
-    "residual": ["--block", "residual"],
-    "ode": ["--block", "ode", "--steps", "2"],
-    "coupled": ["--steps", "2"],
-    "static": ["--steps", "2", "--dynamics", "static"],
-    "fourier": ["--steps", "2", "--dynamics", "fourier"],
-    "stored": ["--steps", "2", "--adjoint", "direct"],
-    "one step": ["--steps", "1"],
-    "folder": ["--block", "residual", "--data", "folder"],
-}
-
-
-@pytest.fixture(scope="module")
-def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Eight images, as cifar10.npz and cifar100.npz, others in other/, all in two folders."""
-    import numpy as np
-    from PIL import Image
-
-    place = tmp_path_factory.mktemp("few")
-    (place / "other").mkdir()
-    x = np.random.default_rng(0).integers(0, 256, (16, 32, 32, 3), dtype=np.uint8)
-    y = np.arange(8) % 4
-    for name, shift, images in (("cifar10", 0, x[:8]), ("cifar100", 60, x[:8]), ("other/cifar10", 0, x[8:])):
-        np.savez(place / f"{name}.npz", x_train=images, y_train=y + shift, x_test=images[:4], y_test=y[:4] + shift)
-    for number, image in enumerate(x):
-        for name, shown in (("folder", image), ("mirrored", image[::-1])):
-            folder = place / name / "ab"[number % 2]
-            folder.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(shown).save(folder / f"{number}.png")
-    return place
-
-
-class Compiled(nn.Sequential):
-    """Stands for what torch.compile makes."""
-
-
-def observed(arguments: list[str], run: Path, patch: pytest.MonkeyPatch) -> Any:
-    """All that a run does: its weights, curve, files, and how blocks are differentiated and parameters lie in memory."""
-    trained: list[train_cifar.Training] = []
-    finish = train_cifar.Training.finish
-    patch.setattr(train_cifar.Training, "finish", lambda self, parameters: (trained.append(self), finish(self, parameters)))
-    patch.setattr(train_cifar, "write_history", lambda *_: None)  # the picture takes most of the time
-    patch.setattr(train_cifar.gc, "collect", lambda: None)  # and this the rest
-    patch.setattr(torch, "compile", Compiled)
-    train_cifar.main([*arguments, "--out", str(run)])
-    (training,) = trained
-    adjoints = [str(part.adjoint) for part in training.model.modules() if isinstance(part, ODEBlock)]
-    layout = [(name, p.stride()) for name, p in training.model.named_parameters()]
-    curves = [[row[name] for name in ("loss", "train_accuracy", "test_accuracy")] for row in training.history]
-    kept = [[(key, w.dtype, w.tolist()) for key, w in sorted(weights(run, f"{name}.safetensors").items())] for name in ("best", "last")]
-    return kept, curves, adjoints, layout, type(training.network), sorted(path.name for path in run.iterdir())
-
-
-@pytest.mark.parametrize("situation", [pytest.param(s, marks=() if s in ("residual", "coupled") else pytest.mark.slow) for s in SITUATIONS])
-def test_every_option_has_an_effect_or_is_refused(situation: str, few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And one that is refused for having none has none."""
-    assert HINTS.keys() - OTHERWISE.keys() == {"device", "out", "resume"}
-    monkeypatch.chdir(few)
-    given = ["--epochs", "1", "--batch-size", "4", "--device", "cpu", *SITUATIONS[situation]]
-    given += [] if "--data" in given else ["--data", "cifar10", "--data-dir", "."]
-    with monkeypatch.context() as patch:
-        base, again = (observed(given, tmp_path / name, patch) for name in ("base", "again"))
-    assert base == again
-    values = OTHERWISE | {"ode": {"block": "residual"}, "folder": {"data": "mirrored"}}.get(situation, {})
-    for name, value in values.items():
-        words = [f"--{'no-' if value == 'no' else ''}{name.replace('_', '-')}", *([value] if value not in ("", "no") else [])]
-        arguments, refused = [*given, *words], None
-        with monkeypatch.context() as patch:
-            try:
-                assert observed(arguments, tmp_path / name, patch) != base, f"{words} have no effect and are not refused"
-            except SystemExit as end:
-                refused = str(end.code)
-        if refused is not None and refused.startswith(f"error: {words[0]} "):
-            assert "has no effect here" in refused
-            with monkeypatch.context() as patch:
-                patch.setattr(train_cifar, "refuse_idle", lambda *_: None)
-                with suppress(SystemExit):  # refused by the network itself
-                    assert observed(arguments, tmp_path / f"{name}-all-the-same", patch) == base, f"{words} have an effect and are refused"
 
 
 def test_help_explains_every_option(capsys: pytest.CaptureFixture[str]) -> None:

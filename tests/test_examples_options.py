@@ -1,0 +1,210 @@
+"""The command lines of all scripts: help, no traceback for what a user may mistype, and no option without effect."""
+
+from __future__ import annotations
+
+import importlib
+import runpy
+import sys
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_type_hints
+
+import pytest
+import safetensors.torch
+import torch
+from torch import nn
+
+from anodev2 import ODEBlock
+from examples import train_cifar
+from examples.options import DIFFERENT, Count, NotNegative, Rule, Share, checked, parse
+from examples.runs import RunError
+
+ROOT = Path(__file__).parent.parent
+SCRIPTS = sorted(
+    path.relative_to(ROOT)
+    for path in [*(ROOT / "examples").glob("*.py"), ROOT / "benchmarks" / "gpu_training.py"]
+    if "__main__" in path.read_text() and path.stem != "quickstart"  # which takes nothing
+)
+PICTURES = [path for path in SCRIPTS if "picture_script(main" in path.read_text() or path.stem == "training_comparison"]
+CONFIGURED = [path for path in SCRIPTS if "class Config:" in path.read_text()]
+
+
+def end(script: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Any:
+    """What a script's command line ends with, before it does anything."""
+    monkeypatch.setattr(sys, "argv", [str(script), *arguments])
+    with pytest.raises(SystemExit) as caught:
+        runpy.run_path(str(ROOT / script), run_name="__main__")
+    return caught.value.code
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=str)
+def test_help_says_what_the_script_takes(script: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert end(script, monkeypatch, "--help") == 0
+    shown = capsys.readouterr().out
+    assert "usage:" in shown and ("--" in shown.replace("--help", "") if script in CONFIGURED else "PATH" in shown)
+    assert end(script, monkeypatch, "--nonsense", "3") == 2
+
+
+@pytest.mark.parametrize("script", PICTURES, ids=str)
+def test_a_picture_that_cannot_be_written_is_refused_before_the_work(script: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "folder.png").mkdir()
+    for name in ("nowhere/picture.png", "picture", "picture.docx", "folder.png"):
+        message = end(script, monkeypatch, str(tmp_path / name))
+        assert message.startswith("error: the picture ") and str(tmp_path / name) in message and "\n" not in message
+
+
+NUMBERS = [
+    (path, name)
+    for path in CONFIGURED
+    for name, hint in get_type_hints(importlib.import_module(f"{path.parent}.{path.stem}").Config).items()
+    if any(kind in str(hint) for kind in ("int", "float"))
+]
+
+
+@pytest.mark.parametrize(("script", "name"), NUMBERS, ids=lambda value: str(getattr(value, "stem", value)))
+def test_no_number_may_be_below_0_or_none(script: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counts, rates, sizes: whatever takes a number says which."""
+    hint = str(get_type_hints(importlib.import_module(f"{script.parent}.{script.stem}").Config)[name])
+    for value in ["-1", *(["nan", "inf", "-inf"] if "float" in hint else [])]:
+        message = end(script, monkeypatch, f"--{name.replace('_', '-')}", value)
+        assert message == 2 or (f"--{name.replace('_', '-')} " in message and "must be" in message)
+
+
+@dataclass(frozen=True)
+class Sample:
+    count: Count = 1
+    rate: Annotated[float | None, Rule("none or below 5", lambda x: x is None or x < 5)] = None
+    share: Share = 0.5
+    size: NotNegative | None = None
+    kind: Literal["a", "b", 3] = "a"
+    on: bool = False
+    seeds: Annotated[tuple[Count, ...], DIFFERENT] = (1,)
+    where: Path | None = None
+
+
+def test_a_command_line_says_which_options_it_gave() -> None:
+    config, names = parse(Sample, ["--seeds", "3", "4", "--no-on", "--rate=-2", "--count", "1"])
+    assert config == Sample(seeds=(3, 4), rate=-2.0) and names == ["seeds", "on", "rate", "count"]
+
+
+def test_settings_survive_json_and_wrong_ones_are_named() -> None:
+    import json
+
+    saved = {"count": 2, "rate": 3, "share": 0, "size": None, "kind": 3, "on": True, "seeds": [1, 2], "where": "x/y"}
+    want = Sample(2, 3.0, 0.0, None, 3, True, (1, 2), Path("x/y"))
+    found = checked(Sample, json.loads(json.dumps(saved)), str, "file")
+    assert found == want and [type(value) for value in vars(found).values()] == [type(value) for value in vars(want).values()]
+    wrong: dict[str, list[Any]] = {
+        **{
+            "count": [0, 1.0, "1", True, None, [1]],
+            "rate": [5, "x", False],
+            "share": [1, -0.1, float("nan"), None],
+            "size": [-1, float("inf")],
+        },
+        **{
+            "kind": ["c", None, 3.0, True],
+            "on": [0, 1, "true", None],
+            "seeds": [[], [1, 1], [0], ["1"], 1, "12", None],
+            "where": [3, ["x"]],
+        },
+    }
+    assert wrong.keys() == saved.keys()
+    for name, values in wrong.items():
+        for value in values:
+            with pytest.raises(RunError) as caught:
+                checked(Sample, {**saved, name: value}, str, "file")
+            assert str(caught.value).startswith(f"{name} {value!r} must be ")
+    for values in ({**saved, "more": 1}, {key: saved[key] for key in saved if key != "on"}):
+        with pytest.raises(RunError, match=r"file is of another version of this script, which differs in (more|on)"):
+            checked(Sample, values, str, "file")
+
+
+OTHERWISE = {  # another value of every option
+    **{"data": "cifar100", "data_dir": "other", "subset": "4", "model": "resnet10", "block": "ode", "steps": "3", "method": "heun2"},
+    **{"norm": "shared", "weights": "final", "time": "", "dynamics": "linear", "basis_size": "5", "tau": "0.5", "per": "channel"},
+    **{"adjoint": "backsolve", "slots": "1", "memory": "64MiB", "epochs": "2", "batch_size": "2", "accumulate": "2", "schedule": "paper"},
+    **{"lr": "0.01", "momentum": "0.5", "weight_decay": "0.1", "label_smoothing": "0.1", "cutout": "6", "ema": "0.5"},
+    **{"precision": "bfloat16", "channels_last": "no", "compile": "", "tensorboard": "", "seeds": "3"},
+}
+SITUATIONS: dict[str, list[str]] = {
+    "residual": ["--block", "residual"],
+    "ode": ["--block", "ode", "--steps", "2"],
+    "coupled": ["--steps", "2"],
+    "static": ["--steps", "2", "--dynamics", "static"],
+    "fourier": ["--steps", "2", "--dynamics", "fourier"],
+    "stored": ["--steps", "2", "--adjoint", "direct"],
+    "one step": ["--steps", "1"],
+    "folder": ["--block", "residual", "--data", "folder"],
+}
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight images, as cifar10.npz and cifar100.npz, others in other/, all in two folders."""
+    import numpy as np
+    from PIL import Image
+
+    place = tmp_path_factory.mktemp("few")
+    (place / "other").mkdir()
+    x = np.random.default_rng(0).integers(0, 256, (16, 32, 32, 3), dtype=np.uint8)
+    y = np.arange(8) % 4
+    for name, shift, images in (("cifar10", 0, x[:8]), ("cifar100", 60, x[:8]), ("other/cifar10", 0, x[8:])):
+        np.savez(place / f"{name}.npz", x_train=images, y_train=y + shift, x_test=images[:4], y_test=y[:4] + shift)
+    for number, image in enumerate(x):
+        for name, shown in (("folder", image), ("mirrored", image[::-1])):
+            folder = place / name / "ab"[number % 2]
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(shown).save(folder / f"{number}.png")
+    return place
+
+
+class Compiled(nn.Sequential):
+    """Stands for what torch.compile makes."""
+
+
+def observed(arguments: list[str], run: Path, patch: pytest.MonkeyPatch) -> Any:
+    """All that a run does: its weights, curve, files, and how blocks are differentiated and parameters lie in memory."""
+    trained: list[train_cifar.Training] = []
+    finish = train_cifar.Training.finish
+    patch.setattr(train_cifar.Training, "finish", lambda self, parameters: (trained.append(self), finish(self, parameters)))
+    patch.setattr(train_cifar, "write_history", lambda *_: None)  # the picture takes most of the time
+    patch.setattr(train_cifar.gc, "collect", lambda: None)  # and this the rest
+    patch.setattr(torch, "compile", Compiled)
+    train_cifar.main([*arguments, "--out", str(run)])
+    (training,) = trained
+    adjoints = [str(part.adjoint) for part in training.model.modules() if isinstance(part, ODEBlock)]
+    layout = [(name, p.stride()) for name, p in training.model.named_parameters()]
+    curves = [[row[name] for name in ("loss", "train_accuracy", "test_accuracy")] for row in training.history]
+    kept = [
+        [(key, w.dtype, w.tolist()) for key, w in sorted(safetensors.torch.load_file(run / f"{name}.safetensors").items())]
+        for name in ("best", "last")
+    ]
+    return kept, curves, adjoints, layout, type(training.network), sorted(path.name for path in run.iterdir())
+
+
+@pytest.mark.parametrize("situation", [pytest.param(s, marks=() if s in ("residual", "coupled") else pytest.mark.slow) for s in SITUATIONS])
+def test_every_option_has_an_effect_or_is_refused(situation: str, few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And one that is refused for having none has none."""
+    assert get_type_hints(train_cifar.Config).keys() - OTHERWISE.keys() == {"device", "out", "resume"}
+    monkeypatch.chdir(few)
+    given = ["--epochs", "1", "--batch-size", "4", "--device", "cpu", *SITUATIONS[situation]]
+    given += [] if "--data" in given else ["--data", "cifar10", "--data-dir", "."]
+    with monkeypatch.context() as patch:
+        base, again = (observed(given, tmp_path / name, patch) for name in ("base", "again"))
+    assert base == again
+    values = OTHERWISE | {"ode": {"block": "residual"}, "folder": {"data": "mirrored"}}.get(situation, {})
+    for name, value in values.items():
+        words = [f"--{'no-' if value == 'no' else ''}{name.replace('_', '-')}", *([value] if value not in ("", "no") else [])]
+        arguments, refused = [*given, *words], None
+        with monkeypatch.context() as patch:
+            try:
+                assert observed(arguments, tmp_path / name, patch) != base, f"{words} have no effect and are not refused"
+            except SystemExit as end:
+                refused = str(end.code)
+        if refused is not None and refused.startswith(f"error: {words[0]} "):
+            assert "has no effect here" in refused
+            with monkeypatch.context() as patch:
+                patch.setattr(train_cifar, "refuse_idle", lambda *_: None)
+                with suppress(SystemExit):  # refused by the network itself
+                    assert observed(arguments, tmp_path / f"{name}-all-the-same", patch) == base, f"{words} have an effect and are refused"
