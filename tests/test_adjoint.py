@@ -260,7 +260,7 @@ def test_parameters_changed_before_backward_are_noticed() -> None:
         loss = odeint(net, torch.randn(3, 4, dtype=torch.float64), [0.0, 1.0], steps=3, adjoint=adjoint).sum()
         with torch.no_grad():
             net.inner.weight.mul_(2)
-        with pytest.raises((RuntimeError, ValueError), match="modified by an inplace operation|came out differently"):
+        with pytest.raises((RuntimeError, ValueError), match=r"modified by an inplace operation|came out differently"):
             loss.backward()
 
 
