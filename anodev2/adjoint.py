@@ -338,6 +338,7 @@ def _compiled(problem: Problem, y0: Leaves, args: tuple[Any, ...]) -> Run:
 def _attached(solve: Slots | Undo | Backsolve, y0: Leaves) -> Run:
     """The solve run forward; the wanted states have a history, whose gradients ``solve.backward`` gives."""
     run, kept = solve.forward(y0)
+    solve.captured.closed = True
     states = [leaf.detach() for state in run.states for leaf in state]
     flat = _Solved.apply(solve, len(y0), states, [leaf.detach() for leaf in kept], *y0, *solve.captured.inputs)
     return replace(run, states=[flat[i : i + len(y0)] for i in range(0, len(flat), len(y0))])

@@ -56,7 +56,6 @@ class Backsolve:
         last, self.last = self.last, None  # once, as a second derivative is refused elsewhere
         if last is not None:
             self._compare(*last)
-        self.captured.since = 0  # nothing new is captured here: cotangents may have a history
         with self.recording.replaying(0), self.captured.hidden:
             field = _Augmented(self.problem, self.captured.args, known, width)
             for i in reversed(range(len(places))):

@@ -110,7 +110,7 @@ class March:
             y = y_next
         if self.recording is not None:
             self.recording.mark()
-            self.recording.close()
+            self.recording.held.close()
 
     def outputs(self) -> list[Leaves]:
         """The states that the problem wants; no others are kept on the way."""

@@ -67,7 +67,7 @@ class PerStep:
         finally:  # whatever has a history would hold itself
             if self.frame is not None and self.frame.running:  # failed, or did not count
                 self.frame.let_go()
-            self.recording.close()
+            self.recording.held.close()
             self.frame = self.march = None
             self.whole.clear()
         return Run(march.outputs(), march.grid, march.status, march.rejected, self.costs)
@@ -127,7 +127,7 @@ class Frame:
     def __init__(self, solve: PerStep, take: Take, y: Leaves, before: Frame | None) -> None:
         self.solve, self.take, self.before = solve, take, None if before is None else weakref.ref(before)
         self.place = solve.recording.marks - 1
-        self.kinds = [(leaf.requires_grad, leaf.is_leaf) for leaf in y]
+        self.kinds = [(leaf.requires_grad, leaf.is_leaf, nn.Parameter if isinstance(leaf, nn.Parameter) else Tensor.detach) for leaf in y]
         if solve.ferry is not None:
             self.y: list[Any] = solve.ferry.stow(y)
         else:
@@ -211,8 +211,8 @@ class Frame:
             y = self.y
             if versions(y) != self.versions:
                 raise RuntimeError(f"{MODIFIED}: the state before step {self.take.step.index}; change a copy of it")
-        leaves = [leaf.detach().requires_grad_(wants) for leaf, (wants, _) in zip(y, self.kinds, strict=True)]
-        return leaves, [leaf if is_leaf else leaf.view_as(leaf) for leaf, (_, is_leaf) in zip(leaves, self.kinds, strict=True)]
+        leaves = [role(leaf.detach()).requires_grad_(wants) for leaf, (wants, _, role) in zip(y, self.kinds, strict=True)]
+        return leaves, [leaf if is_leaf else leaf.view_as(leaf) for leaf, (_, is_leaf, _) in zip(leaves, self.kinds, strict=True)]
 
     def redo(self) -> None:
         """Take the step again, until all that it saved is there."""

@@ -20,24 +20,21 @@ from __future__ import annotations
 import ctypes
 import math
 import weakref
-from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from functools import partial
-from operator import is_
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from .held import Held, Track
 from .problem import Problem, storage, versions
 from .pytree import leaves_of, structure_of
-from .reach import MODULE_FIELDS, reach
+from .reach import reach
+from .side_effects import SideEffects
 from .solvers import Leaves
-
-T = TypeVar("T")
 
 # A redone step runs the same kernels on the same numbers: what it computes agrees to the bit on most devices, to some units of
 # round-off of the largest element on all.
@@ -45,35 +42,6 @@ TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 LOW_PRECISION_TOLERANCE = 2e-2
 ACCELERATOR_TOLERANCE = 1e-3  # whose sums may be in another order each time
 SAMPLE = 1024  # about so many elements of a leaf are compared
-PLAIN = (Tensor, bool, int, float, complex, str, type(None))  # attributes that are put back
-# their schemas do not tell that they move running_mean and running_var in training, nor do their kernels count it
-BATCH_NORM = {"native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm"}
-
-TORCH_OWN = {"aten", "prims", "prim", "fsdp", "c10d", "_c10d_functional"}
-
-
-class Track(Generic[T]):
-    """A value per mark, kept where it changes."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.starts: list[int] = []
-        self.values: list[T] = []
-
-    def append(self, value: T) -> None:
-        if not self.values or value is not self.values[-1]:
-            self.starts.append(self.count)
-            self.values.append(value)
-        self.count += 1
-
-    def pop(self) -> None:
-        self.count -= 1
-        if self.starts[-1] == self.count:
-            self.starts.pop()
-            self.values.pop()
-
-    def __getitem__(self, index: int) -> T:
-        return self.values[bisect_right(self.starts, index) - 1]
 
 
 class _Randomness:
@@ -163,118 +131,6 @@ def _set(pairs: list[tuple[Tensor, Tensor]], counts: list[int] | None = None) ->
         torch._C._autograd._unsafe_set_version_counter(tuple(tensors), tuple(counts))  # pyright: ignore[reportAttributeAccessIssue]
 
 
-class _Past:
-    """A tensor with a history that a module held: itself while it lives, else its value."""
-
-    def __init__(self, tensor: Tensor) -> None:
-        self.tensor, self.value = weakref.ref(tensor), tensor.detach()  # a reference to the graph of a step would outlive it
-
-    def now(self) -> Tensor:
-        tensor = self.tensor()
-        return self.value.detach().requires_grad_() if tensor is None else tensor
-
-
-Held = tuple[dict[str, Any], list[Any]]
-
-
-class _Module:
-    """What one module holds: plain attributes, parameters, buffers."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
-        # weight_norm and spectral_norm of torch.nn.utils set a fresh weight in every call
-        self.plain = not any(type(hook).__module__.startswith("torch.nn.utils") for hook in module._forward_pre_hooks.values())
-        # fully_shard puts shards and whole parameters in each other's place by itself
-        sharded = any(type(parameter).__name__ == "DTensor" for parameter in module._parameters.values())
-        self.dicts = (vars(module), module._buffers, *(() if sharded else (module._parameters,)))
-        self.seen: list[Any] = []
-        self.track: Track[Held] = Track()
-
-    def mark(self) -> None:
-        now = [value for own in self.dicts for value in own.values()]
-        if self.track.values and len(now) == len(self.seen) and all(map(is_, now, self.seen)):
-            return self.track.append(self.track.values[-1])
-        held = {name: _Past(x) if isinstance(x, Tensor) and x.grad_fn is not None else x for name, x in self._attributes()}
-        self.track.append((held, [own.copy() for own in self.dicts[1:]]))
-        self.seen = now
-
-    def pop(self) -> None:
-        self.track.pop()
-        self.seen = []
-
-    def _attributes(self) -> list[tuple[str, Any]]:
-        own = vars(self.module).items()
-        names = [(n, x) for n, x in own if n == "training" or (self.plain and n not in MODULE_FIELDS and isinstance(x, PLAIN))]
-        return names
-
-    @property
-    def is_lasting(self) -> bool:
-        return not any(isinstance(value, _Past) for value in self.track.values[0][0].values())
-
-    def put(self, index: int) -> None:
-        """As it was at a mark."""
-        own, (attributes, others) = vars(self.module), self.track[index]
-        for name, value in attributes.items():
-            value = value.now() if isinstance(value, _Past) else value
-            if own.get(name, PLAIN) is not value:
-                own[name] = value
-        if len(attributes) < len(own) - len(MODULE_FIELDS) + 1:
-            for name, _ in self._attributes():
-                if name not in attributes:
-                    del own[name]
-        for now, then in zip(self.dicts[1:], others, strict=True):
-            _become(now, then)
-
-
-def _become(now: dict[str, Any], then: dict[str, Any]) -> None:
-    if len(now) != len(then) or not all(map(is_, now.values(), then.values())):
-        now.clear()
-        now.update(then)
-
-
-class _SideEffects(TorchDispatchMode):
-    """Notes the tensors from outside that operations read or write, as their schemas say."""
-
-    def __init__(self, own: Leaves) -> None:
-        super().__init__()
-        self.made = {storage(tensor) for tensor in own}
-        self.outside: dict[int, Tensor] = {}
-        self.read: dict[int, tuple[Tensor, int]] = {}
-        self.written: dict[
-            tuple[Any, ...], tuple[Tensor, Tensor, int]
-        ] = {}  # a tensor, its value before, its version then; -1: not counted
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
-        kwargs = kwargs or {}
-        silent = func.overloadpacket.__name__ in BATCH_NORM and bool(args[5])
-        custom = func.namespace not in TORCH_OWN  # which count what they write to before they are called
-        for place, argument in enumerate(func._schema.arguments):
-            value = args[place] if place < len(args) else kwargs.get(argument.name)
-            if isinstance(value, (Tensor, list, tuple)):
-                moves = silent and place in (3, 4)
-                writes = moves or (argument.alias_info is not None and argument.alias_info.is_write)
-                for tensor in (value,) if isinstance(value, Tensor) else value:
-                    if isinstance(tensor, Tensor):
-                        self._note(tensor, writes, moves or custom)
-        result = func(*args, **kwargs)
-        for tensor in result if isinstance(result, (tuple, list)) else (result,):
-            if isinstance(tensor, Tensor) and (key := storage(tensor)) not in self.outside:
-                self.made.add(key)
-        return result
-
-    def _note(self, tensor: Tensor, writes: bool, silent: bool) -> None:
-        key = storage(tensor)
-        if key in self.made:
-            return
-        self.outside[key] = tensor
-        part = (key, tensor.storage_offset(), tensor.shape) if key != id(tensor) else (key,)  # tensor.data is another object each time
-        if writes and (part not in self.written or silent):
-            before = self.written.get(part, (tensor, tensor.detach().clone(), tensor._version))
-            self.written[part] = (*before[:2], -1 if silent else before[2])
-        elif not writes and not tensor.requires_grad:
-            self.read.setdefault(id(tensor), (tensor, tensor._version))
-
-
 class Recording:
     """One forward pass, for redoing any of its steps.
 
@@ -290,9 +146,7 @@ class Recording:
         self.opaque = found.compiled  # something that cannot be looked into is at work
         self.random = _Randomness(devices, found.generators)
         self.written = [_Written(module) for module in modules if module._buffers]
-        self.modules = [_Module(module) for module in modules]
-        self.holding = [own for module in self.modules for own in module.dicts]
-        self.held, self.settled = self._held(), False  # what modules held at first, by id; whether it never changed
+        self.held = Held(modules)
         leaves = {id(p): p for module in modules for p in module._parameters.values() if p is not None and p.is_leaf}
         self.wants = [(leaf, leaf.requires_grad) for leaf in leaves.values()]
         self.constants: list[tuple[weakref.ref[Tensor], int]] = []
@@ -311,26 +165,16 @@ class Recording:
         copies: dict[int, Tensor] = {}
         for written in self.written:
             written.mark(copies)
-        for module in self.modules:
-            module.mark()
+        self.held.mark()
 
     @property
     def marks(self) -> int:
         """How many marks there are."""
         return self.random.track.count
 
-    def _held(self) -> list[int]:
-        return [id(value) for own in self.holding for value in own.values()]
-
     def moving(self) -> set[int]:
         """The storages of tensors that f may write to."""
         return {storage(tensor) for written in self.written for tensor in written.tensors()}
-
-    def close(self) -> None:
-        """What modules hold now is no longer held here: it may have a history that leads back."""
-        for module in self.modules:
-            module.seen = []
-        self.settled = all(len(module.track.values) == 1 and module.is_lasting for module in self.modules)
 
     def moved(self) -> bool:
         """Whether f drew random numbers or wrote to buffers since the last mark."""
@@ -344,12 +188,11 @@ class Recording:
         _set([pair for written in self.written if written.moved_since_mark() for pair in written.track.values[-1]])
         for written in self.written:
             written.seen = list(zip(tensors := written.tensors(), versions(tensors), strict=True))
-        for module in self.modules:
-            module.put(self.marks - 1)
+        self.held.put(self.marks - 1)
 
     def unmark(self) -> None:
         """Forget the last mark, as if what happened since the one before were one step."""
-        for part in (self.random, *self.written, *self.modules):
+        for part in (self.random, *self.written, self.held):
             part.pop()
 
     @contextmanager
@@ -358,7 +201,7 @@ class Recording:
         if self.opaque:
             yield
             return
-        with _SideEffects(y) as seen:
+        with SideEffects(y) as seen:
             self.outside = seen.outside.keys()
             yield
         known = {id(tensor) for written in self.written if written.moved_since_mark() for tensor in written.tensors()}
@@ -384,7 +227,7 @@ class Recording:
             yield
             return
         known = self.moving()
-        with _SideEffects(y) as seen:
+        with SideEffects(y) as seen:
             yield
         odd = [part for part in seen.written.values() if part[0]._version != part[2] and storage(part[0]) not in known]
         if odd:
@@ -402,15 +245,11 @@ class Recording:
                 "a tensor that func reads was modified in place between the forward and the backward pass, so a step cannot be redone; "
                 "modify a copy, or solve with adjoint='direct'"
             )
-        held = [(own, own.copy()) for own in self.holding]
         undo: list[Callable[[], Any]] = []
         try:
             if len(self.random.track.values) > 1:
                 undo.append(partial(self.random.write, self.random.read()))
                 self.random.write(self.random.track[index])
-            if not self.settled or self._held() != self.held:
-                for module in self.modules:
-                    module.put(index)
             moving = [written for written in self.written if not written.stands()]
             if moving:
                 own = {id(tensor): tensor for written in moving for tensor in (*written.tensors(), *(t for t, _ in written.track[index]))}
@@ -420,16 +259,14 @@ class Recording:
                 if leaf.requires_grad != wants:
                     undo.append(partial(leaf.requires_grad_, leaf.requires_grad))
                     leaf.requires_grad_(wants)
-            casts = [torch.autocast(*cast) for cast in self.autocast if cast[2] or torch.is_autocast_enabled(cast[0])]
-            with ExitStack() if casts else nullcontext() as stack:
-                for cast in casts:
-                    stack.enter_context(cast)  # pyright: ignore[reportOptionalMemberAccess]
+            with self.held.replaying(index), ExitStack() as stack:
+                for cast in self.autocast:
+                    if cast[2] or torch.is_autocast_enabled(cast[0]):
+                        stack.enter_context(torch.autocast(*cast))
                 yield
         finally:
             for action in reversed(undo):
                 action()
-            for now, then in held:
-                _become(now, then)
 
     @contextmanager
     def no_autocast(self) -> Iterator[None]:

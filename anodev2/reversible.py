@@ -19,8 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .held import Track
 from .problem import Costs, Problem, Run, Status, bytes_of
-from .replay import Comparison, Recording, Track, changed, sample
+from .replay import Comparison, Recording, changed, sample
 from .solvers import Leaves
 from .stepping import Grid, Step
 from .vjp import Captured, Grads, Kinds
@@ -100,7 +101,7 @@ class Undo:
         """The wanted states; y and z at the end, which is all that the way back needs."""
         pairs = Pairs(self.captured.problem, self.coupling, self._increment, self.recording)
         states, y, z = pairs.run([leaf.detach() for leaf in y0])
-        self.recording.close()
+        self.recording.held.close()
         self.grid, self.starts = pairs.grid, [leaf.detach() for leaf in y0]
         self.costs.hold(2 * bytes_of(y))
         grid = replace(self.grid, times=tuple(map(self.captured.original, self.grid.times)))

@@ -13,10 +13,11 @@ from dataclasses import dataclass, field, replace
 from torch import Tensor
 
 from .ferry import Ferry
+from .held import Track
 from .march import March, Take
 from .per_step import TooLarge
 from .problem import Costs, Problem, Run, bytes_of
-from .replay import Comparison, Recording, Track, changed, sample
+from .replay import Comparison, Recording, changed, sample
 from .schedule import Schedule, Thinning, positions
 from .solvers import Leaves
 from .stepping import Grid, Step

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Mapping, MutableMapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, MutableMapping
+from contextlib import ExitStack, contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -43,6 +43,19 @@ class Swapped:
                 held.callback(vars(module).__setitem__, "_parameters", module._parameters)
                 vars(module)["_parameters"] = _Seen(module._parameters, {key: weights[name] for key, name in places.items()})
             return self.f(*args, **kwargs)
+
+
+@contextmanager
+def overlaid(others: list[tuple[nn.Module, dict[str, Any]]]) -> Iterator[None]:
+    """Modules have these parameters, for the calling thread alone, as long as this lasts; others that would do the same wait."""
+    new = threading.RLock()
+    with ExitStack() as held:
+        for lock in sorted({_LOCKS.setdefault(module, new) for module, _ in others}, key=id):
+            held.enter_context(lock)
+        for module, parameters in others:
+            held.callback(vars(module).__setitem__, "_parameters", module._parameters)
+            vars(module)["_parameters"] = _Seen(module._parameters, parameters)
+        yield
 
 
 class _Seen(MutableMapping[str, Any], dict[str, Any]):  # pyright: ignore[reportGeneralTypeIssues] (the compiler wants a dict, and reads what is inside it)

@@ -41,6 +41,7 @@ class Captured(TorchFunctionMode):
         super().__init__()
         self.recording = recording
         self.born = self.since = sequence_number()
+        self.closed = False  # nothing new is captured once the pass forward is over
         self.leaves: dict[int, Tensor] = {}
         self.older: dict[int, tuple[Tensor, Tensor]] = {}
         self.hidden = nullcontext() if recording.opaque else self
@@ -60,7 +61,7 @@ class Captured(TorchFunctionMode):
         if isinstance(item, Tensor):
             if id(item) in self.older:
                 return self.older[id(item)][1]
-            old = item.grad_fn is not None and item.grad_fn._sequence_nr() < self.since
+            old = not self.closed and item.grad_fn is not None and item.grad_fn._sequence_nr() < self.since
             return self._stand_in(item) if old else item
         if type(item) in (tuple, list):
             return type(item)(map(self._swap, item))
@@ -169,7 +170,7 @@ class StepGraph:
     def dropped(self) -> list[Tensor]:
         """Let go of the graph; the leaves that it has shown and that are not f's own."""
         self.end = self.seen = self.start = []
-        if self.probe() is not None or any(leaf() is not None for leaf in self.leaves):
+        if self.probe() is not None or (self.captured.closed and any(leaf() is not None for leaf in self.leaves)):
             gc.collect()  # what f made may be in a cycle
         if self.probe() is not None:
             raise _kept()

@@ -17,39 +17,47 @@ from test_composition import StoredReversible
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
-from anodev2 import Adjoint, BacksolveAdjoint, CheckpointAdjoint, Leapfrog, ReversibleAdjoint, SolveError, backsolve, odeint, solve
+from anodev2 import Adjoint, BacksolveAdjoint, CheckpointAdjoint, Leapfrog, ReversibleAdjoint, SolveError, backsolve, odeint, plan, solve
 from anodev2.testing import observed_order
 
 SCHEDULES: dict[str, Adjoint] = {
     "per step": CheckpointAdjoint(),
     "1 slot": CheckpointAdjoint(slots=1),
     "3 slots": CheckpointAdjoint(slots=3),
-    "tight": CheckpointAdjoint(memory="16KB"),
-    "some graphs": CheckpointAdjoint(memory="40KB"),
     "all graphs": CheckpointAdjoint(memory="1GB"),
     "host": CheckpointAdjoint(offload="cpu"),
     "host slots": CheckpointAdjoint(slots=2, offload="cpu"),
 }
+BUDGETED = ["tight", "some graphs"]  # which depend on what is to be kept
+
+
+def fitted(schedule: str, func: Any, y0: Any, t: Any, **options: Any) -> Adjoint:
+    """The adjoint of that name; of budgets one for two slots, and one for all states and the graphs of three steps."""
+    if schedule not in BUDGETED:
+        return SCHEDULES[schedule]
+    own = CheckpointAdjoint(slots=2) if schedule == "tight" else CheckpointAdjoint()
+    found = plan(func, y0, t, **options, adjoint=own)
+    return CheckpointAdjoint(memory=found.peak_bytes + 2 * (schedule == "some graphs") * found.graph_bytes)
 
 
 def assert_exact(found: tuple[list[Tensor], list[Tensor]], exact: tuple[list[Tensor], list[Tensor]]) -> None:
-    """State gradients to the bit, parameter gradients to a few eps."""
-    assert all(torch.equal(a, b) for a, b in zip(found[0], exact[0], strict=True))
-    for a, b in zip(found[1], exact[1], strict=True):
-        assert (a - b).norm() <= 1e-13 * b.norm()
+    """To the bit, of the state and of parameters: sums are made in the order of the whole graph."""
+    for a, b in zip(found, exact, strict=True):
+        assert all(map(torch.equal, a, b)) and len(a) == len(b)
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("schedule", [*SCHEDULES, *BUDGETED])
 @pytest.mark.parametrize("method", RUNGE_KUTTA)
 def test_every_schedule_equals_store_all(method: str, schedule: str) -> None:
     for system in ("tensor", "coupled dict"):
         func, y0 = SYSTEMS[system]()
         for t, steps in (([0.0, 1.0], 10), ([1.0, 0.6, -0.5], 4)):
             exact = gradients(func, y0, t, method=method, steps=steps, adjoint="direct")
-            assert_exact(gradients(func, y0, t, method=method, steps=steps, adjoint=SCHEDULES[schedule]), exact)
+            adjoint = fitted(schedule, func, y0, t, method=method, steps=steps)
+            assert_exact(gradients(func, y0, t, method=method, steps=steps, adjoint=adjoint), exact)
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("schedule", [*SCHEDULES, *BUDGETED])
 @pytest.mark.parametrize("method", CONTROLLED)
 def test_every_schedule_equals_store_all_on_a_recorded_grid(method: str, schedule: str) -> None:
     for system in ("tensor", "dict"):
@@ -57,14 +65,16 @@ def test_every_schedule_equals_store_all_on_a_recorded_grid(method: str, schedul
         t = [0.0, 0.7, 1.0]
         grid = solve(func, y0, t, method=method, rtol=1e-3, atol=1e-4).grid
         exact = gradients(func, y0, t, method=method, grid=grid, adjoint="direct")
-        assert_exact(gradients(func, y0, t, method=method, grid=grid, adjoint=SCHEDULES[schedule]), exact)
+        adjoint = fitted(schedule, func, y0, t, method=method, grid=grid)
+        assert_exact(gradients(func, y0, t, method=method, grid=grid, adjoint=adjoint), exact)
 
 
 @pytest.mark.parametrize("slots", [None, 1, 2, 5])
 @pytest.mark.parametrize("method", CONTROLLED)
 def test_an_adaptive_solve_has_the_gradient_of_the_grid_it_found(method: str, slots: int | None) -> None:
     func, y0 = SYSTEMS["dict"]()
-    t, options = [0.0, 0.7, 3.0], {"method": method, "rtol": 1e-4, "atol": 1e-6}
+    coarse = 100 if slots == 1 else 1  # where n (n + 1) / 2 steps are redone
+    t, options = [0.0, 0.7, 3.0], {"method": method, "rtol": coarse * 1e-4, "atol": coarse * 1e-6}
     grid = solve(func, y0, t, **options).grid
     exact = gradients(func, y0, t, method=method, grid=grid, adjoint="direct")
     assert len(grid) >= 5
@@ -72,13 +82,13 @@ def test_an_adaptive_solve_has_the_gradient_of_the_grid_it_found(method: str, sl
     assert_exact(gradients(func, y0, t, **options, adjoint="direct"), exact)
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("schedule", [*SCHEDULES, *BUDGETED])
 def test_leapfrog_equals_store_all(schedule: str) -> None:
     stiffness = torch.tensor(1.3).double().requires_grad_()
     y0 = tuple(torch.randn(5).double().requires_grad_() for _ in range(2))
     for f in (lambda t, y: (y[1], stiffness * separable(t, y)[1]), lambda t, y: (stiffness * y[1], separable(t, y)[1])):
         ends = []
-        for adjoint in ("direct", SCHEDULES[schedule]):
+        for adjoint in ("direct", fitted(schedule, f, y0, [0.0, 1.0, 2.0], steps=6, method=Leapfrog())):
             ys = odeint(f, y0, [0.0, 1.0, 2.0], steps=6, method=Leapfrog(), adjoint=adjoint)
             ends.append(torch.autograd.grad(torch.cat(ys).square().sum(), [*y0, stiffness]))
         assert_exact((list(ends[1][:2]), [ends[1][2]]), (list(ends[0][:2]), [ends[0][2]]))
@@ -165,7 +175,7 @@ def test_backsolve_has_its_own_tolerances_and_counters_of_the_forward_steps() ->
 
     y0 = torch.ones(3).double().requires_grad_()
     odeint(f, y0, [0.0, 1.0], method="euler", steps=4, adjoint=BacksolveAdjoint()).sum().backward()
-    assert seen == [0, 1, 2, 3, 3, 2, 1, 0]
+    assert seen == [0, 1, 2, 3, 3, 3, 2, 1, 0]  # the last step is redone, to see whether f is what it was
     net, errors = MLP(), []
     exact = gradients(net, y := torch.randn(3, 4).double().requires_grad_(), [0.0, 1.0], method="dopri5", steps=20, adjoint="direct")
     for tolerance in (1e-3, 1e-9):
@@ -213,11 +223,12 @@ def test_a_frozen_state_and_unused_parameters_under_every_adjoint() -> None:
         assert net.inner.weight.grad is None and net.unused.grad is None and net.outer.weight.grad is not None
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("schedule", [*SCHEDULES, *BUDGETED])
 def test_backward_twice(schedule: str) -> None:
     """States go as they are used up, unless the graph is retained."""
     net, y0 = MLP(), torch.randn(3, 4).double().requires_grad_()
-    loss = odeint(net, y0, [0.0, 1.0], steps=9, adjoint=SCHEDULES[schedule]).square().sum()
+    adjoint = fitted(schedule, net, y0, [0.0, 1.0], steps=9)
+    loss = odeint(net, y0, [0.0, 1.0], steps=9, adjoint=adjoint).square().sum()
     inputs = [y0, *net.parameters()]
     first = torch.autograd.grad(loss, inputs, retain_graph=True)
     second = torch.autograd.grad(loss, inputs)
@@ -242,12 +253,79 @@ def as_argument(y: Tensor, net: nn.Module, adjoint: Any) -> tuple[Tensor, list[T
 
 
 @pytest.mark.parametrize("way", [inner, as_argument])
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("schedule", [*SCHEDULES, *BUDGETED])
 def test_tensors_with_a_history(schedule: str, way: Callable[..., Any]) -> None:
     net, y0, ends = MLP(), torch.randn(3, 4).double().requires_grad_(), []
-    for adjoint in ("direct", SCHEDULES[schedule]):
+    like: dict[str, Any] = {"func": lambda t, y, s: net(t, y) * s, "args": (y0.exp(),)}
+    for adjoint in ("direct", fitted(schedule, y0=y0, t=[0.0, 1.0], steps=7, **like)):
         ends.append(torch.autograd.grad(*way(y0, net, adjoint)))
-    torch.testing.assert_close(*ends, rtol=1e-12, atol=1e-13)
+    assert all(map(torch.equal, *ends))
+
+
+WHOLE = ["per step", "some graphs", "all graphs", "host"]
+
+
+def test_the_budgets_of_the_schedules_are_of_three_kinds() -> None:
+    func, y0 = SYSTEMS["tensor"]()
+    options: dict[str, Any] = {"t": [0.0, 1.0], "steps": 10}
+    found = {name: plan(func, y0, **options, adjoint=fitted(name, func, y0, **options)) for name in (*BUDGETED, "all graphs")}
+    assert found["tight"].slots == 2 and found["some graphs"].graphs == 3 and found["all graphs"].graphs == 10
+
+
+def second_derivatives(func: nn.Module, y0: Any, **options: Any) -> list[Tensor]:
+    """First and second derivatives of a loss that reads every output time, and the third along one direction."""
+    inputs = [*tree_leaves(y0), *func.parameters()]
+    ys = odeint(func, y0, [0.0, 0.4, 1.0], **options)
+    loss = torch.stack([(leaf.abs() ** 2).sum() + leaf.real[1:].sin().sum() for leaf in tree_leaves(ys)]).sum()
+    ends = [*torch.autograd.grad(loss, inputs, create_graph=True)]
+    for _ in range(2):
+        square = torch.stack([(g * torch.linspace(0.5, 1, g.numel(), dtype=g.dtype).reshape(g.shape)).square().sum() for g in ends])
+        ends += torch.autograd.grad(square.sum(), inputs, create_graph=True)
+    return ends
+
+
+@pytest.mark.parametrize("schedule", WHOLE)
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_second_and_third_derivatives_equal_those_of_store_all(system: str, schedule: str) -> None:
+    func, y0 = SYSTEMS[system]()
+    for method in ("euler", "dopri5"):
+        adjoint = fitted(schedule, func, y0, [0.0, 0.4, 1.0], method=method, steps=3)
+        exact, found = (second_derivatives(func, y0, method=method, steps=3, adjoint=a) for a in ("direct", adjoint))
+        assert all(map(torch.equal, found, exact))
+
+
+@pytest.mark.parametrize("adjoint", [CheckpointAdjoint(), CheckpointAdjoint(memory="1MB")], ids=str)
+def test_second_derivatives_under_error_control(adjoint: Adjoint) -> None:
+    func, y0 = SYSTEMS["dict"]()
+    options: dict[str, Any] = {"method": "bosh3", "rtol": 1e-2, "atol": 1e-2}
+    grid = solve(func, y0, [0.0, 0.4, 1.0], **options).grid
+    exact = second_derivatives(func, y0, method="bosh3", grid=grid, adjoint="direct")
+    if adjoint == CheckpointAdjoint():
+        assert all(map(torch.equal, second_derivatives(func, y0, **options, adjoint=adjoint), exact))
+    assert all(map(torch.equal, second_derivatives(func, y0, method="bosh3", grid=grid, adjoint=adjoint), exact))
+
+
+def test_gradgradcheck_of_state_parameters_args_and_times() -> None:
+    net = MLP(2)
+    names = list(dict(net.named_parameters()))
+
+    def run(y0: Tensor, scale: Tensor, times: Tensor, *parameters: Tensor) -> Tensor:
+        f = lambda t, y, s: s * torch.func.functional_call(net, dict(zip(names, parameters, strict=True)), (t, y))
+        return odeint(f, y0, times, args=(scale,), method="midpoint", steps=2)
+
+    y0, scale = torch.randn(1, 2).double().requires_grad_(), torch.tensor(0.7).double().requires_grad_()
+    parameters = [p.detach().clone().requires_grad_() for p in net.parameters()]
+    assert torch.autograd.gradgradcheck(run, (y0, scale, torch.tensor([0.1, 0.5, 0.9]).double().requires_grad_(), *parameters))
+
+
+@pytest.mark.parametrize("schedule", ["1 slot", "tight", "host slots", "reversible", "backsolve"])
+def test_second_derivatives_are_refused_without_a_lasting_graph(schedule: str) -> None:
+    func, y0 = SYSTEMS["tensor"]()
+    adjoint = schedule if schedule in ("reversible", "backsolve") else fitted(schedule, func, y0, [0.0, 1.0], steps=10)
+    loss = odeint(func, y0, [0.0, 1.0], steps=10, adjoint=adjoint).square().sum()
+    (first,) = torch.autograd.grad(loss, y0, create_graph=True)
+    with pytest.raises(RuntimeError, match=r"second derivative.*adjoint='direct'"):
+        first.sum().backward()
 
 
 # --- random combinations ----------------------------------------------------------------------------------------------
@@ -347,6 +425,4 @@ def test_every_pair_of_method_adjoint_nesting_and_direction() -> None:
     states = {"tensor": leaf, "dict": lambda: {"a": leaf(), "b": [leaf()]}, "tuple": lambda: (leaf(), (leaf(), leaf()))}
     adjoints = [*SCHEDULES.values(), ReversibleAdjoint()]
     for method, adjoint, nesting, t in itertools.product(RUNGE_KUTTA, adjoints, states, ([0.0, 0.5], [0.5, 0.0])):
-        if isinstance(adjoint, CheckpointAdjoint) and adjoint.memory == "16KB":
-            continue  # the graph of one step of the larger methods is larger
         check_gradients(states[nesting](), method, 3, t, adjoint)

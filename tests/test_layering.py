@@ -22,6 +22,9 @@ ORDER = [
         "stability",
         "problem",
         "reach",
+        "swapped",
+        "held",
+        "side_effects",
         "replay",
         "march",
         "vjp",
@@ -44,7 +47,7 @@ ORDER = [
         "system",
         "dynamics",
     ),
-    *("unroll", "swapped", "block", "testing", "diagnose"),
+    *("unroll", "block", "testing", "diagnose"),
 ]
 FOLDERS = {
     "solvers": ["method", "runge_kutta", "leapfrog", "exponential", "imex", "implicit", "__init__"],

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from anodev2.schedule import positions, reversal
+from anodev2.schedule import Schedule, positions
 from examples.live_bytes import LiveBytes
 
 from .__main__ import machine
@@ -41,12 +41,8 @@ def live(run: Any) -> int:
 
 def taken(contender: str, steps: int) -> float:
     """Steps of work: forward and backward count as three, as much as a step without a graph counts as one."""
-    redone = (
-        0
-        if contender == "direct"
-        else reversal(steps, positions(steps, 8 if contender == "8 slots" else None), 8 if contender == "8 slots" else None).redone
-    )
-    return 3 * steps + redone
+    slots = 8 if contender == "8 slots" else None
+    return 3 * steps + (0 if contender == "direct" else Schedule(steps, positions(steps, slots), slots).redone)
 
 
 def measured(sizes: list[dict[str, int]], quick: bool) -> list[dict[str, Any]]:

@@ -1,0 +1,59 @@
+"""What a step reads and writes beside its state, seen where it happens: by the schemas of the operations."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from .problem import storage
+from .solvers import Leaves
+
+# their schemas do not tell that they move running_mean and running_var in training, nor do their kernels count it
+BATCH_NORM = {"native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm"}
+
+TORCH_OWN = {"aten", "prims", "prim", "fsdp", "c10d", "_c10d_functional"}
+
+
+class SideEffects(TorchDispatchMode):
+    """Notes the tensors from outside that operations read or write, as their schemas say."""
+
+    def __init__(self, own: Leaves) -> None:
+        super().__init__()
+        self.made = {storage(tensor) for tensor in own}
+        self.outside: dict[int, Tensor] = {}
+        self.read: dict[int, tuple[Tensor, int]] = {}
+        self.written: dict[
+            tuple[Any, ...], tuple[Tensor, Tensor, int]
+        ] = {}  # a tensor, its value before, its version then; -1: not counted
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+        kwargs = kwargs or {}
+        silent = func.overloadpacket.__name__ in BATCH_NORM and bool(args[5])
+        custom = func.namespace not in TORCH_OWN  # which count what they write to before they are called
+        for place, argument in enumerate(func._schema.arguments):
+            value = args[place] if place < len(args) else kwargs.get(argument.name)
+            if isinstance(value, (Tensor, list, tuple)):
+                moves = silent and place in (3, 4)
+                writes = moves or (argument.alias_info is not None and argument.alias_info.is_write)
+                for tensor in (value,) if isinstance(value, Tensor) else value:
+                    if isinstance(tensor, Tensor):
+                        self._note(tensor, writes, moves or custom)
+        result = func(*args, **kwargs)
+        for tensor in result if isinstance(result, (tuple, list)) else (result,):
+            if isinstance(tensor, Tensor) and (key := storage(tensor)) not in self.outside:
+                self.made.add(key)
+        return result
+
+    def _note(self, tensor: Tensor, writes: bool, silent: bool) -> None:
+        key = storage(tensor)
+        if key in self.made:
+            return
+        self.outside[key] = tensor
+        part = (key, tensor.storage_offset(), tensor.shape) if key != id(tensor) else (key,)  # tensor.data is another object each time
+        if writes and (part not in self.written or silent):
+            before = self.written.get(part, (tensor, tensor.detach().clone(), tensor._version))
+            self.written[part] = (*before[:2], -1 if silent else before[2])
+        elif not writes and not tensor.requires_grad:
+            self.read.setdefault(id(tensor), (tensor, tensor._version))
