@@ -24,7 +24,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from .ferry import Ferry
 from .march import March, Take
-from .problem import Costs, Problem, Run, bytes_of, compilers_own_warnings_ignored, hooks_around, storage, versions
+from .problem import Costs, Problem, Run, bytes_of, compilers_own_warnings_ignored, hooks_around, sequence_number, storage, versions
 from .replay import Comparison, Recording, changed, sample
 from .solvers import Leaves
 from .stepping import Grid, Step, numbers
@@ -55,6 +55,8 @@ class PerStep:
         self.redone: weakref.ref[Frame] | None = None  # the frame redone last
         self.whole: deque[Frame] = deque()  # those that hold what they saved, oldest first
         self.graphs = 0  # bytes of these
+        # numbers of the next node when the solve began and when the last attempt did, and the nodes that this one starts from
+        self.began: tuple[int, int, set[Any]] = sequence_number(), 0, set()
 
     def run(self, y0: Leaves) -> Run:
         """The wanted states, with their history."""
@@ -69,6 +71,7 @@ class PerStep:
                 self.frame.let_go()
             self.recording.held.close()
             self.frame = self.march = None
+            self.began = 0, 0, set()
             self.whole.clear()
         return Run(march.outputs(), march.grid, march.status, march.rejected, self.costs)
 
@@ -77,6 +80,7 @@ class PerStep:
         if self.frame is not None and self.frame.running:  # rejected
             self.frame.let_go()
         self.frame = frame = Frame(self, take, y, self.frame)
+        self.began = self.began[0], sequence_number(), {leaf.grad_fn for leaf in (*y, *(first or ()))}
 
         def advanced() -> None:
             frame.advancing = len(frame.at)
@@ -102,7 +106,7 @@ class PerStep:
         else:
             frame.let_go()
         if self.budget is None:
-            if step.index == 1 and not Counter(self.whole[0].saved) - Counter(frame.saved):
+            if step.index == 1 and not Counter(self.whole[0].saved) - Counter(frame.saved) and not _reaches_back(y, *self.began):
                 self.whole[0].let_go()
             self.costs.hold((step.index + 2) * state)
             return
@@ -302,6 +306,20 @@ def _refuse_kept(*_: Tensor) -> Any:
 
 def _kinds(live: Sequence[Tensor | None]) -> list[Kind]:
     return [(tensor.shape, tensor.dtype) for tensor in live if tensor is not None]
+
+
+def _reaches_back(ends: Leaves, origin: int, since: int, starts: set[Any]) -> bool:
+    """Whether the graph of a step reaches nodes of steps before otherwise than from its start: a cache, something that f has kept."""
+    nodes: list[Any] = [leaf.grad_fn for leaf in ends if leaf.grad_fn is not None]
+    seen = {None, *nodes}
+    for node in nodes:  # grows while it is walked
+        for child, _ in node.next_functions:
+            if child not in seen and child._sequence_nr() >= since:
+                nodes.append(child)
+            elif child not in seen and child not in starts and child._sequence_nr() >= origin:
+                return True
+            seen.add(child)
+    return False
 
 
 def bytes_saved(live: list[Tensor | None], around: list[Any], recording: Recording) -> int:

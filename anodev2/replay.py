@@ -158,9 +158,12 @@ class Recording:
         ]
         self.low_precision = any(enabled for _, _, enabled in self.autocast)
 
-    def mark(self) -> None:
+    def _cast_anew(self) -> None:
         if self.low_precision:
             torch.clear_autocast_cache()  # so that each step casts weights itself, and their gradients are summed in full precision
+
+    def mark(self) -> None:
+        self._cast_anew()
         self.random.mark()
         copies: dict[int, Tensor] = {}
         for written in self.written:
@@ -245,6 +248,7 @@ class Recording:
                 "a tensor that func reads was modified in place between the forward and the backward pass, so a step cannot be redone; "
                 "modify a copy, or solve with adjoint='direct'"
             )
+        self._cast_anew()
         undo: list[Callable[[], Any]] = []
         try:
             if len(self.random.track.values) > 1:
