@@ -155,7 +155,7 @@ class CheckpointAdjoint(Adjoint):
         budget = as_bytes(self.memory)
         left = budget - (steps + 1) * state
         if left >= graph:
-            return Schedule(steps, tuple(range(steps)), None, min(steps, left // max(graph, 1)))
+            return Schedule(steps, tuple(range(steps)), None, min(steps, left // graph) if graph else steps)
         slots = most_slots(steps, budget, state, graph)
         if slots < 1:
             least = Schedule(steps, positions(steps, 1), 1).peak(state, graph)

@@ -247,7 +247,8 @@ def _run(field: VectorField, method: Method, args: tuple[Any, ...], first: int, 
 def _tensor_of(times: list[Time], field: VectorField) -> Tensor:
     if any(isinstance(time, Tensor) for time in times):
         return torch.stack(torch.broadcast_tensors(*(field.time(time) for time in times)))
-    return _cached_times(tuple(map(float, times)), field.device)
+    make = _cached_times.__wrapped__ if torch._C._len_torch_dispatch_stack() else _cached_times  # modes make tensors of their own
+    return make(tuple(map(float, times)), field.device)
 
 
 @lru_cache(maxsize=4096)

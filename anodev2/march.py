@@ -118,11 +118,12 @@ class March:
 
     def _keep(self, index: int, y: Leaves) -> None:
         """Keep the state after ``index`` steps, the latest in any case, and the one before only where it is an output."""
-        if not self._wants(index - 1):
+        if not self.wants(index - 1):
             self._states.pop(index - 1, None)
         self._states[index] = y
 
-    def _wants(self, index: int) -> bool:
+    def wants(self, index: int) -> bool:
+        """Whether the state after so many steps is an output."""
         if self.problem.save in ("steps", "end"):
             return self.problem.save == "steps"
         stepping = self.problem.stepping

@@ -99,7 +99,8 @@ class PerStep:
         last = step.index + 1 == steps if isinstance(stepping, Grid) else numbers((step.time(1.0),)) == numbers(stepping.times[-1:])
         if last or self.march.first is None:
             frame.forget_estimate()
-        frame.end(y, everything=last)
+        frame.last = last
+        frame.end(y, everything=last or self.march.wants(step.index + 1))
         if step.index == 0 or self.budget is not None:
             frame.hold()
             self.whole.append(frame)
@@ -152,7 +153,6 @@ class Frame:
 
     def end(self, y: Leaves, everything: bool) -> None:
         """The step has been taken and led to y."""
-        self.last = everything
         live = self.live or []
         for place in reversed(range(len(live))):
             tensor = live[place]

@@ -41,7 +41,7 @@ from .solvers import Leaves
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 LOW_PRECISION_TOLERANCE = 2e-2
 ACCELERATOR_TOLERANCE = 1e-3  # whose sums may be in another order each time
-SAMPLE = 1024  # about so many elements of a leaf are compared
+SAMPLE = 256  # about so many elements of a leaf are compared
 
 
 class _Randomness:

@@ -59,7 +59,10 @@ class Slots:
         kept = tuple(sorted(at for at in states if at < len(self.grid)))
         self.schedule = Schedule(len(self.grid), kept, self.slots)
         self.state_bytes = bytes_of(y)
-        self.expected = [sample(leaf).clone() for leaf in y]
+        outputs = zip(self.problem.outputs(self.grid), march.outputs(), strict=True)
+        self.expected = {len(self.grid): [sample(leaf).clone() for leaf in y]} | {
+            index: [sample(leaf).clone() for leaf in state] for index, state in outputs
+        }
         self.costs.hold((len(kept) + 1) * self.state_bytes)
         run = Run(march.outputs(), replace(self.grid, times=times), march.status, march.rejected, self.costs)
         return run, [leaf for at in kept for leaf in states[at]]
@@ -82,7 +85,7 @@ class Slots:
         totals: Grads = [None] * len(self.captured.sources)
         comparison = Comparison(self.recording)
         last = max((at for at, seeds in arriving.items() if any(seed is not None for seed in seeds)), default=0)  # asked for
-        y_bar, expected = arriving.get(last, nothing), self.expected if last == len(steps) else []
+        y_bar, expected = arriving.get(last, nothing), self.expected[last]
         for index, start, way in replace(self.schedule, steps=last, kept=tuple(at for at in states if at < last)).backward():
             for gone in [at for at in states if at > index]:
                 del states[gone]
@@ -103,7 +106,7 @@ class Slots:
                     graph = self.captured.graph(y, lambda start, step=steps[index]: self._taken(step, start))
                 if graph.kinds != self.kinds[index]:
                     raise changed("led to another graph")
-                comparison.add(graph.end, expected or graph.end)
+                comparison.add(graph.end, expected)
                 expected = [sample(leaf) for leaf in y]
                 y_bar = self.captured.pull_back(graph, y_bar, here, totals, wants if index == 0 else [True] * width)
         return [*y_bar, *totals]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import gc
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
@@ -44,11 +44,15 @@ class Captured(TorchFunctionMode):
         self.closed = False  # nothing new is captured once the pass forward is over
         self.leaves: dict[int, Tensor] = {}
         self.older: dict[int, tuple[Tensor, Tensor]] = {}
-        self.hidden = nullcontext() if recording.opaque else self
         structure = structure_of(args)
         self.args = build(structure, [self._swap(leaf) for leaf in leaves_of(args, structure)])
         times = tuple(self._swap(time) for time in problem.stepping.times)
         self.problem = replace(problem, stepping=replace(problem.stepping, times=times)) if any(map(wants_grad, times)) else problem
+
+    @property
+    def hidden(self) -> AbstractContextManager[Any]:
+        """The mode, where steps can be looked into."""
+        return nullcontext() if self.recording.opaque else self
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

@@ -319,3 +319,12 @@ def test_threads_of_backward_meet_no_stale_state() -> None:
         losses.append(odeint(net, middle + y0, [0.5, 1.0], steps=2, adjoint=adjoint)[-1].square().sum())
     inputs = [y0, *net.parameters()]
     torch.testing.assert_close(*(torch.autograd.grad(loss, inputs) for loss in losses), rtol=1e-13, atol=1e-14)
+
+
+def test_a_state_that_is_a_parameter() -> None:
+    y0, ends = nn.Parameter(torch.randn(3, 4, dtype=torch.float64)), []
+    net = MLP()
+    for adjoint in ("direct", *CHECKPOINTS):
+        loss = odeint(lambda t, y: net(t, y) * torch.sin(y), y0, [0.0, 1.0], steps=3, adjoint=adjoint).square().sum()
+        ends.append(torch.autograd.grad(loss, [y0, *net.parameters()]))
+    assert agree(ends)

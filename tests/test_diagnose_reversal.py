@@ -88,7 +88,7 @@ def test_the_way_back_is_that_of_backsolve_adjoint_to_the_bit() -> None:
     end = odeint(f, z0, [0.0, 1.0], method="midpoint", steps=5, adjoint="backsolve")[-1]
     seen.clear()
     end.sum().backward()
-    backsolve = list(seen)
+    backsolve = seen[2:]  # a first step is redone to see whether f is what it was
     seen.clear()
     reversibility(f, z0, method="midpoint", steps=5, times=2)
     assert all(map(torch.equal, seen[10:20], backsolve)) and len(backsolve) == 10

@@ -21,7 +21,7 @@ def test_memory_and_work_are_those_of_the_table(tmp_path: Path) -> None:
     for kind, claim in slopes.items():
         assert result[f"{kind}, slope"] == pytest.approx(claim, abs=0.15), kind
     assert result["store all, states per step"] == 3  # here a step's graph is twice its state
-    assert result["state per step, states per step"] == 1
+    assert result["state per step, states per step"] == pytest.approx(1, abs=0.05)  # and a sample of what was saved
     assert result["evaluations not told by plan"] == 0
     work = {"store all": 1, "state per step": 2, "slots=8": 4.14453125, "reversible": 4, "reverse solve": 2, "each block again": 2}
     assert {kind: result[f"{kind}, work"] for kind in work} == work

@@ -21,136 +21,444 @@ MUTATIONS = {
     "wrong stage times": ("problem.py", "step.time(node)", "step.time(0.0)", "test_solvers.py"),
     "output time missed": ("stepping.py", "if where == self.parts:", "if where > self.parts:", "test_stepping.py"),
     "a rounded step gained": ("stepping.py", " * (1 - 1e-9)", "", "test_stepping.py"),
-    # the pass backward
-    "a gradient dropped": ("sweep.py", "self.totals.add(gradients)", "pass", "test_adjoint.py"),
-    "gradients added in place over shared memory": (
-        "pullback.py",
-        "elif self.owned[place]:",
-        "elif True:",
-        "test_adjoint.py::test_gradients_that_share_memory_are_summed_apart",
+    # states, parameters and saved tensors must be those of the pass forward
+    "a parameter changed since": (
+        "per_step.py",
+        "if holder._version != version:",
+        "if False:",
+        "test_adjoint.py::test_what_a_gradient_needs_must_not_be_modified_before_it",
     ),
-    "outputs on the way forgotten": ("sweep.py", "here = self.arriving.get(at, self.nothing)", "here = self.nothing", "test_adjoint.py"),
+    "what was saved, changed since": (
+        "per_step.py",
+        "if tensor._version != self.now[place]:",
+        "if False:",
+        "test_replay.py::test_a_constant_changed_before_backward_is_noticed_by_kept_graphs",
+    ),
+    "a state changed since": (
+        "per_step.py",
+        "if versions(y) != self.versions:",
+        "if False:",
+        "test_adjoint.py::test_states_that_a_callback_was_shown_must_not_be_modified",
+    ),
+    "a state changed by f": ("problem.py", "if before is not None and before != versions(y):", "if False:", "test_replay.py"),
+    "other versions in a redone step": (
+        "per_step.py",
+        "        if odd:\n            raise",
+        "        if False:\n            raise",
+        "test_replay.py::test_what_f_saves_and_writes_to_afterwards_is_refused_as_by_autograd",
+    ),
+    "other tensors in a redone step": (
+        "per_step.py",
+        "        if kinds != self.saved:\n            raise",
+        "        if False:\n            raise",
+        "test_replay.py::test_another_branch_is_noticed_by_what_is_saved_or_by_the_graph",
+    ),
+    "redone values not compared": (
+        "per_step.py",
+        "solve.comparison.add([redone",
+        "list([redone",
+        "test_replay.py::test_a_change_seen_in_one_step_alone_is_noticed_and_nan_is_not_a_change",
+    ),
+    "compared in the last step alone": (
+        "per_step.py",
+        "is not None and self._is_result(tensor):",
+        "is not None and everything and self._is_result(tensor):",
+        "test_replay.py::test_a_change_seen_in_one_step_alone_is_noticed_and_nan_is_not_a_change",
+    ),
+    "the last saved tensor compared alone": (
+        "per_step.py",
+        "                if not everything:",
+        "                if True:",
+        "test_replay.py::test_in_the_last_step_all_that_is_saved_is_compared",
+    ),
+    "differences forgiven": (
+        "replay.py",
+        "if bool(excess > 0):",
+        "if False:",
+        "test_replay.py::test_a_change_seen_in_one_step_alone_is_noticed_and_nan_is_not_a_change",
+    ),
+    "what f writes to is compared": (
+        "per_step.py",
+        "return tensor.requires_grad or storage(tensor) not in self.solve.recording.moving()",
+        "return True",
+        "test_faithful.py",
+    ),
+    "a first step that filled a cache let go": (
+        "per_step.py",
+        "not Counter(self.whole[0].saved) - Counter(frame.saved) and ",
+        "",
+        "test_replay.py::test_a_tensor_kept_on_a_module_has_the_whole_history_with_the_graph_of_the_forward_pass",
+    ),
+    "a first step that later ones reach back into let go": (
+        "per_step.py",
+        " and not _reaches_back(y, *self.began)",
+        "",
+        "test_replay.py::test_a_first_step_that_later_ones_reach_back_into_is_held",
+    ),
+    "what f keeps of a redone step": (
+        "per_step.py",
+        "leaf.register_hook(_refuse_kept)",
+        "pass",
+        "test_replay.py::test_what_f_keeps_of_a_redone_step_is_no_part_of_a_later_loss",
+    ),
+    "places in a redone step": (
+        "per_step.py",
+        "    if place >= len(holder):\n        _refuse_kept()\n",
+        "",
+        "test_replay.py::test_what_f_keeps_of_a_redone_step_is_no_part_of_a_later_loss",
+    ),
+    "hooks around a solve": (
+        "per_step.py",
+        "else solve.outer[0](leaf.detach())",
+        "else leaf.detach()",
+        "test_replay.py::test_saved_tensor_hooks_around_a_block",
+    ),
+    "a state in another role": (
+        "per_step.py",
+        "nn.Parameter if isinstance(leaf, nn.Parameter) else Tensor.detach",
+        "Tensor.detach",
+        "test_adjoint.py::test_a_state_that_is_a_parameter",
+    ),
+    "steps redone once more": ("per_step.py", "self.live[place] = None  # nobody", "pass  # nobody", "test_memory.py"),
+    "redone steps held": (
+        "per_step.py",
+        "            last.let_go()\n",
+        "            pass\n",
+        "test_memory.py::test_peak_of_64_checkpointed_steps_is_64_states_and_little_more",
+    ),
+    # steps that are redone by slots, or undone
+    "outputs on the way forgotten": ("slots.py", "here = arriving.get(index, nothing)", "here = nothing", "test_adjoints.py"),
+    "gradients of earlier steps forgotten": ("vjp.py", "*totals], strict", "*([None] * len(totals))], strict", "test_adjoints.py"),
+    "sums in another order": (
+        "vjp.py",
+        "totals[:] = [gradients.get(id(source)) for source in sources]",
+        "totals[:] = [g if t is None or g is None else (g - t) + t for t, g in zip(totals, (gradients.get(id(x)) for x in sources))]",
+        "test_adjoints.py",
+    ),
+    "states on the way not kept": (
+        "slots.py",
+        "                    states[at] = self._stowed(y)\n",
+        "                    pass\n",
+        "test_adjoints.py",
+    ),
+    "steps on the way not replayed": (
+        "slots.py",
+        "with self.recording.replaying(at):",
+        "with nullcontext():",
+        "test_replay.py::test_dropout_is_replayed_and_the_generator_is_left_where_it_was",
+    ),
+    "steps of slots not compared": (
+        "slots.py",
+        "comparison.add(graph.end, expected or graph.end)",
+        "pass",
+        "test_replay.py::test_a_change_seen_in_one_step_alone_is_noticed_and_nan_is_not_a_change",
+    ),
+    "a result that shares memory with what is compared": (
+        "slots.py",
+        "[sample(leaf).clone() for leaf in y]",
+        "[sample(leaf) for leaf in y]",
+        "test_replay.py::test_the_result_of_a_block_may_be_changed_in_place",
+    ),
+    "another graph with slots": (
+        "slots.py",
+        "if graph.kinds != self.kinds[index]:",
+        "if False:",
+        "test_replay.py::test_another_branch_is_noticed_by_what_is_saved_or_by_the_graph",
+    ),
+    "another graph, undone": (
+        "reversible.py",
+        "if graph.kinds != self.undone.kinds[mark]:",
+        "if False:",
+        "test_replay.py::test_another_branch_undone_or_solved_backwards_is_noticed",
+    ),
+    "another graph, solved backwards": (
+        "backsolve.py",
+        "if kinds != again:",
+        "if False:",
+        "test_replay.py::test_another_branch_undone_or_solved_backwards_is_noticed",
+    ),
+    "the last half step not compared": (
+        "reversible.py",
+        "            if first:\n",
+        "            if False:\n",
+        "test_replay.py::test_a_loop_variable_bound_late_is_noticed",
+    ),
+    "the last step not compared, solved backwards": (
+        "backsolve.py",
+        "self._compare(*last)",
+        "pass",
+        "test_replay.py::test_a_loop_variable_bound_late_is_noticed",
+    ),
+    "tensors with a history not replaced": ("vjp.py", "return self._stand_in(item) if old else item", "return item", "test_reach.py"),
+    "arguments with a history not replaced": (
+        "vjp.py",
+        "[self._swap(leaf) for leaf in leaves_of(args, structure)]",
+        "leaves_of(args, structure)",
+        "test_reach.py",
+    ),
+    "what steps leave taken for what was before": (
+        "vjp.py",
+        "if tensor.grad_fn._sequence_nr() >= self.born:",
+        "if False:",
+        "test_replay.py::test_a_tensor_kept_on_a_module_is_refused_in_the_forward_pass_without_a_lasting_graph",
+    ),
+    "kept tensors not noticed": (
+        "vjp.py",
+        "        if self.probe() is not None:\n",
+        "        if False:\n",
+        "test_replay.py::test_a_tensor_kept_on_a_module_is_refused_in_the_forward_pass_without_a_lasting_graph",
+    ),
+    "leaves that no search finds forgotten": (
+        "vjp.py",
+        "self.leaves.append(weakref.ref(variable))",
+        "pass",
+        "test_reach.py::test_what_no_search_finds_has_its_gradient_or_is_refused_with_the_cure",
+    ),
+    "a new leaf in a redone step": (
+        "vjp.py",
+        "        if graph.dropped():\n",
+        "        if graph.dropped() and False:\n",
+        "test_replay.py::test_a_leaf_that_was_another_one_in_the_forward_pass_is_noticed_or_does_not_matter",
+    ),
+    "paths that cannot be followed": (
+        "vjp.py",
+        "elif node._sequence_nr() < captured.since:",
+        "elif False:",
+        "test_reach.py::test_what_no_search_finds_has_its_gradient_or_is_refused_with_the_cure",
+    ),
+    "leaves in a cycle taken for lost ones": (
+        "vjp.py",
+        "            gc.collect()",
+        "            pass",
+        "test_reach.py::test_a_leaf_of_f_that_lies_in_a_reference_cycle_is_not_taken_for_a_lost_one",
+    ),
+    "hooks fire at every step": (
+        "vjp.py",
+        "        hooks.clear()\n",
+        "        pass\n",
+        "test_adjoint.py::test_a_hook_that_changes_a_gradient_acts_once",
+    ),
+    "stand-ins of the solve around": ("vjp.py", "with torch._C.DisableTorchFunction():", "if True:", "test_reach.py"),
+    "a search among stand-ins": ("reach.py", "with torch._C.DisableTorchFunction():", "if True:", "test_reach.py"),
+    "steps inside given to the hooks of a solve around": (
+        "problem.py",
+        "    if hooks_around() is None:\n        return nullcontext()",
+        "    if True:\n        return nullcontext()",
+        "test_reach.py",
+    ),
+    "closures not searched": ("reach.py", "for cell in function.__closure__ or ():", "for cell in ():", "test_replay.py"),
+    "gradients asked of a state that wants none": (
+        "slots.py",
+        "wants if index == 0 else",
+        "[False] * width if index == 0 else",
+        "test_adjoint.py",
+    ),
+    # what is tried, and given up
     "transforms not seen": (
         "adjoint.py",
-        "if not torch.is_grad_enabled() or transformed():",
-        "if False:",
+        "_get_tracing_state() is not None or transformed():",
+        "_get_tracing_state() is not None:",
         "test_adjoint.py::test_transforms_and_forward_mode_are_exact",
     ),
     "second derivative not refused": (
         "adjoint.py",
         "if torch.is_grad_enabled():  # create_graph=True",
         "if False:  # create_graph=True",
-        "test_adjoint.py::test_a_second_derivative_is_refused_with_the_alternative",
-    ),
-    "hooks fire at every step": (
-        "pullback.py",
-        "        hooks.clear()\n",
-        "        pass\n",
-        "test_adjoint.py::test_a_hook_that_changes_a_gradient_acts_once",
-    ),
-    "arguments keep their history": (
-        "inputs.py",
-        "given = [tensor.detach().requires_grad_(want)",
-        "given = [tensor",
-        "test_reach.py",
-    ),
-    "inner tensors keep their history": ("inputs.py", "if self.inner else nullcontext()", "if False else nullcontext()", "test_reach.py"),
-    "unused inner tensors drag their graph in": ("inputs.py", "if id(tensor) in mode.met] if", "] if", "test_reach.py"),
-    "lost tensors go unnoticed": ("pullback.py", "        _refuse_lost(strangers)\n", "", "test_reach.py"),
-    "closures not searched": ("reach.py", "for cell in function.__closure__ or ():", "for cell in ():", "test_reach.py"),
-    "gradients asked of a state that wants none": (
-        "pullback.py",
-        "[leaf for leaf in y if leaf.requires_grad] + others",
-        "[*y, *others]",
-        "test_adjoint.py::test_only_parameters_may_want_a_gradient_or_only_the_state",
+        "test_adjoint.py::test_a_second_derivative_is_exact_or_refused_with_the_alternative",
     ),
     "states held until the graph is gone": ("adjoint.py", "ctx.maybe_clear_saved_tensors()", "pass", "test_memory.py"),
-    "kept graphs read arguments with a history": (
-        "sweep.py",
-        "start, self.sweep.inputs.args(stand_ins))",
-        "start, self.args)",
-        "test_adjoints.py::test_tensors_with_a_history",
+    "a graph that is too large": (
+        "adjoint.py",
+        "                graph = error.graph_bytes\n",
+        "                raise\n",
+        "test_replay.py::test_a_budget_that_all_states_do_not_fit_into_leaves_no_trace_of_the_attempt",
+    ),
+    "an attempt that leaves a trace": (
+        "adjoint.py",
+        "            recording.retreat(0)\n",
+        "            pass\n",
+        "test_replay.py::test_a_budget_that_all_states_do_not_fit_into_leaves_no_trace_of_the_attempt",
+    ),
+    "evaluations of an attempt counted": (
+        "adjoint.py",
+        "            problem.field.evaluations = counted\n",
+        "            pass\n",
+        "test_replay.py::test_a_budget_that_all_states_do_not_fit_into_leaves_no_trace_of_the_attempt",
+    ),
+    "torch.func inside f": (
+        "adjoint.py",
+        'if not whole or "saved tensor hooks" not in str(error):',
+        "if True:",
+        "test_memory.py::test_a_step_with_transforms_inside_is_weighed",
     ),
     # replay
-    "dropout not replayed": ("replay.py", "        self.random.rewind(index)\n", "", "test_replay.py"),
-    "steps on the way not replayed": (
-        "sweep.py",
-        "                self.recording.rewind(step.index)\n",
-        "",
-        "test_replay.py",
+    "random numbers of the pass backward": (
+        "replay.py",
+        "self.random.write(self.random.track[index])",
+        "pass",
+        "test_replay.py::test_dropout_is_replayed_and_the_generator_is_left_where_it_was",
+    ),
+    "generators not put back": (
+        "replay.py",
+        "undo.append(partial(self.random.write, self.random.read()))",
+        "pass",
+        "test_replay.py::test_dropout_is_replayed_and_the_generator_is_left_where_it_was",
     ),
     "private generators not replayed": (
         "replay.py",
         "[torch.default_generator, *generators]",
         "[torch.default_generator]",
+        "test_replay.py::test_private_generators_are_replayed",
+    ),
+    "statistics of the pass backward": (
+        "replay.py",
+        "                _set([pair for written in moving for pair in written.track[index]])\n",
+        "",
+        "test_replay.py::test_buffers_that_enter_the_result_are_those_of_their_step",
+    ),
+    "statistics move twice": (
+        "replay.py",
+        "undo.append(partial(_set, [(tensor, tensor.detach().clone()) for tensor in own.values()], versions(list(own.values()))))",
+        "pass",
+        "test_replay.py::test_batchnorm_statistics_move_once_per_evaluation",
+    ),
+    "statistics restored behind autograd's back": (
+        "replay.py",
+        "        torch._C._autograd._unsafe_set_version_counter(",
+        "        str(",
         "test_replay.py",
     ),
-    "generator not put back": ("replay.py", "stack.callback(self.random.write, self.random.read())", "pass", "test_replay.py"),
-    "buffers move twice": ("replay.py", "buffers.rewind(index, copies)", "pass", "test_replay.py"),
-    "buffers not given back": ("replay.py", "dict(buffers.module._buffers))", "{})", "test_replay.py"),
-    "replayed buffers spoil the record": ("replay.py", "if values is not self.values[index + 1]:", "if False:", "test_replay.py"),
-    "autocast lost": ("replay.py", "torch.autocast(kind, dtype))", "torch.autocast(kind, dtype, False))", "test_replay.py"),
-    "derivatives under autocast": ("replay.py", "if torch.is_autocast_enabled(kind):", "if False:", "test_replay.py"),
-    "differences not noticed": ("sweep.py", "        back.comparison.verify()\n", "", "test_replay.py"),
-    "the last step not compared": ("sweep.py", "self.end = [sample(leaf).clone() for leaf in y]", "self.end = []", "test_replay.py"),
-    "other parameters than in the forward pass": ("replay.py", "module._parameters.update(parameters)", "pass", "test_replay.py"),
-    "thawed parameters": ("replay.py", "if leaf.requires_grad != wants:", "if False:", "test_replay.py"),
-    "fast paths of inference": ("replay.py", "set_fastpath_enabled(False)", "set_fastpath_enabled(fast_path)", "test_replay.py"),
-    "gradients of kept tensors lost": (
-        "sweep.py",
-        "if step.index == 0:\n            self.recording.kept.refuse",
-        "if False:\n            self.recording.kept.refuse",
-        "test_replay.py",
+    "shared buffers torn apart": (
+        "replay.py",
+        "copies.setdefault(id(tensor), tensor.detach().clone())",
+        "tensor.detach().clone()",
+        "test_replay.py::test_buffers_shared_by_modules_or_made_anew_are_replayed",
     ),
-    "kept tensors not given back": ("replay.py", "{name: vars(module).get(name)})", "{})", "test_replay.py"),
-    "a state changed in place": ("problem.py", "if before is not None and before != versions(y):", "if False:", "test_replay.py"),
-    "changes measured against the state": ("replay.py", "vector_norm(expected - start,", "vector_norm(expected,", "test_replay.py"),
-    "a constant changed under a kept graph": ("sweep.py", "if versions(packed[:1]) != [packed[1]]:", "if False:", "test_replay.py"),
+    "hidden tensors move twice": ("replay.py", "                self.written.append(alone)\n", "", "test_faithful.py"),
+    "hidden BatchNorm": (
+        "side_effects.py",
+        'BATCH_NORM = {"native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm"}',
+        "BATCH_NORM = set()",
+        "test_faithful.py",
+    ),
+    "operators of others": ("side_effects.py", "custom = func.namespace not in TORCH_OWN", "custom = False", "test_faithful.py"),
+    "a leaf changed in place": (
+        "replay.py",
+        "                if tensor.requires_grad:\n                    raise",
+        "                if False:\n                    raise",
+        "test_faithful.py",
+    ),
+    "hidden tensors written late": (
+        "replay.py",
+        "        if odd:\n            _set",
+        "        if False:\n            _set",
+        "test_replay.py::test_a_hidden_tensor_that_later_steps_alone_write_to_is_refused",
+    ),
+    "constants changed since": (
+        "replay.py",
+        "        if any(tensor is not None and",
+        "        if False and any(tensor is not None and",
+        "test_replay.py::test_a_tensor_that_is_read_but_not_saved_must_not_be_modified_either",
+    ),
+    "attributes of the pass backward": (
+        "held.py",
+        "                    own[name] = value\n",
+        "                    pass\n",
+        "test_replay.py::test_an_attribute_replaced_since_is_that_of_the_forward_pass",
+    ),
+    "attributes that were not there": (
+        "held.py",
+        "and n not in attributes and isinstance(x, PLAIN)]:\n                del own[name]",
+        "and n not in attributes and isinstance(x, PLAIN)]:\n                pass",
+        "test_replay.py::test_an_attribute_that_is_looked_for_is_there_when_it_was_there",
+    ),
+    "buffers of the pass backward": (
+        "held.py",
+        "            _become(module._buffers, buffers)\n            if",
+        "            if",
+        "test_replay.py::test_parameters_and_buffers_replaced_since_are_those_of_the_forward_pass",
+    ),
+    "parameters of the pass backward": (
+        "held.py",
+        "others.append((module, parameters))",
+        "pass",
+        "test_replay.py::test_parameters_and_buffers_replaced_since_are_those_of_the_forward_pass",
+    ),
+    "attributes not given back": (
+        "held.py",
+        "                    own.update(attributes)\n",
+        "",
+        "test_replay.py::test_an_attribute_replaced_since_is_that_of_the_forward_pass",
+    ),
+    "buffers not given back": (
+        "held.py",
+        "                    own.update(attributes)\n                _become(module._buffers, buffers)\n",
+        "                    own.update(attributes)\n",
+        "test_replay.py::test_parameters_and_buffers_replaced_since_are_those_of_the_forward_pass",
+    ),
+    "thawed parameters": (
+        "replay.py",
+        "if leaf.requires_grad != wants:",
+        "if False:",
+        "test_replay.py::test_parameters_swapped_in_or_thawed_are_those_of_the_forward_pass",
+    ),
+    "parameters left frozen": (
+        "replay.py",
+        "undo.append(partial(leaf.requires_grad_, leaf.requires_grad))",
+        "pass",
+        "test_replay.py::test_parameters_swapped_in_or_thawed_are_those_of_the_forward_pass",
+    ),
+    "autocast lost": (
+        "replay.py",
+        "stack.enter_context(torch.autocast(*cast))",
+        "pass",
+        "test_replay.py::test_autocast_is_that_of_the_forward_pass",
+    ),
+    "casts of a step before": (
+        "replay.py",
+        "            torch.clear_autocast_cache()",
+        "            pass",
+        "test_replay.py::test_autocast_is_that_of_the_forward_pass",
+    ),
+    "derivatives under autocast": (
+        "replay.py",
+        "if torch.is_autocast_enabled(kind):",
+        "if False:",
+        "test_replay.py::test_autocast_is_that_of_the_forward_pass",
+    ),
     "a second derivative of an event": (
         "observe.py",
         'first_order_only([time, *ends_at(time)], "an event")',
         "[time, *ends_at(time)]",
         "test_observe.py",
     ),
-    "shared buffers torn apart": ("replay.py", "copies.setdefault(id(v), v.clone())", "v.clone()", "test_replay.py"),
-    "leaves known by their saved copies": (
-        "inputs.py",
-        "places = {id(tensor): place for place, tensor in enumerate([*given, *self.leaves, *inner])}",
-        "places = {id(tensor): place for place, tensor in enumerate([*given, *map(torch.detach, self.leaves), *inner])}",
-        "test_replay.py",
-    ),
-    "training flags of the backward pass": ("replay.py", "if module.training != training:", "if False:", "test_replay.py"),
     # schedules and budgets
     "a schedule without the state before the last step": (
         "schedule.py",
-        "range(max(plain - 1, 1), steps)",
-        "range(plain, steps)",
+        "return (*kept, *range(max(steps - 1, 1), steps))",
+        "return tuple(kept)",
         "test_schedule.py",
     ),
-    "slots of a gap not shared": (
-        "schedule.py",
-        "free = max(1, (slots or steps) - place)",
-        "free = max(1, slots or steps)",
-        "test_schedule.py",
-    ),
-    "a budget overdrawn": ("schedule.py", "// state - graphs - 1  # states", "// state - graphs  # states", "test_schedule.py"),
+    "slots of a gap not shared": ("schedule.py", "- len(held) + 1)", "+ 1)", "test_schedule.py"),
+    "a budget overdrawn": ("schedule.py", "// max(state, 1) - 2))", "// max(state, 1) - 1))", "test_schedule.py"),
+    "graphs that do not fit": ("adjoint.py", "left = budget - (steps + 1) * state", "left = budget - steps * state", "test_schedule.py"),
     "a graph weighed with its surroundings": (
-        "sweep.py",
-        "storages.pop(",
-        "storages.get(",
+        "per_step.py",
+        "sizes.pop(storage(tensor), None)",
+        "pass",
         "test_memory.py::test_memory_budgets_are_kept_and_predicted_and_the_more_the_fewer_steps_are_redone",
     ),
     # error control
     "rejected attempts leave a trace": (
         "march.py",
-        "slopes[0]\n                    recording.retreat()\n",
-        "slopes[0]\n",
+        "again and not moved else None\n                    recording.retreat()\n",
+        "again and not moved else None\n",
         "test_adaptive.py",
     ),
     "slopes of a random f handed on": (
         "march.py",
-        "if method.tableau.fsal and not moved else None",
-        "if method.tableau.fsal else None",
+        "if method.tableau.fsal and not moved and self.reuse",
+        "if method.tableau.fsal and self.reuse",
         "test_adaptive.py",
     ),
     "errors forgiven": ("stepping.py", "accepted = error <= 1", "accepted = error <= 1e9", "test_adaptive.py"),
@@ -161,24 +469,6 @@ MUTATIONS = {
         "test_adaptive.py",
     ),
     "states that nobody asked for": ("march.py", "            self._states.pop(index - 1, None)\n", "            pass\n", "test_memory.py"),
-    "statistics restored behind autograd's back": (
-        "replay.py",
-        "with _unsafe_preserve_version_counter(buffer):",
-        "if True:",
-        "test_replay.py",
-    ),
-    "graphs of kept tensors torn": (
-        "sweep.py",
-        "            self.recording.kept.refuse_gradients()\n            self.stand_ins",
-        "            self.stand_ins",
-        "test_replay.py",
-    ),
-    "a result that shares memory with what is compared": (
-        "sweep.py",
-        "[sample(leaf).clone() for leaf in y]",
-        "[sample(leaf) for leaf in y]",
-        "test_replay.py",
-    ),
     "dense output at a fixed place of the step": (
         "dense.py",
         "x = (t - step.time(0.0)) / step.dt",
@@ -194,8 +484,8 @@ MUTATIONS = {
     # reversible, backsolve, events
     "a reversible step undone in the wrong order": (
         "reversible.py",
-        "mark % 2 else step",
-        "mark % 2 == 0 else step",
+        "step, mark % 2 == 1, start",
+        "step, mark % 2 == 0, start",
         "test_adjoints.py::test_reversible_equals_store_all_of_its_own_scheme",
     ),
     "a failed reversal kept quiet": (
@@ -355,6 +645,16 @@ def run_tests(where: Path, tests: list[str]) -> subprocess.CompletedProcess[str]
     return subprocess.run(command, cwd=where, capture_output=True, text=True)
 
 
+def test_every_row_has_one_place_and_its_tests() -> None:
+    odd = []
+    for name, (file, old, _, tests) in MUTATIONS.items():
+        path, _, function = tests.partition("::")
+        count = (ROOT / "anodev2" / file).read_text().count(old)
+        there = f"def {function.partition('[')[0]}" in (ROOT / "tests" / path).read_text()
+        odd += [f"{name}: {file} holds {old!r} {count} times"] * (count != 1) + [f"{name}: {tests} is not there"] * (not there)
+    assert not odd, "\n".join(odd)
+
+
 @pytest.mark.slow
 def test_the_unchanged_copy_passes(tmp_path: Path) -> None:
     copy_of_the_repository(tmp_path)
@@ -368,8 +668,6 @@ def test_a_missing_protection_turns_a_test_red(name: str, tmp_path: Path) -> Non
     file, old, new, tests = MUTATIONS[name][:4]
     copy_of_the_repository(tmp_path)
     path = tmp_path / "anodev2" / file
-    source = path.read_text()
-    assert source.count(old) == 1, f"{file} holds {old!r} {source.count(old)} times"
-    path.write_text(source.replace(old, new))
+    path.write_text(path.read_text().replace(old, new))
     result = run_tests(tmp_path, [tests])
     assert result.returncode == 1, f"{name}: {tests} stayed green\n{result.stdout[-2000:]}"

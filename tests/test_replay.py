@@ -768,3 +768,145 @@ def test_statistics_move_once_where_a_solve_begins_anew(inside: str) -> None:
         ends.append([*own.buffers(), *(p.grad for p in own.parameters())])
         assert found.stats.evaluations_forward == 6
     assert all(map(torch.equal, *ends))
+
+
+def tightest(run: Callable[[CheckpointAdjoint], Any]) -> Any:
+    """What comes out with the least budget that holds a schedule."""
+    for budget in range(500, 20_000, 100):
+        try:
+            return run(CheckpointAdjoint(memory=budget))
+        except ValueError as error:
+            if "smallest schedule" not in str(error):
+                raise
+    raise AssertionError
+
+
+class Everything(Normed):
+    """Statistics that move, draws, an attribute that counts, an auxiliary number."""
+
+    calls = 0
+
+    def forward(self, t: Tensor, z: Tensor) -> Tensor:
+        self.calls += 1
+        return F.dropout(super().forward(t, z), 0.3) * (1 + 0.1 * self.calls)
+
+
+def test_a_budget_that_all_states_do_not_fit_into_leaves_no_trace_of_the_attempt() -> None:
+    ends = []
+    for tight in (False, True):
+        torch.manual_seed(5)
+        net = Everything()
+        run = lambda adjoint, net=net: solution_of(net, image(), T, steps=4, method="midpoint", adjoint=adjoint)
+        found = tightest(run) if tight else run("direct")
+        found.ys.square().sum().backward()
+        assert found.stats.evaluations_forward == 16 and (found.stats.recomputed > 8) == tight
+        ends.append([*(p.grad for p in net.parameters()), *net.buffers(), torch.get_rng_state(), torch.tensor(net.calls)])
+    assert all(map(torch.equal, *ends))
+
+
+@pytest.mark.parametrize("adjoint", ["direct", *CHECKPOINTS.values()], ids=str)
+def test_what_f_saves_and_writes_to_afterwards_is_refused_as_by_autograd(adjoint: Any) -> None:
+    count = torch.ones(6, dtype=torch.float64)
+
+    def f(t: Tensor, y: Tensor) -> Tensor:
+        slope = torch.sin(y * count)
+        count.add_(1)
+        return slope
+
+    y0 = torch.ones(3, 6).double().requires_grad_()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        odeint(f, y0, T, steps=3, method="euler", adjoint=adjoint).sum().backward()
+
+
+@pytest.mark.parametrize("adjoint", REDOING)
+def test_a_change_is_noticed_where_the_last_step_is_not_asked_for(adjoint: str) -> None:
+    """By dense output: what is saved last in each step does not tell."""
+    factor, w, y0 = 1.0, torch.ones(3, dtype=torch.float64, requires_grad=True), torch.ones(3).double()
+    f = lambda t, y: torch.sin(w * (factor * y.detach())) + w.sin()
+    end = solution_of(f, y0, T, steps=5, method="euler", dense=True, adjoint=CHECKPOINTS[adjoint]).dense(0.3).sum()  # pyright: ignore
+    factor = 2.0
+    with pytest.raises(ValueError, match="came out differently"):
+        end.backward()
+
+
+def test_a_first_step_that_later_ones_reach_back_into_is_held() -> None:
+    """A cache that is filled in the first step, where later steps save as much: taken again, the first step would not fill it."""
+    ends = []
+    for adjoint in ("direct", *WHOLE.values()):
+        torch.manual_seed(0)
+        net, cache = nn.Linear(6, 6).double(), list[Tensor]()
+
+        def f(t: Tensor, y: Tensor, net: nn.Linear = net, cache: list[Tensor] = cache) -> Tensor:
+            first = not cache
+            if first:
+                cache.append(torch.tanh(net.weight))
+            kernel = cache[0] if first else cache[0] + 0 * torch.sin(2 * net.weight)
+            return torch.tanh(net(y)) + y @ kernel
+
+        odeint(f, torch.ones(3, 6).double(), T, steps=2, method="euler", adjoint=adjoint).square().sum().backward()
+        ends.append([p.grad for p in net.parameters()])
+    assert all(torch.equal(a, b) for end in ends[1:] for a, b in zip(end, ends[0], strict=True))
+
+
+@pytest.mark.parametrize("what", ["of the state", "of a weight"])
+def test_what_f_keeps_of_a_redone_step_is_no_part_of_a_later_loss(what: str) -> None:
+    """Outside of modules it is not put back; its graph leads to where the step was taken again, or holds what has been let go."""
+    net, kept = nn.Linear(6, 6).double(), dict[str, Tensor]()
+
+    def f(t: Tensor, y: Tensor) -> Tensor:
+        kept["last"] = -y.sum() if what == "of the state" else net.weight.mul(2).square().sum()
+        return torch.tanh(net(y))
+
+    for adjoint in ("direct", *WHOLE.values()):
+        y0 = torch.ones(3, 6).double().requires_grad_()
+        loss = odeint(f, y0, T, steps=2, method="euler", adjoint=adjoint).sum()
+        loss.backward(retain_graph=True)
+        redone = adjoint not in ("direct", WHOLE["memory"])
+        with pytest.raises(ValueError, match="keeps a tensor with a history outside itself") if redone else nullcontext():
+            kept["last"].backward()
+
+
+@pytest.mark.parametrize("adjoint", ["reversible", "backsolve"])
+@pytest.mark.parametrize("more", [False, True], ids=["less", "more"])
+def test_another_branch_undone_or_solved_backwards_is_noticed(adjoint: str, more: bool) -> None:
+    longer, w = not more, torch.ones(3, dtype=torch.float64, requires_grad=True)
+
+    def f(t: Tensor, y: Tensor) -> Tensor:
+        y = w * y
+        return y.sin().sin() if longer else y.sin()
+
+    loss = odeint(f, torch.zeros(3).double(), T, steps=2, method="euler", adjoint=adjoint).sum()
+    longer = more
+    with pytest.raises(ValueError, match="led to another graph"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("adjoint", ["direct", *CHECKPOINTS.values(), "reversible", "backsolve"], ids=str)
+def test_a_leaf_that_was_another_one_in_the_forward_pass_is_noticed_or_does_not_matter(adjoint: Any) -> None:
+    box = [torch.full((3,), 0.5, dtype=torch.float64, requires_grad=True)]
+    before, y0 = box[0], torch.ones(3).double()
+    loss = odeint(lambda t, y: box[0] * y, y0, T, steps=2, method="euler", adjoint=adjoint)[-1].sum()
+    box[0] = after = before.detach().clone().requires_grad_()
+    if adjoint == "direct" or adjoint in WHOLE.values():
+        loss.backward()
+        assert before.grad is not None and after.grad is None
+        assert torch.equal(before.grad, torch.full((3,), 1.125**3).double())  # d/dw (1 + w / 4)^4 at 1/2
+    else:
+        with pytest.raises(ValueError, match=r"reached another tensor that requires grad|led to another graph"):
+            loss.backward()
+
+
+@pytest.mark.parametrize("adjoint", [*map(CHECKPOINTS.get, REDOING), "reversible", "backsolve"], ids=str)
+def test_a_hidden_tensor_that_later_steps_alone_write_to_is_refused(adjoint: Any) -> None:
+    count, net = torch.zeros((), dtype=torch.float64), nn.Linear(6, 6).double()
+
+    def f(t: Tensor, y: Tensor) -> Tensor:
+        if t > 0.6:
+            count.add_(1)
+        return torch.tanh(net(y))
+
+    loss = odeint(f, torch.ones(3, 6).double(), T, steps=2, method="euler", adjoint=adjoint).sum()
+    before = count.clone()
+    with pytest.raises(ValueError, match=r"writes to a hidden tensor of shape \(\) in later steps only"):
+        loss.backward()
+    assert torch.equal(count, before)
