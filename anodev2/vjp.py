@@ -102,7 +102,10 @@ class Captured(TorchFunctionMode):
         graph = self.graph(y, take)
         end, kinds = [leaf.detach() for leaf in graph.end], graph.kinds
         saved = graph.saved() if weigh else (0, 0)
-        self.leaves.update({id(leaf): leaf for leaf in graph.dropped()})
+        found = graph.dropped()
+        if found and self.closed:
+            raise changed("reached another tensor that requires grad")
+        self.leaves.update({id(leaf): leaf for leaf in found})
         return end, kinds, saved
 
     def attempt(

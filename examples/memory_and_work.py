@@ -149,7 +149,8 @@ def predicted(kind: str, blocks: int, steps: int) -> int:
     if kind == AGAIN:
         return 2 * blocks * steps
     found = told(kind, blocks, steps)
-    return (found.evaluations_forward + found.evaluations_backward) * (1 if kind == ONE else blocks)
+    tried = int(getattr(found.adjoint, "memory", None) is not None and found.slots is not None)  # a step shows that not all states fit
+    return (tried + found.evaluations_forward + found.evaluations_backward) * (1 if kind == ONE else blocks)
 
 
 def binomial(steps: int, slots: int) -> int:
