@@ -111,8 +111,8 @@ class CoupledODEBlock(ODEBlock):
 
     Args:
         f: a module called as ``f(t, z)``. The parameters that evolve are theta(t0), under their own names in the
-            ``state_dict``; the others stay constant in time. What f runs later, in a backward pass, sees theta(t0): leave
-            torch.utils.checkpoint out of f, ``adjoint="checkpoint"`` does its work.
+            ``state_dict``; the others stay constant in time. What f runs later, in a backward pass or another thread, sees
+            theta(t0): so torch.utils.checkpoint in f is refused; ``adjoint="checkpoint"`` does its work.
         dynamics: q, a ``Dynamics``.
         evolve: name pattern(s) such as ``"conv*.weight"`` that narrow which parameters evolve. None: all that the
             dynamics accepts (for reaction-diffusion-advection the convolution kernels longer than 1).

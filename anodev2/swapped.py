@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import ExitStack, contextmanager
@@ -12,6 +13,9 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.utils import checkpoint
+
+from .problem import hooks_around
 
 _LOCKS: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
 if hasattr(os, "register_at_fork"):
@@ -33,15 +37,20 @@ class Swapped:
         self.locks = sorted({_LOCKS.setdefault(module, new) for module, _ in held}, key=id)
 
     def __call__(self, weights: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Any:
-        """f(*args, **kwargs) with these weights, while other threads that call it so wait."""
+        """f(*args, **kwargs) with these weights, while other threads that call it so wait.
+
+        Raises ValueError where torch.utils.checkpoint runs inside f: it would recompute later, with f's own weights.
+        """
         if torch.compiler.is_compiling():
             return functional_call(self.f, dict(weights), args, kwargs)
+        saving = torch.is_grad_enabled(), _hook()
         with ExitStack() as held:
             for lock in self.locks:
                 held.enter_context(lock)
             for module, places in self.places:
                 held.callback(vars(module).__setitem__, "_parameters", module._parameters)
                 vars(module)["_parameters"] = _Seen(module._parameters, {key: weights[name] for key, name in places.items()})
+                vars(module)["_parameters"].saving = saving
             return self.f(*args, **kwargs)
 
 
@@ -64,12 +73,20 @@ class _Seen(MutableMapping[str, Any], dict[str, Any]):  # pyright: ignore[report
     def __init__(self, own: dict[str, Any], others: dict[str, Any]) -> None:
         dict.__init__(self, {**own, **others})
         self.own, self.others, self.thread = own, others, threading.get_ident()
+        self.saving: Any = None
 
     def mine(self) -> bool:
         return torch.compiler.is_compiling() or threading.get_ident() == self.thread
 
     def __getitem__(self, key: str) -> Any:
-        return dict.__getitem__(self, key) if self.mine() else self.own[key]
+        if not self.mine():
+            return self.own[key]
+        if self.saving is not None and self.saving != (torch.is_grad_enabled(), _hook()) and _recomputed_later():
+            raise ValueError(
+                "torch.utils.checkpoint inside f would recompute it in the backward pass with f's own weights, not with those at time t; "
+                "leave it out of f, adjoint='checkpoint' of the block does its work"
+            )
+        return dict.__getitem__(self, key)
 
     def __setitem__(self, key: str, value: Any) -> None:
         if mine := self.mine():
@@ -90,3 +107,19 @@ class _Seen(MutableMapping[str, Any], dict[str, Any]):  # pyright: ignore[report
         return dict, (dict(self.items()),)
 
     __len__ = dict.__len__
+
+
+def _hook() -> Any:
+    """What packs a tensor that is saved here."""
+    hooks = hooks_around()
+    return hooks and hooks[0]
+
+
+def _recomputed_later() -> bool:
+    """Whether torch.utils.checkpoint has been called since the weights were swapped in."""
+    frame = sys._getframe(2)
+    while frame is not None and frame.f_globals is not globals():
+        if frame.f_globals.get("__name__") == checkpoint.__name__:
+            return True
+        frame = frame.f_back
+    return False

@@ -8,8 +8,20 @@ import pytest
 import torch
 from problems import MLP, Rates
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from anodev2 import METHODS, CoupledODEBlock, CoupledSystem, NeuralDynamics, ODEBlock, ReactionDiffusionAdvection, Static, Tableau, odeint
+from anodev2 import (
+    METHODS,
+    CheckpointAdjoint,
+    CoupledODEBlock,
+    CoupledSystem,
+    NeuralDynamics,
+    ODEBlock,
+    ReactionDiffusionAdvection,
+    Static,
+    Tableau,
+    odeint,
+)
 from anodev2.adjoint import as_adjoint
 from anodev2.testing import observed_order
 
@@ -322,6 +334,55 @@ def test_user_mistakes_are_named(options: dict[str, Any], error: type[Exception]
     call: dict[str, Any] = {"f": Branch(), "dynamics": ReactionDiffusionAdvection(), **options}
     with pytest.raises(error, match=message):
         CoupledODEBlock(call.pop("f"), call.pop("dynamics"), **call)
+
+
+RERUN = {
+    "a module": lambda net, z: checkpoint(net, z, use_reentrant=False),
+    "a module, reentrant": lambda net, z: checkpoint(net, z, use_reentrant=True),
+    "a function": lambda net, z: checkpoint(lambda x: torch.tanh(x @ net.weight.T), z, use_reentrant=False),
+}
+KEPT = {
+    "weights as arguments": lambda net, z: checkpoint(lambda x, w: torch.tanh(x @ w.T), z, net.weight, use_reentrant=False),
+    "weights read without a graph": lambda net, z: net(z) / checkpoint(torch.exp, z, use_reentrant=False) + _norm(net),
+    "tensors saved elsewhere": lambda net, z: _saved_elsewhere(net, z),
+}
+
+
+@torch.no_grad()
+def _norm(net: nn.Linear) -> Tensor:
+    return net.weight.norm()
+
+
+def _saved_elsewhere(net: nn.Linear, z: Tensor) -> Tensor:
+    with torch.autograd.graph.save_on_cpu():
+        return net(z)
+
+
+class Inside(nn.Module):
+    def __init__(self, run: Any) -> None:
+        super().__init__()
+        self.net, self.run = nn.Linear(4, 4, dtype=torch.float64), run
+
+    def forward(self, t: Tensor, z: Tensor) -> Tensor:
+        return self.run(self.net, z)
+
+
+@pytest.mark.parametrize("adjoint", ["direct", "checkpoint", CheckpointAdjoint(slots=1), "reversible", "backsolve"], ids=str)
+@pytest.mark.parametrize("how", [*RERUN, *KEPT])
+def test_what_f_would_run_again_with_other_weights_is_refused(how: str, adjoint: Any) -> None:
+    """torch.utils.checkpoint in f computes anew after the block is done, with theta(t0); around the block it may."""
+    block = CoupledODEBlock(Inside((RERUN | KEPT)[how]), NeuralDynamics(Rates()), steps=2, adjoint=adjoint)
+    z = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
+    if how in RERUN:
+        with pytest.raises(ValueError, match=r"torch.utils.checkpoint inside f would recompute it"):
+            block(z)
+        return
+    inputs = [z, block.f.get_parameter("net.weight")]
+    gradients = lambda solve: torch.autograd.grad(solve(z).square().sum(), inputs)
+    wanted = gradients(block)
+    assert all(map(torch.equal, gradients(lambda z: checkpoint(block, z, use_reentrant=False)), wanted))
+    if adjoint not in ("reversible", "backsolve"):
+        assert all(map(torch.equal, gradients(CoupledODEBlock(block.f, block.dynamics, steps=2, adjoint="direct")), wanted))
 
 
 def test_repr_reads_well() -> None:

@@ -23,16 +23,23 @@ def test_memory_and_work_are_those_of_the_table(tmp_path: Path) -> None:
     assert result["store all, states per step"] == 3  # here a step's graph is twice its state
     assert result["state per step, states per step"] == pytest.approx(1, abs=0.05)  # and a sample of what was saved
     assert result["evaluations not told by plan"] == 0
-    work = {"store all": 1, "state per step": 2, "slots=8": 4.14453125, "reversible": 4, "reverse solve": 2 + 1 / 256, "each block again": 2}
+    work = {
+        "store all": 1,
+        "state per step": 2,
+        "slots=8": 4.14453125,
+        "reversible": 4,
+        "reverse solve": 2 + 1 / 256,
+        "each block again": 2,
+    }
     assert {kind: result[f"{kind}, work"] for kind in work} == work
     assert result["slots=8, work"] == memory_and_work.binomial(256, 8) / 256
     assert is_picture(tmp_path / "picture.png") and is_picture(tmp_path / "schedules.png")
 
     products = {kind: result[f"{kind}, L N_t"] for kind in memory_and_work.KINDS}
-    assert products.pop("store all") == 3 and products.pop("state per step") == 1  # O(L N_t)
-    assert set(products.values()) == {0}  # O(L + N_t) or less
+    assert products.pop("store all") == 3 and products.pop("state per step") == pytest.approx(1, abs=0.05)  # O(L N_t)
+    assert all(value == pytest.approx(0, abs=0.1) for value in products.values())  # O(L + N_t) or less
 
-    held = {"store all": 12, "state per step": 12, "slots=3": 5, "reversible": 4, "reverse solve": 3}
+    held = {"store all": 12, "state per step": 12, "slots=3": 5, "reversible": 4, "reverse solve": 4}
     assert {kind: result[f"{kind}, states held"] for kind in held} == held
     evaluations = {"store all": 12, "state per step": 24, "slots=3": 34, "reversible": 48, "reverse solve": 25}
     assert {kind: result[f"{kind}, evaluations"] for kind in evaluations} == evaluations
