@@ -39,7 +39,7 @@ class Backsolve:
             y, self.last = y_next, (step, y, y_next, self.kinds)
         if self.last is not None:  # users may change what they get in place
             step, before, after, kinds = self.last
-            self.last = step, [leaf.clone() for leaf in before], [sample(leaf).clone() for leaf in after], kinds
+            self.last = step, [leaf.clone() for leaf in before], [sample(leaf) for leaf in after], kinds
         self.run = Run(march.outputs(), march.grid, march.status, march.rejected)
         return self.run, [leaf.clone() for state in self.run.states for leaf in state]
 

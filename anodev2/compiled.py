@@ -23,8 +23,7 @@ from torch import Tensor
 from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 from torch._inductor.exc import InductorError
 
-from .problem import Given, Problem, VectorField, compilers_own_warnings_ignored
-from .replay import untouched
+from .problem import Given, Problem, VectorField, compilers_own_warnings_ignored, refuse_changed, versions
 from .solvers import Leaves, Method, RungeKutta
 from .stepping import Grid, Step, Time, as_count
 from .tableau import Tableau
@@ -142,12 +141,15 @@ class CompiledSteps(Method):
         kinds = tuple((tensor.requires_grad, tensor.is_leaf) for tensor in (times, *y))
         case = (vector.structure, vector.time_dtype, count, first, torch.is_grad_enabled(), kinds)
         first_time, run = self.graphs.of(self.inner, self.options, case)
+        before = versions(y)
         try:
             with compilers_own_warnings_ignored() if first_time else nullcontext():
                 end = run(vector, self.inner, args, first, count, times, *y)
         except (TorchDynamoException, FailOnRecompileLimitHit, InductorError) as error:
+            end = _eagerly(self.inner, field, step, y)  # which has words for what func must not do
             self.graphs.refuse(error)
-            return _eagerly(self.inner, field, step, y)
+            return end
+        refuse_changed(before, y)
         vector.evaluations += count * len(self.nodes)
         return end
 
@@ -197,19 +199,16 @@ _OWN = re.compile(
 _GRAPHS: WeakKeyDictionary[Any, Graphs] = WeakKeyDictionary()
 
 
-def compiled(problem: Problem, y0: Leaves, args: tuple[Any, ...], options: Compile) -> Problem:
+def compiled(problem: Problem, options: Compile) -> Problem:
     """The same problem in compiled runs of steps."""
     grid = problem.stepping
     assert isinstance(grid, Grid)
-    owner = _owner(problem.field.func)
+    func = _owner(problem.field.func)
     try:
-        first = owner not in _GRAPHS
-        graphs = _GRAPHS.setdefault(owner, Graphs())
+        graphs = _GRAPHS.setdefault(func, Graphs())
     except TypeError:
-        name = type(owner).__name__
+        name = type(func).__name__
         raise TypeError(f"compile=True needs a func that can be found again, a function, method or nn.Module, got a {name}") from None
-    if first:
-        _look_at(problem, grid.steps()[0], y0, args)
     runs = Runs(grid.times, grid.counts, grid.wanted, longest=options.steps)
     return replace(problem, method=CompiledSteps(problem.method, options, graphs), stepping=runs)
 
@@ -220,14 +219,6 @@ def _owner(func: Any) -> Any:
     while isinstance(func, partial):
         func = func.func
     return getattr(getattr(func, "__func__", func), "__code__", func)
-
-
-def _look_at(problem: Problem, step: Step, y0: Leaves, args: tuple[Any, ...]) -> None:
-    """Evaluate f once as it is, where all that it must not do is refused."""
-    counted = problem.field.evaluations
-    with untouched(problem, y0, args), torch.no_grad():
-        problem.field(args, step, 0, problem.method.nodes[0], [leaf.detach() for leaf in y0])
-    problem.field.evaluations = counted
 
 
 def _eagerly(method: Method, field: Given, step: SeveralSteps, y: Leaves) -> list[Tensor]:

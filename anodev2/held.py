@@ -76,7 +76,11 @@ class Held:
         self.settled = False  # whether that never changed
 
     def _now(self) -> list[Any]:
-        return [value for module in self.modules for part in _parts(module) for value in part.values()]
+        now: list[Any] = []
+        for own in map(vars, self.modules):
+            for part in (own, own["_buffers"], own["_parameters"]):
+                now += part.values()
+        return now
 
     def mark(self) -> None:
         now = self._now()
@@ -124,15 +128,16 @@ class Held:
     @contextmanager
     def replaying(self, index: int) -> Iterator[None]:
         """As at a mark; as before at the end, whatever happens."""
-        before = [_parts(module)[:2] for module in self.modules]
+        before = [(vars(module).copy(), module._buffers.copy()) for module in self.modules]
         try:
             others = self.put(index)
             with overlaid(others) if others else ExitStack():
                 yield
         finally:
-            for module, (attributes, buffers) in zip(self.modules, before, strict=True):
+            for module, (was, buffers) in zip(self.modules, before, strict=True):
                 own = vars(module)
-                if not _same({name: value for name, value in own.items() if name not in FIXED}, attributes):
+                if not _same(own, was):
+                    attributes = {name: value for name, value in was.items() if name not in FIXED}
                     for name in [name for name in own if name not in FIXED and name not in attributes]:
                         del own[name]
                     own.update(attributes)

@@ -172,9 +172,8 @@ class March:
                 moved = recording.moved()
                 if not sizes.judge(error, abs(stop - start)):
                     self.rejected += 1
-                    again = self.reuse == "all" or (
-                        self.reuse == "accepted" and not any(k.requires_grad for k in slopes[0])
-                    )  # a graph of its own belongs to this attempt
+                    given = self.first is not None or not any(k.requires_grad for k in slopes[0])  # else its graph is this attempt's
+                    again = self.reuse == "all" or (self.reuse == "accepted" and given)
                     self.first = slopes[0] if again and not moved else None
                     recording.retreat()
                     broken = first_not_finite(slopes[0])

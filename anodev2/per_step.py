@@ -157,7 +157,7 @@ class Frame:
         for place in reversed(range(len(live))):
             tensor = live[place]
             if tensor is not None and self._is_result(tensor):
-                self.samples.append((place, sample(tensor).clone()))
+                self.samples.append((place, sample(tensor)))
                 if not everything:
                     break
         self.saved = _kinds(live)

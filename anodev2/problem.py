@@ -73,6 +73,12 @@ def versions(tensors: Sequence[Tensor]) -> list[int]:
         return [0 if tensor.is_inference() else tensor._version for tensor in tensors]
 
 
+def refuse_changed(before: list[int], y: Leaves) -> None:
+    """A state that f has written to."""
+    if before != versions(y):
+        raise ValueError("func modifies its state y in place; work on y.clone(), or use operations that are not in place")
+
+
 def storage(tensor: Tensor) -> int:
     """What tells which tensors share memory."""
     try:
@@ -143,8 +149,8 @@ class VectorField:
             self.evaluations += 1
         before = None if torch.compiler.is_compiling() else versions(y)
         slope = (call or self.call)(t, build(self.structure, y), *args, step=step.index, stage=stage, backwards=step.backwards)
-        if before is not None and before != versions(y):
-            raise ValueError("func modifies its state y in place; work on y.clone(), or use operations that are not in place")
+        if before is not None:
+            refuse_changed(before, y)
         return self._checked(slope, y)
 
     def _checked(self, slope: Any, y: Leaves) -> list[Tensor]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dis
 import types
-from collections import deque
+from collections import ChainMap, UserDict, UserList, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
@@ -73,6 +73,8 @@ def _inside(item: Any) -> Iterator[Any]:
     if isinstance(item, (dict, list, tuple, set, frozenset, deque)):
         if len(item) <= LARGEST_CONTAINER:
             yield from item.values() if isinstance(item, dict) else item
+    elif isinstance(item, (UserDict, UserList, ChainMap)):
+        yield from vars(item).values()
     elif isinstance(item, types.FunctionType):
         yield from _inside_function(item)
     elif isinstance(item, types.MethodType):

@@ -38,7 +38,7 @@ from .solvers import Leaves
 
 # A redone step runs the same kernels on the same numbers: what it computes agrees to the bit on most devices, to some units of
 # round-off of the largest element on all.
-TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}
 LOW_PRECISION_TOLERANCE = 2e-2
 ACCELERATOR_TOLERANCE = 1e-3  # whose sums may be in another order each time
 SAMPLE = 256  # about so many elements of a leaf are compared
@@ -144,6 +144,8 @@ class Recording:
         devices = {leaf.device for leaf in (*y0, *rest, *found.tensors) if isinstance(leaf, Tensor)}
         modules = _replayable(found.modules)
         self.opaque = found.compiled  # something that cannot be looked into is at work
+        seen = (leaf for leaf in (*rest, *found.tensors) if type(leaf) is Tensor and leaf.layout is torch.strided)
+        self.visible = [leaf for leaf in seen if not leaf.is_inference() and not leaf.is_meta]
         self.random = _Randomness(devices, found.generators)
         self.written = [_Written(module) for module in modules if module._buffers]
         self.held = Held(modules)
@@ -201,8 +203,15 @@ class Recording:
     @contextmanager
     def observing(self, y: Leaves) -> Iterator[None]:
         """For the first step, marked: what it reads and writes beside its state, where modules do not tell."""
+        visible, self.visible = self.visible, []
         if self.opaque:
+            known = self.moving()
+            before = [(tensor, tensor._version, sample(tensor)) for tensor in visible if storage(tensor) not in known]
             yield
+            for tensor, version, values in before:
+                now = _spread(tensor)
+                if tensor._version != version or ((now != values) & ~((now != now) & (values != values))).any():
+                    raise _hidden(tensor, "in code that is compiled")
             return
         with SideEffects(y) as seen:
             self.outside = seen.outside.keys()
@@ -235,10 +244,7 @@ class Recording:
         odd = [part for part in seen.written.values() if part[0]._version != part[2] and storage(part[0]) not in known]
         if odd:
             _set([(tensor, before) for tensor, before, _ in reversed(odd)])
-            raise ValueError(
-                f"func writes to a hidden tensor of shape {tuple(odd[0][0].shape)} in later steps only, so that a redone step cannot put "
-                "it back; make it a buffer of a module that func reaches, or solve with adjoint='direct'"
-            )
+            raise _hidden(odd[0][0], "in later steps only")
 
     @contextmanager
     def replaying(self, index: int) -> Iterator[None]:
@@ -325,7 +331,7 @@ class Comparison:
         for tensor, expected in zip(found, samples, strict=True):
             if expected.is_meta or not expected.numel() or type(expected) is not Tensor:  # no values
                 continue
-            again = sample(tensor)
+            again = _spread(tensor)
             if again.is_cpu and torch.equal(again, expected):
                 continue
             gap = torch.linalg.vector_norm(again - expected, math.inf)
@@ -359,7 +365,20 @@ def changed(how: str) -> ValueError:
     )
 
 
+def _hidden(tensor: Tensor, where: str) -> ValueError:
+    """f writes to what is not known beforehand."""
+    return ValueError(
+        f"func writes to a hidden tensor of shape {tuple(tensor.shape)} {where}, so that a redone step cannot put it back; make it a "
+        "buffer of a module that func reaches, or solve with adjoint='direct'"
+    )
+
+
 def sample(leaf: Tensor) -> Tensor:
-    """At most about ``SAMPLE`` elements, spread over the leaf; an odd stride does not run along one column."""
+    """A copy of at most about ``SAMPLE`` elements, spread over the leaf."""
+    return _spread(leaf).clone()
+
+
+def _spread(leaf: Tensor) -> Tensor:
+    """An odd stride does not run along one column."""
     flat = leaf.detach().reshape(-1)
-    return flat if len(flat) <= SAMPLE else flat[:: len(flat) // SAMPLE | 1].clone()
+    return flat if flat.numel() <= SAMPLE else flat[:: flat.numel() // SAMPLE | 1]

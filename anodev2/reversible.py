@@ -112,7 +112,7 @@ class Undo:
         end, kinds, _ = captured.forward(y, lambda start: increment(captured.problem, step, backwards, start, captured.args))
         self.kinds.append(kinds if not self.kinds.values or kinds != self.kinds.values[-1] else self.kinds.values[-1])
         mark = self.recording.marks - 1
-        self.expected[mark] = [sample(leaf).clone() for leaf in end]
+        self.expected[mark] = [sample(leaf) for leaf in end]
         self.expected.pop(mark - 4, None)
         return end
 

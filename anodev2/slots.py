@@ -60,8 +60,8 @@ class Slots:
         self.schedule = Schedule(len(self.grid), kept, self.slots)
         self.state_bytes = bytes_of(y)
         outputs = zip(self.problem.outputs(self.grid), march.outputs(), strict=True)
-        self.expected = {len(self.grid): [sample(leaf).clone() for leaf in y]} | {
-            index: [sample(leaf).clone() for leaf in state] for index, state in outputs
+        self.expected = {len(self.grid): [sample(leaf) for leaf in y]} | {
+            index: [sample(leaf) for leaf in state] for index, state in outputs
         }
         self.costs.hold((len(kept) + 1) * self.state_bytes)
         run = Run(march.outputs(), replace(self.grid, times=times), march.status, march.rejected, self.costs)

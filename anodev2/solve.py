@@ -240,7 +240,7 @@ def integrate(
     if how is not None:
         check_compile(problem, chosen)
         if save != "steps" and not torch.compiler.is_compiling() and not transformed():  # else there are no runs, or others compile
-            problem = compiled(problem, leaves, args, how)
+            problem = compiled(problem, how)
     run = chosen.solve(problem, leaves, args)
     if run.status is not None:
         raise SolveError(run.status)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -167,3 +170,43 @@ def test_grids_are_planned_and_adaptive_solves_refused() -> None:
 def test_a_backward_solve_with_its_own_tolerances_has_no_plan() -> None:
     with pytest.raises(ValueError, match=r"BacksolveAdjoint.*own tolerances"):
         plan(MLP(), state(), steps=4, adjoint=BacksolveAdjoint(rtol=1e-6))
+
+
+NETS = {
+    "linear": "nn.Linear(8, 8)",
+    "mlp": "nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 8))",
+    "deep": "nn.Sequential(*[nn.Sequential(nn.Linear(8, 8), nn.Softplus(), nn.LayerNorm(8)) for _ in range(6)])",
+    "conv": "nn.Sequential(nn.Conv2d(2, 2, 3, padding=1), nn.BatchNorm2d(2), nn.ReLU(), nn.Conv2d(2, 2, 3, padding=1))",
+}
+GROWTH = """
+import gc
+from pathlib import Path
+import torch
+from torch import nn
+from anodev2 import odeint, plan
+
+def resident():
+    gc.collect()
+    return 4096 * int(Path("/proc/self/statm").read_text().split()[1])
+
+net, y0 = {net}, torch.randn({shape}, requires_grad=True)
+f = lambda t, y: net(y)
+odeint(f, y0, [0.0, 1.0], method={method!r}, steps=20).sum().backward()
+before = resident()
+end = odeint(f, y0, [0.0, 1.0], method={method!r}, steps={steps})
+told = plan(f, y0, method={method!r}, steps={steps})
+print((resident() - before - {steps} * told.state_bytes) / told.node_bytes)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="no count of resident memory")
+@pytest.mark.parametrize(
+    ("net", "method", "steps"),
+    [("linear", "euler", 4000), ("mlp", "rk4", 2000), ("mlp", "dopri5", 1000), ("deep", "rk4", 500), ("conv", "heun2", 1000)],
+)
+def test_nodes_take_what_was_told_within_a_fifth(net: str, method: str, steps: int) -> None:
+    shape = "1, 2, 4, 4" if net == "conv" else "1, 8"
+    code = GROWTH.format(net=NETS[net], shape=shape, method=method, steps=steps)
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert float(found.stdout) == pytest.approx(1, abs=0.2)
