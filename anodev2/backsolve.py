@@ -53,9 +53,8 @@ class Backsolve:
         places, nodes = self.problem.outputs(self.run.grid), self.run.grid.nodes()
         alpha: Leaves = [torch.zeros_like(leaf) for leaf in kept[:width]]
         sums: Leaves = [torch.zeros_like(leaf) for leaf in known]
-        last, self.last = self.last, None  # once, as a second derivative is refused elsewhere
-        if last is not None:
-            self._compare(*last)
+        if self.last is not None:
+            self._compare(*self.last)
         with self.recording.replaying(0), self.captured.hidden:
             field = _Augmented(self.problem, self.captured.args, known, width)
             for i in reversed(range(len(places))):

@@ -29,7 +29,7 @@ class Ferry:
             stream.wait_stream(torch.accelerator.current_stream(device))
         for home, leaf in zip(homes, y, strict=True):
             with self._beside(leaf.device):
-                home.copy_(leaf, non_blocking=True)
+                home.copy_(leaf.detach(), non_blocking=True)  # a copy with a history would hold itself
             if leaf.device in self.streams:
                 leaf.record_stream(self.streams[leaf.device])  # its memory is not given away before it has been copied
         return homes

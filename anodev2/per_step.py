@@ -12,10 +12,15 @@ The first step is not let go before the second has saved as much: a cache that i
 
 from __future__ import annotations
 
+import dis
+import sys
+import types
 import weakref
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from functools import lru_cache
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -25,6 +30,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from .ferry import Ferry
 from .march import March, Take
 from .problem import Costs, Problem, Run, bytes_of, compilers_own_warnings_ignored, hooks_around, sequence_number, storage, versions
+from .reach import is_library
 from .replay import Comparison, Recording, changed, sample
 from .solvers import Leaves
 from .stepping import Grid, Step, numbers
@@ -168,8 +174,8 @@ class Frame:
             self.bytes = bytes_saved(live, [*y, *self.y], self.solve.recording)
 
     def _is_result(self, tensor: Tensor) -> bool:
-        """Whether a redone step must find these values: not in what f writes to."""
-        if not (tensor.is_floating_point() or tensor.is_complex()) or tensor.layout is not torch.strided:
+        """Whether a redone step must find these values: not in what f writes to, nor an order that a device may choose anew."""
+        if not (tensor.is_cpu or tensor.is_floating_point() or tensor.is_complex()) or tensor.layout is not torch.strided:
             return False
         return tensor.requires_grad or storage(tensor) not in self.solve.recording.moving()
 
@@ -273,7 +279,7 @@ def packer(holder: Any, live: list[Any], at: list[int], wanted: int = -1) -> Cal
             return tensor, -1, tensor._version
         live.append(tensor)
         at.append(tensor._version)
-        if len(at) == wanted:
+        if len(at) == wanted and stoppable(sys._getframe(1)):
             raise _Complete
         return holder, len(at) - 1, 0
 
@@ -282,6 +288,31 @@ def packer(holder: Any, live: list[Any], at: list[int], wanted: int = -1) -> Cal
 
 class _Complete(BaseException):
     """A redone step has saved all that it saved at first."""
+
+
+def stoppable(frame: types.FrameType | None) -> bool:
+    """Whether nothing of note is left to do in the functions that are at work: a value set, a call for its effect, a hook."""
+    while frame is not None and frame.f_code is not Frame.redo.__code__:
+        module = frame.f_locals["self"] if frame.f_code is nn.Module._call_impl.__code__ else None
+        if module is not None and (module._forward_hooks or torch.nn.modules.module._global_forward_hooks):
+            return False
+        if not is_library(frame.f_globals.get("__name__", "")) and _acts_after(frame.f_code, frame.f_lasti):
+            return False
+        frame = frame.f_back
+    return True
+
+
+@lru_cache(maxsize=4096)
+def _acts_after(code: types.CodeType, at: int) -> bool:
+    """Whether what is left of ``code`` sets anything but its own names, or makes a call of which it does not use the result."""
+    instructions = list(dis.get_instructions(code))
+    begin = min([at, *(i.argval for i in instructions if i.offset > at and "JUMP_BACKWARD" in i.opname)])  # a loop goes round
+    names = [i.opname for i in instructions if i.offset > at or begin <= i.offset < at]
+    called = any(a.startswith("CALL") and b == "POP_TOP" for a, b in pairwise(names))
+    return called or any(name in ACTS for name in names)
+
+
+ACTS = {kind + what for kind in ("STORE_", "DELETE_") for what in ("ATTR", "SUBSCR", "GLOBAL", "DEREF", "SLICE")}
 
 
 def unpack(packed: tuple[Any, int, int]) -> Tensor:
@@ -327,7 +358,7 @@ def bytes_saved(live: list[Tensor | None], around: list[Any], recording: Recordi
     sizes = {
         storage(tensor): tensor.untyped_storage().nbytes()
         for tensor in live
-        if tensor is not None and not isinstance(tensor._base, nn.Parameter)
+        if tensor is not None and tensor.layout is torch.strided and not isinstance(tensor._base, nn.Parameter)
     }
     for tensor in around:
         if isinstance(tensor, Tensor):

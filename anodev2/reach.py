@@ -130,8 +130,11 @@ def _inside_class(cls: type) -> Iterator[Any]:
 
 
 def _is_library(thing: Any) -> bool:
-    """Whether its code is known to reach nothing by itself."""
-    module = getattr(thing, "__module__", None) or ""
+    return is_library(getattr(thing, "__module__", None) or "")
+
+
+def is_library(module: str) -> bool:
+    """Whether code of the module is known to reach nothing by itself."""
     return module.partition(".")[0] in _LIBRARIES
 
 

@@ -121,6 +121,18 @@ class _Written:
         return len(self.track.values) == 1 and not self.moved_since_mark()
 
 
+class _Versions:
+    """Tensors, as long as they live, and their versions."""
+
+    def __init__(self, pairs: Iterable[tuple[Tensor, int]]) -> None:
+        self.pairs = [(weakref.ref(tensor), version) for tensor, version in pairs]
+
+    def moved(self) -> set[int]:
+        """The storages of those that have been modified in place since."""
+        now = ((ref(), version) for ref, version in self.pairs)
+        return {storage(tensor) for tensor, version in now if tensor is not None and tensor._version != version}
+
+
 @torch.no_grad()
 def _set(pairs: list[tuple[Tensor, Tensor]], counts: list[int] | None = None) -> None:
     """Values in place, uncounted (or counted as given), like BatchNorm's kernel, whose backward does not read it."""
@@ -144,14 +156,14 @@ class Recording:
         devices = {leaf.device for leaf in (*y0, *rest, *found.tensors) if isinstance(leaf, Tensor)}
         modules = _replayable(found.modules)
         self.opaque = found.compiled  # something that cannot be looked into is at work
-        seen = (leaf for leaf in (*rest, *found.tensors) if type(leaf) is Tensor and leaf.layout is torch.strided)
-        self.visible = [leaf for leaf in seen if not leaf.is_inference() and not leaf.is_meta]
+        reached = (leaf for leaf in (*rest, *found.tensors) if isinstance(leaf, Tensor) and not is_lazy(leaf) and not leaf.is_meta)
+        self.reached = [leaf for leaf in reached if leaf.layout is torch.strided and not leaf.is_inference()]
         self.random = _Randomness(devices, found.generators)
         self.written = [_Written(module) for module in modules if module._buffers]
         self.held = Held(modules)
         leaves = {id(p): p for module in modules for p in module._parameters.values() if p is not None and p.is_leaf}
         self.wants = [(leaf, leaf.requires_grad) for leaf in leaves.values()]
-        self.constants: list[tuple[weakref.ref[Tensor], int]] = []
+        self.constants = self.visible = _Versions(())  # of what the first step read; of what else f reaches
         self.outside: Set[int] = set()  # storages of what f did not make
         self.autocast = [
             (kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))  # the arguments of torch.autocast
@@ -203,16 +215,18 @@ class Recording:
     @contextmanager
     def observing(self, y: Leaves) -> Iterator[None]:
         """For the first step, marked: what it reads and writes beside its state, where modules do not tell."""
-        visible, self.visible = self.visible, []
+        reached, self.reached = self.reached, []
         if self.opaque:
             known = self.moving()
-            before = [(tensor, tensor._version, sample(tensor)) for tensor in visible if storage(tensor) not in known]
+            plain = [tensor for tensor in reached if type(tensor) is Tensor and storage(tensor) not in known]
+            before = [(tensor, tensor._version, sample(tensor)) for tensor in plain]
             yield
             for tensor, version, values in before:
                 now = _spread(tensor)
                 if tensor._version != version or ((now != values) & ~((now != now) & (values != values))).any():
                     raise _hidden(tensor, "in code that is compiled")
             return
+        then = versions(reached)
         with SideEffects(y) as seen:
             self.outside = seen.outside.keys()
             yield
@@ -228,9 +242,10 @@ class Recording:
                 for _ in range(self.marks):
                     alone.track.append(pairs)
                 self.written.append(alone)
-        moving = {id(tensor) for written in self.written for tensor in written.tensors()}
+        moving = self.moving()
         self.outside = set(seen.outside)
-        self.constants = [(weakref.ref(tensor), version) for key, (tensor, version) in seen.read.items() if key not in moving]
+        self.constants = _Versions((tensor, version) for tensor, version in seen.read.values() if storage(tensor) not in moving)
+        self.visible = _Versions(pair for pair in zip(reached, then, strict=True) if storage(pair[0]) not in moving | self.outside)
 
     @contextmanager
     def watching(self, y: Leaves) -> Iterator[None]:
@@ -249,11 +264,9 @@ class Recording:
     @contextmanager
     def replaying(self, index: int) -> Iterator[None]:
         """All as it was before step ``index``; as it is now again at the end, whatever happens."""
-        if any(tensor is not None and tensor._version != version for tensor, version in ((ref(), v) for ref, v in self.constants)):
-            raise ValueError(
-                "a tensor that func reads was modified in place between the forward and the backward pass, so a step cannot be redone; "
-                "modify a copy, or solve with adjoint='direct'"
-            )
+        if self.constants.moved():
+            raise _modified()
+        elsewhere = self.visible.moved()
         self._cast_anew()
         undo: list[Callable[[], Any]] = []
         try:
@@ -270,6 +283,8 @@ class Recording:
                     undo.append(partial(leaf.requires_grad_, leaf.requires_grad))
                     leaf.requires_grad_(wants)
             with self.held.replaying(index), ExitStack() as stack:
+                if elsewhere and not self.opaque:
+                    stack.enter_context(_reading_none_of(elsewhere))
                 for cast in self.autocast:
                     if cast[2] or torch.is_autocast_enabled(cast[0]):
                         stack.enter_context(torch.autocast(*cast))
@@ -327,15 +342,17 @@ class Comparison:
         self.worst: dict[tuple[torch.device, torch.dtype], Tensor] = {}
 
     def add(self, found: Sequence[Tensor], samples: Sequence[Tensor]) -> None:
-        """Refuse what differs. NaN and inf pass, the loss will tell."""
+        """Refuse what differs. What has become NaN passes, the gradient will tell."""
         for tensor, expected in zip(found, samples, strict=True):
             if expected.is_meta or not expected.numel() or type(expected) is not Tensor:  # no values
                 continue
             again = _spread(tensor)
             if again.is_cpu and torch.equal(again, expected):
                 continue
-            gap = torch.linalg.vector_norm(again - expected, math.inf)
-            size = torch.linalg.vector_norm(expected, math.inf)
+            if not (again.is_floating_point() or again.is_complex()):
+                raise changed("came out differently")
+            gap = torch.linalg.vector_norm((again - expected).masked_fill(again == expected, 0), math.inf)
+            size = torch.linalg.vector_norm(expected.nan_to_num(0.0, 0.0, 0.0), math.inf)
             excess = torch.sub(gap, size, alpha=self.recording.tolerance(tensor)).detach()
             if excess.is_cpu:
                 _refuse(excess)
@@ -363,6 +380,22 @@ def changed(how: str) -> ValueError:
         "changed since (a variable, a container, a cache that it filled, a random number from elsewhere than torch generators it holds); "
         "pass what varies in args=(...), or solve with adjoint='direct'"
     )
+
+
+def _modified() -> ValueError:
+    return ValueError(
+        "a tensor that func reads was modified in place between the forward and the backward pass, so a step cannot be redone; "
+        "modify a copy, or solve with adjoint='direct'"
+    )
+
+
+@contextmanager
+def _reading_none_of(modified: set[int]) -> Iterator[None]:
+    """A step that has nothing to do with these storages."""
+    with SideEffects(among=modified) as seen:
+        yield
+    if seen.met:
+        raise _modified()
 
 
 def _hidden(tensor: Tensor, where: str) -> ValueError:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from typing import Any
 
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .problem import storage
@@ -17,10 +19,11 @@ TORCH_OWN = {"aten", "prims", "prim", "fsdp", "c10d", "_c10d_functional"}
 
 
 class SideEffects(TorchDispatchMode):
-    """Notes the tensors from outside that operations read or write, as their schemas say."""
+    """Notes the tensors from outside that operations read or write, as their schemas say; or which of some storages they ``met``."""
 
-    def __init__(self, own: Leaves) -> None:
+    def __init__(self, own: Leaves = (), among: Set[int] | None = None) -> None:
         super().__init__()
+        self.among, self.met = among, set[int]()
         self.made = {storage(tensor) for tensor in own}
         self.outside: dict[int, Tensor] = {}
         self.read: dict[int, tuple[Tensor, int]] = {}
@@ -48,12 +51,16 @@ class SideEffects(TorchDispatchMode):
 
     def _note(self, tensor: Tensor, writes: bool, silent: bool) -> None:
         key = storage(tensor)
-        if key in self.made:
-            return
+        if self.among is not None:
+            self.met |= self.among & {key}
+        elif key not in self.made and not is_lazy(tensor):
+            self._note_outside(key, tensor, writes, silent)
+
+    def _note_outside(self, key: int, tensor: Tensor, writes: bool, silent: bool) -> None:
         self.outside[key] = tensor
         part = (key, tensor.storage_offset(), tensor.shape) if key != id(tensor) else (key,)  # tensor.data is another object each time
         if writes and (part not in self.written or silent):
             before = self.written.get(part, (tensor, tensor.detach().clone(), tensor._version))
             self.written[part] = (*before[:2], -1 if silent else before[2])
-        elif not writes and not tensor.requires_grad:
+        elif not writes and not tensor.is_inference():
             self.read.setdefault(id(tensor), (tensor, tensor._version))

@@ -32,6 +32,11 @@ class Swapped:
         names: dict[Any, str] = {weight: name for name, weight in weights.items()}
         held = [(module, {key: names[own] for key, own in module._parameters.items() if own in names}) for module in f.modules()]
         self.places = [(module, places) for module, places in held if places]
+        for module, places in self.places:
+            if isinstance(module, torch.jit.ScriptModule):
+                raise ValueError(
+                    f"{[*places]} belong to a TorchScript module, which keeps the weights it has seen; take one that is not scripted"
+                )
         # one lock for all that share a module; all that f may need are taken at once and in one order, so none waits for another
         new = threading.RLock()
         self.locks = sorted({_LOCKS.setdefault(module, new) for module, _ in held}, key=id)

@@ -172,7 +172,8 @@ class StepGraph:
                     f"a tensor that requires grad (a result of {node.name()}) reaches func by a path that cannot be followed; pass it in "
                     "args=(...), or solve with adjoint='direct' or 'checkpoint' with a state per step"
                 )
-        self.kinds: Kinds = tuple(node.name() for node in nodes), tuple(edges)
+        names = (node.name() for node in nodes)  # a mode that watches makes a view of what is else an alias
+        self.kinds: Kinds = tuple(name.replace("ReshapeAlias", "View") for name in names), tuple(edges)
 
     def dropped(self) -> list[Tensor]:
         """Let go of the graph; the leaves that it has shown and that are not f's own."""
