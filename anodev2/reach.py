@@ -40,12 +40,7 @@ class Reach:
 
 def reach(*roots: Any) -> Reach:
     """Search breadth first from ``roots``."""
-    with torch._C.DisableTorchFunction():  # a torch function mode (that of a solve around this one) would show stand-ins
-        return _search(list(roots))
-
-
-def _search(queue: list[Any]) -> Reach:
-    found = Reach()
+    queue, found = list(roots), Reach()
     seen: set[int] = set()
     for item in queue:  # the queue grows while it is walked
         if isinstance(item, _OPAQUE) or id(item) in seen:

@@ -104,12 +104,12 @@ class _Written:
         now = versions(tensors)
         return len(now) != len(seen) or any(a is not b or m != n for a, m, (b, n) in zip(tensors, now, seen, strict=True))
 
-    def mark(self, copies: dict[int, Tensor]) -> None:
-        """Note the values; ``copies`` keeps what modules share shared."""
+    def mark(self) -> None:
+        """Note the values."""
         if self.track.values and not self.moved_since_mark():
             return self.track.append(self.track.values[-1])
         tensors = self.tensors()
-        self.track.append([(tensor, copies.setdefault(id(tensor), tensor.detach().clone())) for tensor in tensors])
+        self.track.append([(tensor, tensor.detach().clone()) for tensor in tensors])
         self.seen = list(zip(tensors, versions(tensors), strict=True))
 
     def pop(self) -> None:
@@ -127,10 +127,10 @@ class _Versions:
     def __init__(self, pairs: Iterable[tuple[Tensor, int]]) -> None:
         self.pairs = [(weakref.ref(tensor), version) for tensor, version in pairs]
 
-    def moved(self) -> set[int]:
-        """The storages of those that have been modified in place since."""
+    def moved(self) -> dict[int, Tensor]:
+        """Those that have been modified in place since, by their storages."""
         now = ((ref(), version) for ref, version in self.pairs)
-        return {storage(tensor) for tensor, version in now if tensor is not None and tensor._version != version}
+        return {storage(tensor): tensor for tensor, version in now if tensor is not None and tensor._version != version}
 
 
 @torch.no_grad()
@@ -178,11 +178,8 @@ class Recording:
 
     def mark(self) -> None:
         self._cast_anew()
-        self.random.mark()
-        copies: dict[int, Tensor] = {}
-        for written in self.written:
-            written.mark(copies)
-        self.held.mark()
+        for part in (self.random, *self.written, self.held):
+            part.mark()
 
     @property
     def marks(self) -> int:
@@ -264,8 +261,8 @@ class Recording:
     @contextmanager
     def replaying(self, index: int) -> Iterator[None]:
         """All as it was before step ``index``; as it is now again at the end, whatever happens."""
-        if self.constants.moved():
-            raise _modified()
+        if moved := self.constants.moved():
+            raise _modified(*moved.values())
         elsewhere = self.visible.moved()
         self._cast_anew()
         undo: list[Callable[[], Any]] = []
@@ -382,20 +379,23 @@ def changed(how: str) -> ValueError:
     )
 
 
-def _modified() -> ValueError:
-    return ValueError(
-        "a tensor that func reads was modified in place between the forward and the backward pass, so a step cannot be redone; "
-        "modify a copy, or solve with adjoint='direct'"
-    )
+MODIFIED = "one of the variables needed for gradient computation has been modified by an inplace operation"
+
+
+def _modified(tensor: Tensor, *_: Tensor) -> Exception:
+    what = f"a tensor of shape {tuple(tensor.shape)} that func reads was modified in place between the forward and the backward pass"
+    if tensor.requires_grad:
+        return RuntimeError(f"{MODIFIED}: {what}")
+    return ValueError(f"{what}, so a step cannot be redone; modify a copy, or solve with adjoint='direct'")
 
 
 @contextmanager
-def _reading_none_of(modified: set[int]) -> Iterator[None]:
+def _reading_none_of(modified: dict[int, Tensor]) -> Iterator[None]:
     """A step that has nothing to do with these storages."""
-    with SideEffects(among=modified) as seen:
+    with SideEffects(among=modified.keys()) as seen:
         yield
     if seen.met:
-        raise _modified()
+        raise _modified(*(modified[key] for key in seen.met))
 
 
 def _hidden(tensor: Tensor, where: str) -> ValueError:

@@ -86,7 +86,8 @@ class _Seen(MutableMapping[str, Any], dict[str, Any]):  # pyright: ignore[report
     def __getitem__(self, key: str) -> Any:
         if not self.mine():
             return self.own[key]
-        if self.saving is not None and self.saving != (torch.is_grad_enabled(), _hook()) and _recomputed_later():
+        watched = self.saving is not None and not torch.compiler.is_compiling()
+        if watched and self.saving != (torch.is_grad_enabled(), _hook()) and _recomputed_later():
             raise ValueError(
                 "torch.utils.checkpoint inside f would recompute it in the backward pass with f's own weights, not with those at time t; "
                 "leave it out of f, adjoint='checkpoint' of the block does its work"

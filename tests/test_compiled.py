@@ -236,3 +236,43 @@ def test_runs_cover_the_grid_and_end_at_its_outputs(counts: list[int], longest: 
     for place, count in enumerate(counts):  # where a divisor is at hand, one graph serves all runs
         lengths = {len(run.inner) for run in steps if run.interval == place}
         assert len(lengths) == 1 or not any(count % length == 0 for length in range((longest + 1) // 2, longest + 1))
+
+
+def test_an_argument_with_a_history_with_slots() -> None:
+    """Compiled code cannot be looked into, so what has a history is handed to it by args."""
+    gradients = []
+    compiled: dict[str, Any] = {"adjoint": CheckpointAdjoint(slots=1), "compile": Compile(steps=1, backend="aot_eager")}
+    plain: dict[str, Any] = {"adjoint": "direct"}
+    for options in (plain, compiled):
+        w = torch.full((3,), 0.3, dtype=torch.float64, requires_grad=True)
+        f = lambda t, y, scale: torch.tanh(scale * y)
+        odeint(f, torch.ones(2, 3, dtype=torch.float64), [0.0, 1.0], steps=3, args=(w.exp(),), **options)[-1].sum().backward()
+        gradients.append(w.grad)
+    torch.testing.assert_close(*gradients, rtol=1e-13, atol=0)
+
+
+HIDDEN = {
+    "add_": lambda count: count.add_(1),
+    ".data": lambda count: count.data.add_(1),
+    "a view": lambda count: count[:1].add_(1),
+}
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # where the same code is compiled once more
+@pytest.mark.parametrize("how", HIDDEN)
+@pytest.mark.parametrize("own", [True, False], ids=["compile=", "torch.compile"])
+def test_what_compiled_code_writes_to_unseen_is_refused(own: bool, how: str) -> None:
+    count, write = torch.zeros(3), HIDDEN[how]
+
+    def f(t: Tensor, y: Tensor) -> Tensor:
+        write(count)
+        return torch.tanh(y)
+
+    def run(adjoint: str) -> Tensor:
+        func: Any = f if own else torch.compile(f, backend="aot_eager")
+        y0 = torch.ones(2, 3, requires_grad=True)
+        return odeint(func, y0, [0.0, 1.0], steps=4, method="euler", adjoint=adjoint, compile=FAST if own else False)
+
+    run("direct")
+    with pytest.raises(ValueError, match=r"writes to a hidden tensor of shape \(3,\) in code that is compiled"):
+        run("checkpoint")

@@ -52,6 +52,14 @@ def test_peak_of_64_checkpointed_steps_is_64_states_and_little_more() -> None:
     assert peak("checkpoint", 64) <= 18.5  # 64 states of 0.25 MiB are 16
 
 
+def test_a_graph_that_is_retained_holds_one_redone_step() -> None:
+    block, z = ODEBlock(ConvField(), steps=64), image(16)
+    with LiveBytes() as live:
+        loss = block(z).square().mean()
+        loss.backward(retain_graph=True)
+    assert live.peak / MIB <= 19
+
+
 def test_storing_everything_takes_twice_that() -> None:
     assert peak("direct", 64) > 33  # the counter sees what it should see
 

@@ -360,7 +360,7 @@ def test_in_the_last_step_all_that_is_saved_is_compared() -> None:
     def f(t: Tensor, y: Tensor) -> Tensor:
         return (weight * (y * factor)).sin() * 1e-30 + y.cos().sin()
 
-    loss = odeint(f, torch.ones(3).double(), [0.0, 1.0], steps=3, method="euler")[-1].sum()
+    loss = odeint(f, torch.ones(3).double().requires_grad_(), [0.0, 1.0], steps=3, method="euler")[-1].sum()
     factor = 2.0
     with pytest.raises(ValueError, match="came out differently"):
         loss.backward()
@@ -575,6 +575,25 @@ def test_autocast_is_that_of_the_forward_pass(cast_forward: bool, cast_backward:
             loss = odeint(net, y0, T, steps=3, method="euler", adjoint=own).square().sum()
         with torch.autocast("cpu", torch.bfloat16, cast_backward and (own != "direct" or adjoint in WHOLE)):
             gradients.append(torch.autograd.grad(loss, [y0, *net.parameters()]))
+    assert all(map(torch.equal, *gradients))
+
+
+@pytest.mark.parametrize("adjoint", CHECKPOINTS)
+def test_derivatives_of_redone_steps_are_taken_without_autocast(adjoint: str) -> None:
+    """A part of f in full precision has a gradient in full precision."""
+
+    class Precise(Mixed):
+        def forward(self, t: Tensor, z: Tensor) -> Tensor:
+            with torch.autocast("cpu", enabled=False):
+                return super().forward(t, z)
+
+    gradients = []
+    for own in ("direct", CHECKPOINTS[adjoint]):
+        torch.manual_seed(0)
+        net, y0 = Precise(), torch.randn(8, 32, requires_grad=True)
+        with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+            loss = odeint(net, y0, T, steps=3, method="euler", adjoint=own).square().sum()
+        gradients.append(torch.autograd.grad(loss, [y0, *net.parameters()]))
     assert all(map(torch.equal, *gradients))
 
 
