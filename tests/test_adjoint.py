@@ -85,7 +85,7 @@ def test_equals_autograd_through_a_plain_loop(adjoint: str) -> None:
 
 
 @pytest.mark.parametrize("adjoint", ["direct", "checkpoint"])
-@pytest.mark.parametrize("method", RUNGE_KUTTA)
+@pytest.mark.parametrize("method", [pytest.param(m, marks=pytest.mark.slow if m in ("dopri8", "tsit5") else ()) for m in RUNGE_KUTTA])
 def test_gradcheck_of_state_parameters_args_and_times(method: str, adjoint: str) -> None:
     net = MLP(2)
     names = list(dict(net.named_parameters()))

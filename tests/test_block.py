@@ -109,7 +109,7 @@ ORDERS = {"euler": 1, "midpoint": 2, "ralston": 2, "rk4": 4, "backward_euler": 1
 
 @pytest.mark.parametrize("adjoint", ["direct", "reversible", "backsolve"])
 @pytest.mark.parametrize("method", ORDERS)
-@pytest.mark.parametrize("t", [(0.0, 1.0), (1.0, 0.0)], ids=["rising", "falling"])
+@pytest.mark.parametrize("t", [pytest.param((0.0, 1.0), marks=pytest.mark.slow, id="rising"), pytest.param((1.0, 0.0), id="falling")])
 def test_moving_weights_are_read_at_the_times_of_the_stages_whichever_way_a_step_goes(method: str, adjoint: str, t: Any) -> None:
     if adjoint != "direct" and not isinstance(METHODS[method], Tableau):
         pytest.skip("these steps cannot be taken backwards")

@@ -38,13 +38,14 @@ def gradients(f: nn.Module, y0: Tensor, **options: Any) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("adjoint", ["direct", "checkpoint", CheckpointAdjoint(slots=1), CheckpointAdjoint(memory="64KiB")], ids=str)
-@pytest.mark.parametrize("method", ["euler", "rk4"])
+@pytest.mark.parametrize("method", ["euler", pytest.param("rk4", marks=pytest.mark.slow)])
 def test_gradients_are_those_of_the_plain_solve(method: str, adjoint: Any) -> None:
     f, y0 = Field(), torch.randn(2, 3, dtype=torch.float64)
     plain = gradients(f, y0, method=method, steps=7, adjoint="direct")
     torch.testing.assert_close(gradients(f, y0, method=method, steps=7, adjoint=adjoint, compile=FAST), plain, rtol=1e-12, atol=1e-13)
 
 
+@pytest.mark.slow
 def test_generated_code_has_the_gradients_of_the_plain_solve() -> None:
     f, y0 = Field(), torch.randn(2, 3, dtype=torch.float64)
     plain = gradients(f, y0, steps=4, method="midpoint", adjoint="direct")
@@ -95,6 +96,7 @@ def test_dropout_is_the_same_in_both_passes() -> None:
     assert (gradients(f, y0, steps=6, compile=FAST)[0] - found[0][0]).abs().max() > 1e-3  # it does draw
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adjoint", ["direct", "checkpoint"])
 def test_a_coupled_block_with_norms_per_step(adjoint: str) -> None:
     plain = resnet4(block="coupled", steps=4, adjoint=adjoint).double()
@@ -129,6 +131,7 @@ def test_gradients_of_times() -> None:
     torch.testing.assert_close(found[1], found[0], rtol=1e-11, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_a_recorded_grid_is_cut_into_runs_too() -> None:
     f, y0 = Field(), torch.randn(2, 3, dtype=torch.float64)
     nodes = [0.0, 0.1, 0.3, 0.5, 0.9, 1.2, 2.0]
@@ -147,6 +150,7 @@ def test_tensors_with_a_history_in_a_closure_are_served() -> None:
         odeint(func, y0, [0.0, 1.0], steps=6, compile=FAST, adjoint=CheckpointAdjoint(slots=1))
 
 
+@pytest.mark.slow
 @torch._dynamo.config.patch(recompile_limit=2)
 def test_more_shapes_than_torch_compiles_run_with_a_word() -> None:
     f = Field()
@@ -167,6 +171,7 @@ def test_what_cannot_be_compiled_runs_with_a_word() -> None:
     odeint(by_value, y0, [0.0, 1.0], steps=4, compile=FAST)  # said once
 
 
+@pytest.mark.slow
 def test_second_derivatives_are_refused() -> None:
     y0 = torch.randn(2, 3, dtype=torch.float64, requires_grad=True)
     for adjoint in ("direct", "checkpoint", CheckpointAdjoint(slots=1)):

@@ -202,10 +202,14 @@ def assert_cell(cell: str, found: list[Tensor], expected: list[Tensor], low_prec
         torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance * b.abs().max().item())
 
 
+def slowly(column: str, adjoint: str) -> Any:
+    """Each compiles for seconds."""
+    return pytest.mark.slow if column.startswith("compile") and adjoint not in ("direct", "checkpoint") else ()
+
+
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*deprecated")  # torch's own decompositions
 @pytest.mark.filterwarnings("ignore:ReversibleAdjoint found y0 again:RuntimeWarning")  # in 8 and 11 bits
-@pytest.mark.parametrize("adjoint", ADJOINTS)
-@pytest.mark.parametrize("column", RUNS)
+@pytest.mark.parametrize(("column", "adjoint"), [pytest.param(c, a, marks=slowly(c, a)) for c in RUNS for a in ADJOINTS])
 def test_every_cell_of_the_table(column: str, adjoint: str) -> None:
     cell, run = MATRIX[column][adjoint], RUNS[column]
     if cell == "error":
@@ -215,6 +219,7 @@ def test_every_cell_of_the_table(column: str, adjoint: str) -> None:
         assert_cell(cell, run(ADJOINTS[adjoint]), run(reference(adjoint)), low_precision="autocast" in column)
 
 
+@pytest.mark.slow
 def test_a_whole_coupled_network_compiles_to_the_same_gradients() -> None:
     torch._dynamo.reset()
     network = resnet4(block="coupled").double()
@@ -264,6 +269,7 @@ def distributed(rank: int, folder: str) -> None:
     os._exit(0)  # gloo's threads may abort a process that takes its time to end
 
 
+@pytest.mark.slow
 def test_two_processes_get_the_gradients_of_one(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(distributed, (str(tmp_path),), nprocs=2)  # pyright: ignore[reportPrivateImportUsage]
     found = torch.load(tmp_path / "found.pt")

@@ -364,6 +364,7 @@ def rank_correlation(a: list[float], b: list[float]) -> float:
     return torch.corrcoef(torch.tensor(ranks, dtype=DOUBLE))[0, 1].item()
 
 
+@pytest.mark.slow
 def test_the_error_tells_where_backsolve_adjoint_fails() -> None:
     cases = [Case.drawn(number) for number in range(40)]
     wrong, foretold = [case.wrong() for case in cases], [case.foretold() for case in cases]

@@ -40,10 +40,15 @@ def run(page: Path) -> list[tuple[str, str]]:
     return pairs
 
 
-with_code = [page for page in PAGES if BLOCK.search(page.read_text())]
+LONG = ("docs/speed.md", "docs/tutorial.md")
+with_code = [
+    pytest.param(page, id=(name := str(page.relative_to(ROOT))), marks=pytest.mark.slow if name in LONG else ())
+    for page in PAGES
+    if BLOCK.search(page.read_text())
+]
 
 
-@pytest.mark.parametrize("page", with_code, ids=lambda page: str(page.relative_to(ROOT)))
+@pytest.mark.parametrize("page", with_code)
 def test_the_code_of_a_page_prints_what_the_page_says(page: Path) -> None:
     for printed, said in run(page):
         assert not said or printed == said

@@ -13,6 +13,7 @@ def is_picture(path: Path) -> bool:
     return path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size < 150_000
 
 
+@pytest.mark.slow
 def test_a_moving_speed_fits_and_predicts_what_a_constant_one_cannot(tmp_path: Path) -> None:
     result = coupled_speed.main(tmp_path / "picture.png", small=True)
     assert result["c0 error"] < 1e-6 and result["p error"] < 1e-6
@@ -21,6 +22,7 @@ def test_a_moving_speed_fits_and_predicts_what_a_constant_one_cannot(tmp_path: P
     assert is_picture(tmp_path / "picture.png")
 
 
+@pytest.mark.slow
 def test_a_carried_field_is_wrong_by_the_order_of_its_scheme(tmp_path: Path) -> None:
     result = advection_1d.main(tmp_path / "picture.png", small=True)
     orders = {"upwind1": 1, "central2": 2, "upwind3": 3, "central4": 4, "weno5": 5, "central6": 6}

@@ -13,6 +13,7 @@ def is_picture(path: Path) -> bool:
     return path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size < 150_000
 
 
+@pytest.mark.slow
 def test_well_scaled_convolutions_come_back_and_unscaled_ones_do_not(tmp_path: Path) -> None:
     result = irreversibility.main(tmp_path / "picture.png", small=True)
     for name in irreversibility.PICTURED:
@@ -39,6 +40,7 @@ def test_a_decay_is_missed_by_exp_lambda_squared_times_what_the_solver_left() ->
     assert max(lines.found["to 0"]) < 1e-4  # floating point keeps the relative accuracy of what tends to 0
 
 
+@pytest.mark.slow
 def test_a_residual_block_is_one_euler_step_and_not_the_flow(tmp_path: Path) -> None:
     result = residual_is_euler.main(tmp_path / "picture.png", small=True)
     assert result["networks equal"] == 1

@@ -15,6 +15,7 @@ from examples.runs import RunError
 from models import squeezenext
 
 
+@pytest.mark.slow
 def test_memory_and_work_are_those_of_the_table(tmp_path: Path) -> None:
     result = memory_and_work.main(tmp_path / "picture.png", tmp_path / "schedules.png", small=True)
     slopes = {"store all": 1, "state per step": 1, "memory=1MiB": 0, "slots=8": 0, "reversible": 0, "reverse solve": 0}
@@ -45,6 +46,7 @@ def test_memory_and_work_are_those_of_the_table(tmp_path: Path) -> None:
     assert {kind: result[f"{kind}, evaluations"] for kind in evaluations} == evaluations
 
 
+@pytest.mark.slow
 def test_the_reverse_solve_trains_with_a_wrong_gradient_and_the_exact_one_with_the_right_one(tmp_path: Path) -> None:
     result = training_comparison.main(tmp_path / "picture.png", small=True)
     for variant in training_comparison.VARIANTS:

@@ -24,6 +24,7 @@ def test_kernels_grow_blur_and_come_back(tmp_path: Path) -> None:
     assert (tmp_path / "picture.gif").read_bytes().startswith(b"GIF8")
 
 
+@pytest.mark.slow
 def test_a_layer_of_waves_learns_like_a_standing_one(tmp_path: Path) -> None:
     result = weights_as_waves.main(tmp_path / "picture.png", epochs=4, share=0.25)
     assert result["static"] > 20 and result["wave"] > 20

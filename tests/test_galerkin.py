@@ -183,6 +183,7 @@ def test_checkpointed_gradients_are_exact(basis: str, size: int) -> None:
         torch.testing.assert_close(ends[1][name], grad, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("basis", "size"), BASES[:4])
 def test_transforms_second_derivatives_and_compilation_are_those_of_plain_autograd(basis: str, size: int) -> None:
     torch._dynamo.reset()

@@ -15,6 +15,7 @@ from models import resnet4
 PAGE = Path(__file__).parent.parent / "docs" / "models.md"
 
 
+@pytest.mark.slow
 def test_the_table_of_the_page_is_the_one_printed() -> None:
     (shown,) = re.findall(r"<!-- table -->\n(.*?)\n<!-- end of table -->", PAGE.read_text(), re.DOTALL)
     assert model_table.table() == shown

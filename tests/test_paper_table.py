@@ -15,6 +15,7 @@ from examples.train_cifar import Config as TrainingConfig
 SMALL = ["--models", "resnet4", "--seeds", "0", "1", "--epochs", "1", "--subset", "40", "--recipe=--batch-size 20"]
 
 
+@pytest.mark.slow
 def test_the_table_is_made_run_by_run_and_continued(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "table"
     arguments = [*SMALL, "--out", str(out), "--variants", "residual"]
@@ -41,6 +42,7 @@ def test_the_table_is_made_run_by_run_and_continued(tmp_path: Path, capsys: pyte
     assert "train_cifar.py --resume" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_run_that_diverges_is_told_and_the_others_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "table"
     recipe = "--recipe=--batch-size 20 --lr 1e30"

@@ -417,6 +417,7 @@ def test_flows_stay_float32() -> None:
         torch.testing.assert_close(flow.double(), equation.flow(u.double(), TIMES), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["advection by a function", "inflow", "diffusion between walls", "all three", "burgers"])
 def test_equations_compile_whole(name: str) -> None:
     equation = KINDS[name]()

@@ -52,7 +52,8 @@ def options(data: Path, run: Path, *more: str) -> list[str]:
     return [*fixed, "--schedule", "paper", "--device", "cpu", "--out", str(run), *more]
 
 
-@pytest.mark.parametrize("accumulate", [pytest.param("1", marks=pytest.mark.slow), "2"])
+@pytest.mark.parametrize("accumulate", ["1", "2"])
+@pytest.mark.slow
 def test_two_processes_take_the_steps_of_one(accumulate: str, data: Path, tmp_path: Path) -> None:
     finished(launch(FIVE_STEPS, str(data), str(tmp_path / "one"), "1"))
     finished(torchrun(FIVE_STEPS, str(data), str(tmp_path / "two"), accumulate))
@@ -103,6 +104,7 @@ def test_the_accuracy_is_that_of_all_test_images(data: Path, tmp_path: Path) -> 
     assert json.loads((run / "result.json").read_text())["test_accuracy"] == pytest.approx(100 * right / 99)
 
 
+@pytest.mark.slow
 def test_a_lost_rank_ends_the_others(data: Path, tmp_path: Path) -> None:
     """Without torchrun's agent, which would end them itself."""
     with socket.socket() as free:

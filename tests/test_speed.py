@@ -50,6 +50,7 @@ def test_no_more_bytes_are_held_than_by_hand(name: str, kernels: int) -> None:
     assert bytes_of(name, "checkpoint") <= per_step + little < 0.85 * loop
 
 
+@pytest.mark.slow
 def test_memory_is_flat_for_fixed_slots_and_linear_for_the_rest() -> None:
     rows = measured([{"steps": steps} for steps in (16, 64, 256)], quick=True)
     found = {c: slope([16, 64, 256], [row["bytes"] for row in rows if row["contender"] == c]) for c in ("direct", "checkpoint", "8 slots")}

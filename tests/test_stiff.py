@@ -168,6 +168,7 @@ def test_what_they_refuse() -> None:
         DenseOperator(torch.zeros(3, 4))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:FutureWarning")  # torch's own forward mode uses it
 @pytest.mark.parametrize("method", ["etdrk4", "imex2"])
 def test_whole_solves_compile_and_vectorise(method: str) -> None:

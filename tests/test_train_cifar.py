@@ -123,7 +123,10 @@ def brief(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
+QUICK = ("second epoch", "checkpoint half written")
+
+
+@pytest.mark.parametrize("moment", [pytest.param(m, marks=() if m in QUICK else pytest.mark.slow) for m in MOMENTS])
 def test_killed_and_resumed_it_ends_with_the_same_weights(moment: str, small: Path, brief: Path, tmp_path: Path) -> None:
     run = tmp_path / "killed"
     status, out = killed(moment, *options(small, run, "--epochs", "2", "--subset", "100"))
@@ -134,6 +137,7 @@ def test_killed_and_resumed_it_ends_with_the_same_weights(moment: str, small: Pa
     assert not list(run.glob(".*"))
 
 
+@pytest.mark.slow
 def test_killed_while_it_keeps_what_it_downloaded_it_leaves_no_run_and_no_cache(
     small: Path, brief: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -226,6 +230,7 @@ def test_an_average_of_the_weights_is_what_is_tested_and_saved(small: Path, tmp_
         assert layer["tau"]["end"] == pytest.approx(last[key].item())
 
 
+@pytest.mark.slow
 def test_every_other_option_trains(small: Path, tmp_path: Path) -> None:
     more = ["--epochs", "1", "--subset", "50", "--label-smoothing", "0.1", "--cutout", "8", "--tensorboard", "--no-channels-last"]
     train_cifar.main(options(small, tmp_path / "a", *more, "--precision", "bfloat16", "--dynamics", "chebyshev", "--slots", "1"))

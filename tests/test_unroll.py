@@ -70,7 +70,7 @@ def assert_same(block: nn.Module, plain: nn.Module, z: Tensor) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("t", [(0.0, 1.0), (1.0, 3.0), (2.0, 0.0)])
-@pytest.mark.parametrize("method", ["euler", "midpoint", "rk4", "dopri5", "dopri8"])
+@pytest.mark.parametrize("method", ["euler", "midpoint", "rk4", "dopri5", pytest.param("dopri8", marks=pytest.mark.slow)])
 def test_outputs_are_the_blocks_to_the_bit(method: str, t: Any, dtype: torch.dtype) -> None:
     z, options = image(dtype), {"steps": 3, "method": method, "t": t}
     for f in (Branch(), Counted()):
