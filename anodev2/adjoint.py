@@ -399,5 +399,5 @@ class _FirstOrderOnly(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> Any:
-        cure = "" if ctx.what == "an event" else "; solve with adjoint='direct' for that"
+        cure = "" if ctx.what == "an event" else "; solve with adjoint='direct' or 'checkpoint' (a state per step) for that"
         raise RuntimeError(f"a second derivative through {ctx.what} is not available{cure}")

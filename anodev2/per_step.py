@@ -143,7 +143,7 @@ class Frame:
         else:
             self.y = [leaf.detach() if solve.outer is None else solve.outer[0](leaf.detach()) for leaf in y]
         self.versions = versions(y)
-        self.live: list[Tensor] | None = []
+        self.live: list[Tensor | None] | None = []
         self.saved: list[Kind] = []
         self.at: list[int] = []  # versions of these when they were saved
         self.now: list[int] = []  # and as they have been redone
@@ -161,7 +161,7 @@ class Frame:
         live = self.live or []
         for place in reversed(range(len(live))):
             tensor = live[place]
-            if self._is_result(tensor):
+            if tensor is not None and self._is_result(tensor):
                 self.samples.append((place, sample(tensor)))
                 if not everything:
                     break
@@ -180,7 +180,7 @@ class Frame:
 
     def hold(self) -> None:
         """Keep what was saved, apart from its nodes: a result that holds itself would never be freed."""
-        live = [tensor.detach() for tensor in self.live or ()]
+        live: list[Tensor | None] = [None if tensor is None else tensor.detach() for tensor in self.live or ()]
         self.let_go()
         self.live = live
         self.now = self.at
@@ -192,16 +192,19 @@ class Frame:
 
     def tensor(self, place: int) -> Tensor:
         """What was saved at this place, redone where it is gone."""
-        if self.live is None:
+        if self.live is None or self.live[place] is None:
             self.redo()
         assert self.live is not None
         tensor = self.live[place]
+        assert tensor is not None
         if self.running:  # a derivative inside f
             return tensor
         if tensor._version != self.now[place]:  # with hooks autograd does not look
             raise RuntimeError(
                 f"{MODIFIED}: a tensor of shape {tuple(tensor.shape)} is at version {tensor._version}, not {self.now[place]}"
             )
+        if not torch._C._autograd._get_current_graph_task_keep_graph():  # pyright: ignore[reportAttributeAccessIssue]
+            self.live[place] = None  # nobody will ask again
         return tensor
 
     def state(self) -> tuple[list[Tensor], list[Tensor]]:
@@ -329,12 +332,12 @@ def unpack(packed: tuple[Any, int, int]) -> Tensor:
 def _refuse_kept(*_: Tensor) -> Any:
     raise ValueError(
         "func keeps a tensor with a history outside itself, and in a backward pass has put that of a redone step in its place, which "
-        "has no history before it; use what is kept before that backward pass, make it part of the state, or solve with adjoint='direct'"
+        "has no history before it; use what is kept before that backward pass and clear it after, make it part of the state, or solve with 'direct'"
     )
 
 
-def _kinds(live: Sequence[Tensor]) -> list[Kind]:
-    return [(tensor.shape, tensor.dtype) for tensor in live]
+def _kinds(live: Sequence[Tensor | None]) -> list[Kind]:
+    return [(tensor.shape, tensor.dtype) for tensor in live if tensor is not None]
 
 
 def _reaches_back(ends: Leaves, origin: int, since: int, starts: set[Any]) -> bool:
@@ -351,12 +354,12 @@ def _reaches_back(ends: Leaves, origin: int, since: int, starts: set[Any]) -> bo
     return False
 
 
-def bytes_saved(live: list[Tensor], around: list[Any], recording: Recording) -> int:
+def bytes_saved(live: list[Tensor | None], around: list[Any], recording: Recording) -> int:
     """Of what a step saved, apart from states and constants."""
     sizes = {
         storage(tensor): tensor.untyped_storage().nbytes()
         for tensor in live
-        if tensor.layout is torch.strided and not isinstance(tensor._base, nn.Parameter)
+        if tensor is not None and tensor.layout is torch.strided and not isinstance(tensor._base, nn.Parameter)
     }
     for tensor in around:
         if isinstance(tensor, Tensor):
