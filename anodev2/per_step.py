@@ -331,8 +331,9 @@ def unpack(packed: tuple[Any, int, int]) -> Tensor:
 
 def _refuse_kept(*_: Tensor) -> Any:
     raise ValueError(
-        "func keeps a tensor with a history outside itself, and in a backward pass has put that of a redone step in its place, which "
-        "has no history before it; use what is kept before that backward pass and clear it after, make it part of the state, or solve with 'direct'"
+        "func keeps a tensor with a history outside itself, and in a backward pass has put that of a redone step in its place, which has "
+        "no history before it; use what is kept before that backward pass and clear it after, make it part of the state, or solve with "
+        "adjoint='direct'"
     )
 
 

@@ -150,7 +150,8 @@ def uniform_grid(t: Any, steps: int | None = None, step_size: float | None = Non
     if (steps is None) == (step_size is None):
         given = "neither" if steps is None else "both"
         raise ValueError(
-            f"a fixed-step method needs either steps (per interval of t) or step_size, got {given}; e.g. steps=10, or method='dopri5', which finds its steps"
+            f"a fixed-step method needs either steps (per interval of t) or step_size, got {given}; e.g. steps=10, or method='dopri5' "
+            "without either, which finds its steps"
         )
     if steps is not None:
         return Grid(times, (as_count("steps", steps),) * (len(times) - 1))

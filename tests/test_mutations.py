@@ -148,7 +148,7 @@ MUTATIONS = {
         "per_step.py",
         "not Counter(self.whole[0].saved) - Counter(frame.saved) and ",
         "",
-        "test_faithful.py::test_whatever_happens_in_a_place",
+        "test_outside.py::test_a_cache_that_the_first_step_fills_may_have_no_gradient",
     ),
     "a first step that later ones reach back into let go": (
         "per_step.py",
@@ -315,7 +315,7 @@ MUTATIONS = {
         "reach.py",
         "for cell in function.__closure__ or ():",
         "for cell in ():",
-        "test_faithful.py::test_whatever_happens_in_a_place[closure]",
+        "test_outside.py::test_flags_of_a_module_in_a_closure_are_those_of_the_forward_pass",
     ),
     "gradients asked of a state that wants none": (
         "slots.py",

@@ -221,6 +221,39 @@ def test_every_backward_pass_of_a_reverse_solve_looks_whether_f_has_changed() ->
         loss.backward()
 
 
+@pytest.mark.parametrize("adjoint", WHOLE, ids=str)
+def test_a_cache_that_the_first_step_fills_may_have_no_gradient(adjoint: Any) -> None:
+    gradients = []
+    for mode in ("direct", adjoint):
+        w, y, cache = weight(), STATE.clone().requires_grad_(), {}
+
+        def f(t: Tensor, y: Tensor, w: Tensor = w, cache: dict[str, Tensor] = cache) -> Tensor:
+            if not cache:
+                cache["kernel"] = torch.exp(0.3 * w).detach()
+            return torch.tanh(y @ cache["kernel"]) @ w
+
+        odeint(f, y, [0.0, 1.0], method="euler", steps=4, adjoint=mode)[-1].sum().backward()
+        gradients.append((y.grad, w.grad))
+    assert all(map(torch.equal, *gradients))
+
+
+def held_by_closure(net: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
+    return lambda t, y: torch.tanh(net(y))
+
+
+@pytest.mark.parametrize("adjoint", [*WHOLE, SLOTS], ids=str)
+def test_flags_of_a_module_in_a_closure_are_those_of_the_forward_pass(adjoint: Any) -> None:
+    gradients = []
+    for mode in ("direct", adjoint):
+        torch.manual_seed(0)
+        y, net = STATE.clone().requires_grad_(), nn.Sequential(nn.Linear(3, 3, dtype=D), nn.Dropout(0.4))
+        loss = odeint(held_by_closure(net), y, [0.0, 1.0], method="euler", steps=4, adjoint=mode)[-1].sum()
+        net.eval()
+        gradients.append(torch.autograd.grad(loss, [y, *net.parameters()]))
+        assert not net.training
+    assert all(torch.allclose(a, b, rtol=1e-13) for a, b in zip(*gradients, strict=True))
+
+
 SHAPED: dict[str, Callable[[nn.ModuleDict, Tensor], Tensor]] = {
     "transposed": lambda nets, y: nets["qkv"](y)[..., :4].mT.reshape(2, 20).sin().view(2, 5, 4),
     "expanded": lambda nets, y: torch.tanh(nets["qkv"](y)[:, :1, :4].expand(2, 5, 4).reshape(2, 5, 4)),
