@@ -714,7 +714,7 @@ for line in sys.stdin:
         sys.path.insert(0, where)
         out = os.open("out.txt", os.O_WRONLY | os.O_CREAT)
         os.dup2(out, 1), os.dup2(out, 2)
-        os._exit(pytest.main(["-q", "-x", "-p", "no:cacheprovider", f"tests/{test}"]))
+        os._exit(pytest.main(["-q", "-x", "-p", "no:cacheprovider", *(["-m", ""] if "::" in test else []), f"tests/{test}"]))
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 
