@@ -27,6 +27,7 @@ from .solvers import Leaves
 from .stepping import Time, wants_grad
 
 Grads = list[Tensor | None]
+SEEN_AS_THEY_ARE = {"shape", "dtype", "device", "ndim", "layout", "is_cuda", "_version"}  # the same of a tensor and of its stand-in
 Kinds = tuple[tuple[str, ...], tuple[int, ...]]  # of nodes: their names and edges
 
 
@@ -57,6 +58,8 @@ class Captured(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        if getattr(getattr(func, "__self__", None), "__name__", None) in SEEN_AS_THEY_ARE:
+            return func(*args)
         with torch._C.DisableTorchFunction():  # the mode of a solve around this one would show its own stand-ins
             args, kwargs = self._swap(args), {name: self._swap(value) for name, value in (kwargs or {}).items()}
         return func(*args, **kwargs)
@@ -123,8 +126,8 @@ class Captured(TorchFunctionMode):
         return end, slopes, kinds, saved
 
     def end(self, y: Leaves, take: Callable[[list[Tensor]], list[Tensor]]) -> list[Tensor]:
-        """What ``take`` makes of y, by the kernels of a pass with a graph."""
-        with torch.enable_grad(), saved_apart(), self.hidden:
+        """What ``take`` makes of y, by the kernels of a pass with a graph; nothing is differentiated, so nothing stands in."""
+        with torch.enable_grad(), saved_apart():
             return [leaf.detach() for leaf in take([leaf.detach().requires_grad_() for leaf in y])]
 
     def original(self, time: Time) -> Time:
