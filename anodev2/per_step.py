@@ -87,14 +87,19 @@ class PerStep:
         self.frame = frame = Frame(self, take, y, self.frame)
         self.began = self.began[0], sequence_number(), {leaf.grad_fn for leaf in (*y, *(first or ()))}
 
+        holders: list[Any] = [frame]
+
         def advanced() -> None:
-            frame.advancing = len(frame.at)
+            frame.advancing, holders[0] = len(frame.at), Estimate(frame)
+            frame.estimate = weakref.ref(holders[0])
             between()
 
         assert frame.live is not None
         quietly = compilers_own_warnings_ignored() if self.recording.opaque else nullcontext()
-        with quietly, saved_tensors_hooks(packer(frame, frame.live, frame.at), unpack):
-            return take(y, first, advanced)
+        with quietly, saved_tensors_hooks(packer(holders, frame.live, frame.at), unpack):
+            found = take(y, first, advanced)
+        holders[0] = frame
+        return found
 
     def _settle(self, step: Step, y: Leaves) -> None:
         """The step just taken is accepted: what it holds, and who lets go for it."""
@@ -102,7 +107,9 @@ class PerStep:
         assert frame is not None and self.march is not None
         steps = len(stepping) if isinstance(stepping, Grid) else step.index + 1
         last = step.index + 1 == steps if isinstance(stepping, Grid) else numbers((step.time(1.0),)) == numbers(stepping.times[-1:])
-        if last or self.march.first is None:
+        if last:
+            self.march.first = None
+        if self.march.first is None:
             frame.forget_estimate()
         frame.last = last
         frame.end(y, everything=last or self.march.wants(step.index + 1))
@@ -130,8 +137,8 @@ class Frame:
     """One step: the state before it, what it saved, and these tensors while it runs or has been redone."""
 
     __slots__ = (
-        "__weakref__", "advancing", "at", "before", "bytes", "kinds", "last", "live", "now", "place", "running", "samples", "saved",
-        "solve", "take", "versions", "y",
+        "__weakref__", "advancing", "at", "before", "bytes", "estimate", "kinds", "last", "live", "now", "place", "running", "samples",
+        "saved", "solve", "take", "versions", "y",
     )  # fmt: skip
 
     def __init__(self, solve: PerStep, take: Take, y: Leaves, before: Frame | None) -> None:
@@ -149,11 +156,12 @@ class Frame:
         self.now: list[int] = []  # and as they have been redone
         self.samples: list[tuple[int, Tensor]] = []
         self.advancing: int | None = None  # how many had been saved when the next state was there
+        self.estimate: weakref.ref[Estimate] | None = None  # what holds those that were saved afterwards
         self.bytes, self.running, self.last = 0, True, False
 
     def forget_estimate(self) -> None:
-        """What only the estimate of the error saved has no nodes any more."""
-        if self.advancing is not None and self.live is not None:
+        """What only the estimate of the error saved has no nodes any more, unless f keeps something of it."""
+        if self.estimate is not None and self.estimate() is None and self.live is not None:
             del self.live[self.advancing :], self.at[self.advancing :]
 
     def end(self, y: Leaves, everything: bool) -> None:
@@ -234,7 +242,7 @@ class Frame:
         with torch.enable_grad():
             leaves, y = self.state()
             watching = solve.recording.watching(y) if self.last else nullcontext()
-            with solve.recording.replaying(self.place), watching, saved_tensors_hooks(packer(live, live, at, len(self.at)), unpack):
+            with solve.recording.replaying(self.place), watching, saved_tensors_hooks(packer([live], live, at, len(self.at)), unpack):
                 try:
                     self.take(y)
                 except BaseException:  # TorchScript makes another of _Complete
@@ -272,7 +280,14 @@ class Frame:
             raise RuntimeError(f"{MODIFIED}: a tensor of shape {tuple(odd[0].shape)}, of which func saves a derivative")
 
 
-def packer(holder: Any, live: list[Any], at: list[int], wanted: int = -1) -> Callable[[Tensor], tuple[Any, int, int]]:
+class Estimate:
+    """Stands for a frame where a stage that only estimates the error saves something, and lives as long as that may be asked for."""
+
+    def __init__(self, frame: Frame) -> None:
+        self.frame = frame
+
+
+def packer(holders: list[Any], live: list[Any], at: list[int], wanted: int = -1) -> Callable[[Tensor], tuple[Any, int, int]]:
     """What gives a saved tensor a place in ``live``, its version in ``at``; parameters and their views stay references."""
 
     def pack(tensor: Tensor) -> tuple[Any, int, int]:
@@ -282,7 +297,7 @@ def packer(holder: Any, live: list[Any], at: list[int], wanted: int = -1) -> Cal
         at.append(tensor._version)
         if len(at) == wanted and stoppable(sys._getframe(1)):
             raise _Complete
-        return holder, len(at) - 1, 0
+        return holders[0], len(at) - 1, 0
 
     return pack
 
@@ -320,6 +335,8 @@ def unpack(packed: tuple[Any, int, int]) -> Tensor:
     holder, place, version = packed
     if type(holder) is Frame:
         return holder.tensor(place)
+    if type(holder) is Estimate:
+        return holder.frame.tensor(place)
     if place < 0:
         if holder._version != version:  # with hooks autograd does not look
             raise RuntimeError(f"{MODIFIED}: a parameter of shape {tuple(holder.shape)} is at version {holder._version}, not {version}")

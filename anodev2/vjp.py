@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import lru_cache
+from operator import is_
 from typing import Any
 
 import torch
@@ -46,7 +47,9 @@ class Captured(TorchFunctionMode):
         self.leaves: dict[int, Tensor] = {}
         self.older: dict[int, tuple[Tensor, Tensor]] = {}
         structure = structure_of(args)
-        self.args = build(structure, [self._swap(leaf) for leaf in leaves_of(args, structure)])
+        leaves = leaves_of(args, structure)
+        swapped = [self._swap(leaf) for leaf in leaves]
+        self.args = args if all(map(is_, leaves, swapped)) else build(structure, swapped)  # f may write to containers among them
         times = tuple(self._swap(time) for time in problem.stepping.times)
         self.problem = replace(problem, stepping=replace(problem.stepping, times=times)) if any(map(wants_grad, times)) else problem
 

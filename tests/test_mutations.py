@@ -132,6 +132,18 @@ MUTATIONS = {
         "if False and ((now",
         "test_compiled.py::test_what_compiled_code_writes_to_unseen_is_refused",
     ),
+    "what an estimate of the error saved forgotten though f keeps it": (
+        "per_step.py",
+        "self.estimate is not None and self.estimate() is None",
+        "self.estimate is not None",
+        "test_outside.py::test_a_penalty_kept_in_the_stage_that_estimates_the_error_counts",
+    ),
+    "containers among the arguments copied": (
+        "vjp.py",
+        "args if all(map(is_, leaves, swapped)) else build",
+        "build",
+        "test_outside.py::test_a_container_among_the_arguments_is_the_users_own",
+    ),
     "the last saved tensor compared alone": (
         "per_step.py",
         "                if not everything:",
@@ -258,8 +270,8 @@ MUTATIONS = {
     "tensors with a history not replaced": ("vjp.py", "return self._stand_in(item) if old else item", "return item", "test_reach.py"),
     "arguments with a history not replaced": (
         "vjp.py",
-        "[self._swap(leaf) for leaf in leaves_of(args, structure)]",
-        "leaves_of(args, structure)",
+        "swapped = [self._swap(leaf) for leaf in leaves]",
+        "swapped = leaves",
         "test_compiled.py::test_an_argument_with_a_history_with_slots",
     ),
     "what steps leave taken for what was before": (

@@ -254,6 +254,36 @@ def test_flags_of_a_module_in_a_closure_are_those_of_the_forward_pass(adjoint: A
     assert all(torch.allclose(a, b, rtol=1e-13) for a, b in zip(*gradients, strict=True))
 
 
+@pytest.mark.parametrize("adjoint", WHOLE, ids=str)
+@pytest.mark.parametrize("method", ["bosh3", "dopri5", "heun2"])
+def test_a_penalty_kept_in_the_stage_that_estimates_the_error_counts(method: str, adjoint: Any) -> None:
+    gradients = []
+    for mode in ("direct", adjoint):
+        w, y, penalties = weight(), STATE.clone().requires_grad_(), list[Tensor]()
+
+        def f(t: Tensor, y: Tensor, w: Tensor = w, penalties: list[Tensor] = penalties) -> Tensor:
+            h = torch.tanh(y @ w)
+            penalties.append(h.square().mean())
+            return h
+
+        end = odeint(f, y, [0.0, 1.0], method=method, rtol=1e-3, atol=1e-4, adjoint=mode)[-1]
+        gradients.append(torch.autograd.grad(end.sum() + torch.stack(penalties).sum(), [y, w]))
+    torch.testing.assert_close(*gradients, rtol=1e-13, atol=0)
+
+
+@pytest.mark.parametrize("adjoint", ["direct", "checkpoint", SLOTS, "reversible"], ids=str)
+def test_a_container_among_the_arguments_is_the_users_own(adjoint: Any) -> None:
+    counted = {"calls": [0]}
+
+    def f(t: Tensor, y: Tensor, own: dict[str, list[int]]) -> Tensor:
+        own["calls"][0] += 1
+        assert own["calls"] is counted["calls"]
+        return -y
+
+    odeint(f, STATE.clone().requires_grad_(), [0.0, 1.0], method="euler", steps=2, args=(counted,), adjoint=adjoint)
+    assert counted == {"calls": [4 if adjoint == "reversible" else 2]}
+
+
 SHAPED: dict[str, Callable[[nn.ModuleDict, Tensor], Tensor]] = {
     "transposed": lambda nets, y: nets["qkv"](y)[..., :4].mT.reshape(2, 20).sin().view(2, 5, 4),
     "expanded": lambda nets, y: torch.tanh(nets["qkv"](y)[:, :1, :4].expand(2, 5, 4).reshape(2, 5, 4)),
