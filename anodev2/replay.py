@@ -33,7 +33,7 @@ from .held import Held, Track
 from .problem import Problem, storage, versions
 from .pytree import leaves_of, structure_of
 from .reach import reach
-from .side_effects import SideEffects
+from .side_effects import Meeting, SideEffects
 from .solvers import Leaves
 
 # A redone step runs the same kernels on the same numbers: what it computes agrees to the bit on most devices, to some units of
@@ -220,7 +220,8 @@ class Recording:
             yield
             for tensor, version, values in before:
                 now = _spread(tensor)
-                if tensor._version != version or ((now != values) & ~((now != now) & (values != values))).any():
+                wrote = now.is_cpu and not torch.equal(now.nan_to_num(), values.nan_to_num())  # by .data; a device would wait
+                if tensor._version != version or wrote:
                     raise _hidden(tensor, "in code that is compiled")
             return
         then = versions(reached)
@@ -348,7 +349,7 @@ class Comparison:
                 continue
             if not (again.is_floating_point() or again.is_complex()):
                 raise changed("came out differently")
-            gap = torch.linalg.vector_norm((again - expected).masked_fill(again == expected, 0), math.inf)
+            gap = torch.linalg.vector_norm((again - expected).nan_to_num_(0.0), math.inf)  # inf - inf too
             size = torch.linalg.vector_norm(expected.nan_to_num(0.0, 0.0, 0.0), math.inf)
             excess = torch.sub(gap, size, alpha=self.recording.tolerance(tensor)).detach()
             if excess.is_cpu:
@@ -392,7 +393,7 @@ def _modified(tensor: Tensor, *_: Tensor) -> Exception:
 @contextmanager
 def _reading_none_of(modified: dict[int, Tensor]) -> Iterator[None]:
     """A step that has nothing to do with these storages."""
-    with SideEffects(among=modified.keys()) as seen:
+    with Meeting(modified.keys()) as seen:
         yield
     if seen.met:
         raise _modified(*(modified[key] for key in seen.met))

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from .problem import storage
 from .solvers import Leaves
@@ -19,11 +20,10 @@ TORCH_OWN = {"aten", "prims", "prim", "fsdp", "c10d", "_c10d_functional"}
 
 
 class SideEffects(TorchDispatchMode):
-    """Notes the tensors from outside that operations read or write, as their schemas say; or which of some storages they ``met``."""
+    """Notes the tensors from outside that operations read or write, as their schemas say."""
 
-    def __init__(self, own: Leaves = (), among: Set[int] | None = None) -> None:
+    def __init__(self, own: Leaves) -> None:
         super().__init__()
-        self.among, self.met = among, set[int]()
         self.made = {storage(tensor) for tensor in own}
         self.outside: dict[int, Tensor] = {}
         self.read: dict[int, tuple[Tensor, int]] = {}
@@ -51,12 +51,8 @@ class SideEffects(TorchDispatchMode):
 
     def _note(self, tensor: Tensor, writes: bool, silent: bool) -> None:
         key = storage(tensor)
-        if self.among is not None:
-            self.met |= self.among & {key}
-        elif key not in self.made and not is_lazy(tensor):
-            self._note_outside(key, tensor, writes, silent)
-
-    def _note_outside(self, key: int, tensor: Tensor, writes: bool, silent: bool) -> None:
+        if key in self.made or is_lazy(tensor):
+            return
         self.outside[key] = tensor
         part = (key, tensor.storage_offset(), tensor.shape) if key != id(tensor) else (key,)  # tensor.data is another object each time
         if writes and (part not in self.written or silent):
@@ -64,3 +60,15 @@ class SideEffects(TorchDispatchMode):
             self.written[part] = (*before[:2], -1 if silent else before[2])
         elif not writes and not tensor.is_inference():
             self.read.setdefault(id(tensor), (tensor, tensor._version))
+
+
+class Meeting(TorchDispatchMode):
+    """Which of some storages operations have ``met``; holds no tensor."""
+
+    def __init__(self, storages: Set[int]) -> None:
+        super().__init__()
+        self.storages, self.met = storages, set[int]()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+        self.met |= self.storages & {storage(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+        return func(*args, **(kwargs or {}))

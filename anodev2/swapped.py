@@ -54,8 +54,7 @@ class Swapped:
                 held.enter_context(lock)
             for module, places in self.places:
                 held.callback(vars(module).__setitem__, "_parameters", module._parameters)
-                vars(module)["_parameters"] = _Seen(module._parameters, {key: weights[name] for key, name in places.items()})
-                vars(module)["_parameters"].saving = saving
+                vars(module)["_parameters"] = _Seen(module._parameters, {key: weights[name] for key, name in places.items()}, saving)
             return self.f(*args, **kwargs)
 
 
@@ -75,10 +74,10 @@ def overlaid(others: list[tuple[nn.Module, dict[str, Any]]]) -> Iterator[None]:
 class _Seen(MutableMapping[str, Any], dict[str, Any]):  # pyright: ignore[reportGeneralTypeIssues] (the compiler wants a dict, and reads what is inside it)
     """A module's ``own`` parameters; with ``others`` in their place, where the thread looks that made it."""
 
-    def __init__(self, own: dict[str, Any], others: dict[str, Any]) -> None:
+    def __init__(self, own: dict[str, Any], others: dict[str, Any], saving: tuple[bool, Any] | None = None) -> None:
         dict.__init__(self, {**own, **others})
         self.own, self.others, self.thread = own, others, threading.get_ident()
-        self.saving: Any = None
+        self.saving = saving  # whether and by what tensors were saved when the weights were swapped in
 
     def mine(self) -> bool:
         return torch.compiler.is_compiling() or threading.get_ident() == self.thread
