@@ -9,10 +9,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from .comparison import Comparison, Sample, changed
 from .march import March, Take
 from .problem import Problem, Run, SolveError, Status, VectorField
 from .pytree import structure_of
-from .replay import Comparison, Recording, changed, sample
+from .replay import Recording
 from .solvers import Leaves
 from .stepping import Adaptive, Control, Grid, Step
 from .vjp import Captured, Grads, Kinds
@@ -34,12 +35,12 @@ class Backsolve:
     def forward(self, y0: Leaves) -> tuple[Run, Leaves]:
         """The wanted states, all of which the way back starts again from."""
         march = March(self.problem, self.captured.args, self.recording, self._attempt, reuse="none")
-        y, self.last = [leaf.detach() for leaf in y0], None
+        y, last = [leaf.detach() for leaf in y0], None
         for step, y_next in march.steps(y):
-            y, self.last = y_next, (step, y, y_next, self.kinds)
-        if self.last is not None:  # users may change what they get in place
-            step, before, after, kinds = self.last
-            self.last = step, [leaf.clone() for leaf in before], [sample(leaf) for leaf in after], kinds
+            y, last = y_next, (step, y, y_next)
+        self.last = None
+        if last is not None:  # users may change what they get in place
+            self.last = last[0], [leaf.clone() for leaf in last[1]], [Sample(leaf) for leaf in last[2]], self.kinds
         self.run = Run(march.outputs(), march.grid, march.status, march.rejected)
         return self.run, [leaf.clone() for state in self.run.states for leaf in state]
 
@@ -68,14 +69,14 @@ class Backsolve:
                     alpha, sums = state[width : 2 * width], state[2 * width :]
         return [*alpha, *(total if place in field.used else None for place, total in enumerate(sums))]
 
-    def _compare(self, step: Step, y: Leaves, expected: Leaves, kinds: Kinds) -> None:
+    def _compare(self, step: Step, y: Leaves, expected: list[Sample], kinds: Kinds) -> None:
         """Redo the last step, to see whether f is what it was."""
         captured = self.captured
         with self.recording.replaying(step.index), self.recording.watching(y):
             end, again, _ = captured.forward(y, lambda start: captured.problem.advance(step, start, captured.args))
         if kinds != again:
             raise changed("led to another graph")
-        Comparison(self.recording).add(end, expected)
+        Comparison(self.recording.low_precision).add(end, expected)
 
     def _solved(self, field: _Augmented, nodes: tuple[float, ...], state: Leaves) -> Leaves:
         """The state at the last of ``nodes``: on these, or adaptively with the tolerances given or those of the pass forward."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import weakref
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from operator import is_
 from typing import Any, Generic, TypeVar
 
@@ -107,8 +107,6 @@ class Held:
 
     def put(self, index: int) -> list[tuple[nn.Module, Own]]:
         """Attributes and buffers as they were at a mark; the modules that had other parameters then, and these."""
-        if self.settled and list(map(id, self._now())) == self.first:
-            return []
         others = []
         for module, plain, sharded, (attributes, buffers, parameters) in zip(
             self.modules, self.plain, self.sharded, self.track[index], strict=True
@@ -125,23 +123,27 @@ class Held:
                 others.append((module, parameters))
         return others
 
-    @contextmanager
-    def replaying(self, index: int) -> Iterator[None]:
-        """As at a mark; as before at the end, whatever happens."""
-        before = [(vars(module).copy(), module._buffers.copy()) for module in self.modules]
-        try:
+    def replay(self, index: int, undo: ExitStack) -> None:
+        """As at a mark, until ``undo`` is over; then as before."""
+        now, before = self._now(), [(vars(module).copy(), module._buffers.copy()) for module in self.modules]
+        undo.callback(self._restore, now, before)
+        if not self.settled or list(map(id, now)) != self.first:
             others = self.put(index)
-            with overlaid(others) if others else ExitStack():
-                yield
-        finally:
-            for module, (was, buffers) in zip(self.modules, before, strict=True):
-                own = vars(module)
-                if not _same(own, was):
-                    attributes = {name: value for name, value in was.items() if name not in FIXED}
-                    for name in [name for name in own if name not in FIXED and name not in attributes]:
-                        del own[name]
-                    own.update(attributes)
-                _become(module._buffers, buffers)
+            if others:
+                undo.enter_context(overlaid(others))
+
+    def _restore(self, now: list[Any], before: list[tuple[Own, Own]]) -> None:
+        again = self._now()
+        if len(now) == len(again) and all(map(is_, now, again)):
+            return
+        for module, (was, buffers) in zip(self.modules, before, strict=True):
+            own = vars(module)
+            if not _same(own, was):
+                attributes = {name: value for name, value in was.items() if name not in FIXED}
+                for name in [name for name in own if name not in FIXED and name not in attributes]:
+                    del own[name]
+                own.update(attributes)
+            _become(module._buffers, buffers)
 
 
 def _parts(module: nn.Module) -> tuple[Own, Own, Own]:

@@ -27,11 +27,12 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
+from .comparison import Comparison, Sample, changed
 from .ferry import Ferry
 from .march import March, Take
 from .problem import Costs, Problem, Run, bytes_of, compilers_own_warnings_ignored, hooks_around, sequence_number, storage, versions
 from .reach import is_library
-from .replay import MODIFIED, Comparison, Recording, changed, sample
+from .replay import MODIFIED, Recording
 from .solvers import Leaves
 from .stepping import Grid, Step, numbers
 
@@ -55,7 +56,7 @@ class PerStep:
         self.outer = hooks_around() if ferry is None else None
         self.march: March | None = None
         self.costs = Costs()
-        self.comparison = Comparison(recording)
+        self.comparison = Comparison(recording.low_precision)
         self.frame: Frame | None = None  # of the last attempt
         self.redone: weakref.ref[Frame] | None = None  # the frame redone last
         self.whole: deque[Frame] = deque()  # those that hold what they saved, oldest first
@@ -154,7 +155,7 @@ class Frame:
         self.saved: list[Kind] = []
         self.at: list[int] = []  # versions of these when they were saved
         self.now: list[int] = []  # and as they have been redone
-        self.samples: list[tuple[int, Tensor]] = []
+        self.samples: list[tuple[int, Sample]] = []
         self.advancing: int | None = None  # how many had been saved when the next state was there
         self.estimate: weakref.ref[Estimate] | None = None  # what holds those that were saved afterwards
         self.bytes, self.running, self.last = 0, True, False
@@ -167,10 +168,12 @@ class Frame:
     def end(self, y: Leaves, everything: bool) -> None:
         """The step has been taken and led to y."""
         live = self.live or []
+        seen = {_part(leaf) for leaf in self.y if isinstance(leaf, Tensor)}
         for place in reversed(range(len(live))):
             tensor = live[place]
-            if tensor is not None and self._is_result(tensor):
-                self.samples.append((place, sample(tensor)))
+            if tensor is not None and _part(tensor) not in seen and self._is_result(tensor):
+                seen.add(_part(tensor))
+                self.samples.append((place, Sample(tensor)))
                 if not everything:
                     break
         self.saved = _kinds(live)
@@ -352,6 +355,11 @@ def _refuse_kept(*_: Tensor) -> Any:
         "no history before it; use what is kept before that backward pass and clear it after, make it part of the state, or solve with "
         "adjoint='direct'"
     )
+
+
+def _part(tensor: Tensor) -> Any:
+    """Which numbers a strided tensor shows."""
+    return storage(tensor), tensor.storage_offset() if tensor.layout is torch.strided else 0, tensor.shape
 
 
 def _kinds(live: Sequence[Tensor | None]) -> list[Kind]:

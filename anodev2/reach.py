@@ -77,11 +77,9 @@ def _inside(item: Any) -> Iterator[Any]:
     elif isinstance(item, partial):
         yield from (item.func, item.args, item.keywords)
     elif isinstance(item, nn.Module):
-        yield from item.parameters(recurse=False)
-        yield from item.buffers(recurse=False)
-        yield from item.children()
+        yield from (part for name in ("_parameters", "_buffers", "_modules") for part in vars(item)[name].values())
         yield from (value for name, value in vars(item).items() if value is not None and (name not in MODULE_FIELDS or value))
-        yield from _inside_class(type(item))
+        yield type(item)
     elif isinstance(item, (classmethod, staticmethod)):
         yield item.__func__
     elif isinstance(item, property):
@@ -94,7 +92,7 @@ def _inside(item: Any) -> Iterator[Any]:
         yield from vars(item).values() if hasattr(item, "__dict__") else ()
         slots = (name for base in type(item).__mro__ for name in getattr(base, "__slots__", ()))
         yield from (getattr(item, name, None) for name in slots)
-        yield from _inside_class(type(item))
+        yield type(item)
 
 
 def _inside_function(function: types.FunctionType) -> Iterator[Any]:

@@ -19,9 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .comparison import Comparison, Sample, changed
 from .held import Track
 from .problem import Costs, Problem, Run, Status, bytes_of
-from .replay import Comparison, Recording, changed, sample
+from .replay import Recording
 from .solvers import Leaves
 from .stepping import Grid, Step
 from .vjp import Captured, Grads, Kinds
@@ -95,7 +96,7 @@ class Undo:
     coupling: float
     costs: Costs = field(default_factory=Costs)
     kinds: Track[Kinds] = field(default_factory=Track)  # of nodes, two per step
-    expected: dict[int, list[Tensor]] = field(default_factory=dict)  # samples of the last increments, by mark
+    expected: dict[int, list[Sample]] = field(default_factory=dict)  # samples of the last increments, by mark
 
     def forward(self, y0: Leaves) -> tuple[Run, Leaves]:
         """The wanted states; y and z at the end, which is all that the way back needs."""
@@ -112,7 +113,7 @@ class Undo:
         end, kinds, _ = captured.forward(y, lambda start: increment(captured.problem, step, backwards, start, captured.args))
         self.kinds.append(kinds if not self.kinds.values or kinds != self.kinds.values[-1] else self.kinds.values[-1])
         mark = self.recording.marks - 1
-        self.expected[mark] = [sample(leaf) for leaf in end]
+        self.expected[mark] = [Sample(leaf) for leaf in end]
         self.expected.pop(mark - 4, None)
         return end
 
@@ -177,7 +178,7 @@ class _Undoing:
                 raise changed("led to another graph")
             values = [leaf.detach() for leaf in graph.end]
             if first:
-                Comparison(self.recording).add(values, self.undone.expected[mark])
+                Comparison(self.recording.low_precision).add(values, self.undone.expected[mark])
             return values, captured.pull_back(graph, seeds, [None] * len(at), self.totals, [True] * len(at))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Mapping, Set
 from typing import Any
 
 from torch import Tensor
@@ -20,10 +20,11 @@ TORCH_OWN = {"aten", "prims", "prim", "fsdp", "c10d", "_c10d_functional"}
 
 
 class SideEffects(TorchDispatchMode):
-    """Notes the tensors from outside that operations read or write, as their schemas say."""
+    """Notes the tensors from outside that operations read or write, as their schemas say; ``values``: copies there are, by id."""
 
-    def __init__(self, own: Leaves) -> None:
+    def __init__(self, own: Leaves, values: Mapping[int, Tensor]) -> None:
         super().__init__()
+        self.values = values
         self.made = {storage(tensor) for tensor in own}
         self.outside: dict[int, Tensor] = {}
         self.read: dict[int, tuple[Tensor, int]] = {}
@@ -56,8 +57,10 @@ class SideEffects(TorchDispatchMode):
         self.outside[key] = tensor
         part = (key, tensor.storage_offset(), tensor.shape) if key != id(tensor) else (key,)  # tensor.data is another object each time
         if writes and (part not in self.written or silent):
-            before = self.written.get(part, (tensor, tensor.detach().clone(), tensor._version))
-            self.written[part] = (*before[:2], -1 if silent else before[2])
+            if part not in self.written:
+                value = self.values[id(tensor)] if id(tensor) in self.values else tensor.detach().clone()
+                self.written[part] = tensor, value, tensor._version
+            self.written[part] = (*self.written[part][:2], -1 if silent else self.written[part][2])
         elif not writes and not tensor.is_inference():
             self.read.setdefault(id(tensor), (tensor, tensor._version))
 

@@ -12,12 +12,13 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
+from .comparison import Comparison, Sample, changed
 from .ferry import Ferry
 from .held import Track
 from .march import March, Take
 from .per_step import TooLarge
 from .problem import Costs, Problem, Run, bytes_of
-from .replay import Comparison, Recording, changed, sample
+from .replay import Recording
 from .schedule import Schedule, Thinning, positions
 from .solvers import Leaves
 from .stepping import Grid, Step
@@ -60,8 +61,8 @@ class Slots:
         self.schedule = Schedule(len(self.grid), kept, self.slots)
         self.state_bytes = bytes_of(y)
         outputs = zip(self.problem.outputs(self.grid), march.outputs(), strict=True)
-        self.expected = {len(self.grid): [sample(leaf) for leaf in y]} | {
-            index: [sample(leaf) for leaf in state] for index, state in outputs
+        self.expected = {len(self.grid): [Sample(leaf) for leaf in y]} | {
+            index: [Sample(leaf) for leaf in state] for index, state in outputs
         }
         self.costs.hold((len(kept) + 1) * self.state_bytes)
         run = Run(march.outputs(), replace(self.grid, times=times), march.status, march.rejected, self.costs)
@@ -83,7 +84,7 @@ class Slots:
         states: dict[int, Leaves] = {at: kept[i * width : (i + 1) * width] for i, at in enumerate(self.schedule.kept)}
         kept.clear()
         totals: Grads = [None] * len(self.captured.sources)
-        comparison = Comparison(self.recording)
+        comparison = Comparison(self.recording.low_precision)
         last = max((at for at, seeds in arriving.items() if any(seed is not None for seed in seeds)), default=0)  # asked for
         y_bar, expected = arriving.get(last, nothing), self.expected[last]
         for index, start, way in replace(self.schedule, steps=last, kept=tuple(at for at in states if at < last)).backward():
@@ -107,7 +108,7 @@ class Slots:
                 if graph.kinds != self.kinds[index]:
                     raise changed("led to another graph")
                 comparison.add(graph.end, expected)
-                expected = [sample(leaf) for leaf in y]
+                expected = [Sample(leaf) for leaf in y]
                 y_bar = self.captured.pull_back(graph, y_bar, here, totals, wants if index == 0 else [True] * width)
         return [*y_bar, *totals]
 

@@ -21,9 +21,10 @@ from torch import Tensor
 from torch.autograd.graph import Node, get_gradient_edge
 from torch.overrides import TorchFunctionMode
 
+from .comparison import changed
 from .problem import Problem, saved_apart, sequence_number, storage
 from .pytree import build, leaves_of, structure_of
-from .replay import Recording, changed
+from .replay import Recording
 from .solvers import Leaves
 from .stepping import Time, wants_grad
 
@@ -35,8 +36,8 @@ Kinds = tuple[tuple[str, ...], tuple[int, ...]]  # of nodes: their names and edg
 class Captured(TorchFunctionMode):
     """What a solve depends on beside its state: leaves, and inner tensors (those with a history), each with its stand-in.
 
-    ``problem`` and ``args`` have stand-ins for times and arguments. As a mode, which is left out where steps are compiled, it hands
-    torch functions those for what f reaches by itself.
+    ``problem`` and ``args`` have stand-ins for times and arguments. As a mode, it hands torch functions those for what f reaches by
+    itself: in the first step, and in all others where there is something of the kind; not where steps are compiled.
     """
 
     def __init__(self, problem: Problem, recording: Recording, args: tuple[Any, ...]) -> None:
@@ -44,6 +45,7 @@ class Captured(TorchFunctionMode):
         self.recording = recording
         self.born = self.since = sequence_number()
         self.closed = False  # nothing new is captured once the pass forward is over
+        self.looking, self.found = True, False  # tensors with a history that f reaches by itself
         self.leaves: dict[int, Tensor] = {}
         self.older: dict[int, tuple[Tensor, Tensor]] = {}
         structure = structure_of(args)
@@ -55,8 +57,8 @@ class Captured(TorchFunctionMode):
 
     @property
     def hidden(self) -> AbstractContextManager[Any]:
-        """The mode, where steps can be looked into."""
-        return nullcontext() if self.recording.opaque else self
+        """The mode, where steps can be looked into and there is something to find."""
+        return self if self.looking and not self.recording.opaque else nullcontext()
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -105,7 +107,17 @@ class Captured(TorchFunctionMode):
         self, y: Leaves, take: Callable[[list[Tensor]], list[Tensor]], weigh: bool = False
     ) -> tuple[list[Tensor], Kinds, tuple[int, int]]:
         """What ``take`` makes of y, the kinds of nodes in its graph, and (where asked) bytes and number of the tensors that these saved."""
-        graph = self.graph(y, take)
+        marks, hidden, counted = self.recording.marks, len(self.older), self.problem.field.evaluations
+        try:
+            graph = self.graph(y, take)
+        except _FurtherBack:
+            if self.looking or self.closed or self.recording.opaque:
+                raise
+            self.looking = True
+            self.recording.retreat(marks - 1)
+            self.problem.field.evaluations = counted
+            graph = self.graph(y, take)
+        self.looking = self.found = self.found or len(self.older) > hidden
         end, kinds = [leaf.detach() for leaf in graph.end], graph.kinds
         saved = graph.saved() if weigh else (0, 0)
         found = graph.dropped()
@@ -122,7 +134,7 @@ class Captured(TorchFunctionMode):
 
         def taken(start: list[Tensor]) -> list[Tensor]:
             end, found = take(start)
-            slopes.extend([k.detach() for k in slope] for slope in found)
+            slopes[:] = [[k.detach() for k in slope] for slope in found]
             return end
 
         end, kinds, saved = self.forward(y, taken, weigh)
@@ -174,7 +186,7 @@ class StepGraph:
                 if id(variable) not in known:
                     self.leaves.append(weakref.ref(variable))
             elif node._sequence_nr() < captured.since:
-                raise ValueError(
+                raise _FurtherBack(
                     f"a tensor that requires grad (a result of {node.name()}) reaches func by a path that cannot be followed; pass it in "
                     "args=(...), or solve with adjoint='direct' or 'checkpoint' with a state per step"
                 )
@@ -212,6 +224,10 @@ class _Probe(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> Any:
         return cotangents
+
+
+class _FurtherBack(ValueError):
+    """The graph of a step goes further back than the step."""
 
 
 def _kept() -> ValueError:

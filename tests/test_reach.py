@@ -12,7 +12,7 @@ import torch
 from test_adjoint import CHECKPOINTS, agree
 from torch import Tensor, nn
 
-from anodev2 import CheckpointAdjoint, odeint
+from anodev2 import CheckpointAdjoint, DirectAdjoint, ReversibleAdjoint, odeint, solve
 from anodev2.reach import reach
 
 GLOBAL = torch.full((3,), 0.5, requires_grad=True)
@@ -205,6 +205,37 @@ def test_a_hidden_tensor_in_a_step_that_needs_nothing_else_has_its_gradient(adjo
 def partly(net: nn.Module, hidden: Callable[[str], Any]) -> Callable[..., Tensor]:
     """The parameters of net are known but unused; what is used is hidden."""
     return lambda t, y: hidden("w") * y + (0 if t < 0.5 else net(y))
+
+
+@pytest.mark.parametrize("adjoint", [CheckpointAdjoint(slots=1), CheckpointAdjoint(slots=3), "reversible"], ids=str)
+def test_a_tensor_with_a_history_that_later_steps_alone_read(adjoint: Any) -> None:
+    """Such a step is taken again once this is known, with all that it did undone: random numbers, statistics, the count."""
+
+    def run(adjoint: Any) -> list[Tensor]:
+        torch.manual_seed(0)
+        w, norm = torch.full((3,), 0.5, dtype=torch.float64, requires_grad=True), nn.BatchNorm1d(3).double()
+        hidden: Any = {"w": w.exp()}.get
+        noisy = lambda y: nn.functional.dropout(norm(y), 0.3)
+        f: Any = lambda t, y: noisy(y) * (torch.ones(()) if 0.2 < t < 0.45 else hidden("w") if t > 0.5 else torch.tanh(y))
+        y0 = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
+        found = solve(f, y0, [0.0, 1.0], method="midpoint", steps=6, adjoint=adjoint)
+        evaluations = found.stats.evaluations_forward
+        found.ys[-1].sum().backward()
+        assert w.grad is not None and y0.grad is not None
+        return [found.ys[-1].detach(), *norm.buffers(), torch.get_rng_state(), torch.tensor(evaluations), w.grad, y0.grad]
+
+    direct = DirectAdjoint() if adjoint != "reversible" else Stored()
+    *exactly, expected, start = run(direct)
+    *found, gradient, own = run(adjoint)
+    assert all(map(torch.equal, exactly, found))
+    torch.testing.assert_close([gradient, own], [expected, start], rtol=1e-12, atol=1e-13)
+
+
+class Stored(ReversibleAdjoint):
+    """The reversible scheme by plain autograd."""
+
+    def solve(self, problem: Any, y0: Any, args: Any) -> Any:
+        return self.stored(problem, y0, args)
 
 
 def test_dict_subclasses_in_args() -> None:

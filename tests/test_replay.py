@@ -125,6 +125,16 @@ def test_batchnorm_statistics_move_once_per_evaluation() -> None:
     assert all(end["norm.num_batches_tracked"] == 2 * 3 * 4 for end in ends)
 
 
+@pytest.mark.parametrize("adjoint", ["checkpoint", CheckpointAdjoint(slots=2), CheckpointAdjoint(memory="1MB"), "reversible"], ids=str)
+def test_statistics_moved_by_another_pass_stay_as_that_left_them(adjoint: Any) -> None:
+    net = Normed()
+    losses = [odeint(net, scale * image(), T, steps=3, adjoint=adjoint).square().sum() for scale in (1.0, 2.0)]
+    left = {name: value.clone() for name, value in net.norm.named_buffers()}
+    for loss in losses:
+        loss.backward()
+        assert all(torch.equal(value, left[name]) for name, value in net.norm.named_buffers())
+
+
 def test_batchnorm_reached_through_a_function_moves_once() -> None:
     def run(net: nn.Module, adjoint: str | Adjoint) -> Tensor:
         return odeint(lambda t, z: -net(t, z), image(), T, steps=3, adjoint=adjoint).square().sum()

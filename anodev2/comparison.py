@@ -1,0 +1,88 @@
+"""Whether a step that is redone is the same step: its values against samples of the first ones."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# A redone step runs the same kernels on the same numbers: what it computes agrees to the bit on most devices, to some units of
+# round-off of the largest element on all.
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}
+LOW_PRECISION_TOLERANCE = 2e-2
+ACCELERATOR_TOLERANCE = 1e-3  # whose sums may be in another order each time
+
+
+class Sample:
+    """A copy of at most about ``SIZE`` elements of a leaf, spread over it in the order in which it lies in memory."""
+
+    SIZE = 256
+
+    def __init__(self, leaf: Tensor) -> None:
+        self.order = None if leaf.is_contiguous() else sorted(range(leaf.ndim), key=leaf.stride, reverse=True)
+        self.values = self.of(leaf).clone()
+
+    def of(self, leaf: Tensor) -> Tensor:
+        """The same elements of another leaf; an odd stride does not run along one column."""
+        flat = (leaf.detach() if self.order is None else leaf.detach().permute(self.order)).reshape(-1)
+        return flat if flat.numel() <= self.SIZE else flat[:: flat.numel() // self.SIZE | 1]
+
+
+class Comparison:
+    """Redone values against samples of the first ones; on a device, which has to be waited for, at the end of the backward pass."""
+
+    def __init__(self, low_precision: bool) -> None:
+        self.low_precision = low_precision
+        self.waiting: dict[Any, list[tuple[Tensor, Tensor, float]]] = {}
+
+    def add(self, found: Sequence[Tensor], samples: Sequence[Sample]) -> None:
+        """Refuse what differs. What has become NaN passes, the gradient will tell."""
+        for tensor, sample in zip(found, samples, strict=True):
+            expected = sample.values
+            if expected.is_meta or not expected.numel() or type(expected) is not Tensor:  # no values
+                continue
+            if expected.is_cuda and torch.cuda.is_current_stream_capturing():
+                continue
+            again = sample.of(tensor)
+            if again.is_cpu:
+                if not torch.equal(again, expected):
+                    _refuse(again, expected, self._tolerance(tensor))
+                continue
+            if not self.waiting:
+                torch.autograd.Variable._execution_engine.queue_callback(self.verify)  # pyright: ignore[reportAttributeAccessIssue]
+            self.waiting.setdefault((again.device, again.dtype), []).append((again.clone(), expected, self._tolerance(tensor)))
+
+    def _tolerance(self, leaf: Tensor) -> float:
+        own = LOW_PRECISION_TOLERANCE if self.low_precision else TOLERANCE.get(leaf.dtype.to_real(), LOW_PRECISION_TOLERANCE)
+        return own if leaf.device.type in ("cpu", "meta") else max(own, ACCELERATOR_TOLERANCE)
+
+    def verify(self) -> None:
+        waiting, self.waiting = self.waiting, {}
+        for group in waiting.values():
+            values = torch.cat([tensor for again, expected, _ in group for tensor in (again, expected)]).cpu()
+            parts = iter(values.split([len(again) for again, _, _ in group for _ in range(2)]))
+            for (*_, tolerance), again, expected in zip(group, parts, parts, strict=True):
+                _refuse(again, expected, tolerance)
+
+
+def _refuse(again: Tensor, expected: Tensor, tolerance: float) -> None:
+    """Numbers that are farther from those expected than the tolerance times the largest of them."""
+    if torch.equal(again, expected):
+        return
+    if again.is_floating_point() or again.is_complex():
+        gap = torch.linalg.vector_norm((again - expected).nan_to_num_(0.0), math.inf)  # inf - inf too
+        if gap <= tolerance * torch.linalg.vector_norm(expected.nan_to_num(0.0, 0.0, 0.0), math.inf):
+            return
+    raise changed("came out differently")
+
+
+def changed(how: str) -> ValueError:
+    """A step redone was not the same step."""
+    return ValueError(
+        f"a step redone in a backward pass {how} than in the forward pass, so its gradient would be wrong: func reads something that "
+        "changed since (a variable, a container, a cache that it filled, a random number from elsewhere than torch generators it holds); "
+        "pass what varies in args=(...), or solve with adjoint='direct'"
+    )

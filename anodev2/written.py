@@ -1,0 +1,127 @@
+"""Tensors that f writes to (BatchNorm's statistics): their values at every mark of a forward pass, put back in place.
+
+Copies are made for all of them together, as each launch costs more than these few numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import compress
+from operator import is_
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from .held import Track
+from .problem import versions
+
+Pair = tuple[Tensor, Tensor]  # a tensor and the values that it had or is to have
+
+
+class Written:
+    """The buffers of some modules, and tensors by themselves that operations were seen to write to.
+
+    The version counters of all of a module's buffers speak for each: BatchNorm's kernel moves running_mean without counting,
+    but num_batches_tracked beside it is counted. A tensor by itself is taken to move in every step.
+    """
+
+    def __init__(self, modules: Sequence[nn.Module]) -> None:
+        self.modules = [module for module in modules if module._buffers]
+        self.alone: list[Tensor] = []
+        self.tracks: list[Track[list[Pair]]] = [Track() for _ in self.modules]
+        self.seen: list[tuple[list[Tensor], list[int]]] = []  # by module, at the last mark
+
+    def groups(self) -> list[list[Tensor]]:
+        """What there is to write to, by module."""
+        every = [module._buffers.values() for module in self.modules]
+        own = [[b for b in buffers if b is not None and not b.requires_grad and not is_lazy(b)] for buffers in every]
+        return own + [[tensor] for tensor in self.alone]
+
+    def tensors(self) -> list[Tensor]:
+        """All of them."""
+        return [tensor for group in self.groups() for tensor in group]
+
+    def add(self, tensor: Tensor, before: Tensor, marks: int) -> None:
+        """One more by itself, with the value that it had at so many marks."""
+        self.alone.append(tensor)
+        self.tracks.append(Track())
+        pairs = [(tensor, before)]
+        for _ in range(marks):
+            self.tracks[-1].append(pairs)
+
+    def moved(self) -> list[bool]:
+        """Which groups did since the last mark."""
+        if not self.seen:
+            return [True] * len(self.tracks)
+        pairs = zip(self.groups()[: len(self.modules)], self.seen, strict=False)
+        own = [len(now) != len(then) or not all(map(is_, now, then)) or versions(now) != counts for now, (then, counts) in pairs]
+        return own + [True] * len(self.alone)
+
+    def mark(self) -> None:
+        """Note the values where they moved."""
+        groups, moved = self.groups(), self.moved()
+        copies = iter(_copies([tensor for group in compress(groups, moved) for tensor in group]))
+        for track, group, now in zip(self.tracks, groups, moved, strict=True):
+            track.append([(tensor, next(copies)) for tensor in group] if now else track.values[-1])
+        self.look()
+
+    def look(self) -> None:
+        """What there is now has the values of the last mark."""
+        self.seen = [(group, versions(group)) for group in self.groups()]
+
+    def pop(self) -> None:
+        """Forget the last mark."""
+        for track in self.tracks:
+            track.pop()
+        self.seen = []
+
+    def retreat(self) -> None:
+        """Put back the values of the last mark."""
+        put([pair for track in compress(self.tracks, self.moved()) for pair in track.values[-1]])
+        self.look()
+
+    def last(self) -> dict[int, Tensor]:
+        """The values at the last mark, by id."""
+        return {id(tensor): value for track in self.tracks for tensor, value in track.values[-1]}
+
+    def around(self, index: int) -> tuple[list[Pair], list[Pair]]:
+        """The values at a mark and those of now; without what had its last values then, and has them now."""
+        if not self.tracks:
+            return [], []
+        then, now, unknown = list[Pair](), dict[int, Pair](), dict[int, Tensor]()
+        for track, group, moved in zip(self.tracks, self.groups(), self.moved(), strict=True):
+            own, last = track[index], track.values[-1]
+            if moved or own is not last:
+                then += own
+                now |= {} if moved else {id(pair[0]): pair for pair in last}
+                unknown |= {id(tensor): tensor for tensor in (*(group if moved else ()), *(tensor for tensor, _ in own))}
+        rest = [tensor for key, tensor in unknown.items() if key not in now]
+        return then, [*now.values(), *zip(rest, _copies(rest), strict=True)]
+
+
+def put(pairs: list[Pair], counts: list[int] | None = None) -> None:
+    """Values in place, uncounted (or counted as given), like BatchNorm's kernel, whose backward does not read it."""
+    if pairs:
+        tensors = [tensor for tensor, _ in pairs]
+        counts = versions(tensors) if counts is None else counts
+        _copy([(tensor.detach(), value) for tensor, value in pairs])
+        torch._C._autograd._unsafe_set_version_counter(tuple(tensors), tuple(counts))  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@torch.no_grad()
+def _copy(pairs: Iterable[Pair]) -> None:
+    """The second of each pair into the first; one launch for all of a kind."""
+    kinds: dict[Any, tuple[list[Tensor], list[Tensor]]] = {}
+    for into, value in pairs:
+        for tensor, group in zip((into, value), kinds.setdefault((into.device, into.dtype), ([], [])), strict=True):
+            group.append(tensor)
+    for into, values in kinds.values():
+        torch._foreach_copy_(into, values)  # pyright: ignore[reportPrivateImportUsage]
+
+
+def _copies(tensors: Sequence[Tensor]) -> list[Tensor]:
+    copies = [torch.empty_like(tensor, requires_grad=False) for tensor in tensors]
+    _copy(zip(copies, tensors, strict=True))
+    return copies
