@@ -20,6 +20,7 @@ from .solvers import FlatField, Leaves, Method, StepFailed
 from .stepping import Adaptive, Grid, Step, Time
 
 Counters = dict[str, int]
+LATEST = 64  # times that are kept as tensors, so that a redone step need not make them again
 
 
 def signature_of(func: Callable[..., Any]) -> inspect.Signature | None:
@@ -130,6 +131,7 @@ class VectorField:
         self.structure = structure
         self.device = y0[0].device
         self.evaluations = 0
+        self.latest: dict[tuple[float, torch.dtype], Tensor] = {}
         self.time_dtype = torch.float32
         for leaf in y0:
             self.time_dtype = torch.promote_types(self.time_dtype, leaf.real.dtype if leaf.is_complex() else leaf.dtype)
@@ -138,7 +140,14 @@ class VectorField:
         """A time as a zero-dimensional tensor beside the state."""
         if isinstance(time, Tensor):
             return time.to(self.device, dtype)
-        return torch.scalar_tensor(time, dtype=dtype, device=self.device)
+        if torch.compiler.is_compiling() or torch.is_inference_mode_enabled():
+            return torch.scalar_tensor(time, dtype=dtype, device=self.device)
+        found = self.latest.get((time, dtype))
+        if found is None or found._version or found.requires_grad:  # func may change what it is given
+            if len(self.latest) == LATEST:
+                self.latest.clear()
+            found = self.latest[time, dtype] = torch.scalar_tensor(time, dtype=dtype, device=self.device)
+        return found
 
     def __call__(
         self, args: tuple[Any, ...], step: Step, stage: int, node: float, y: Leaves, call: CountedCall | None = None

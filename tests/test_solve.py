@@ -183,3 +183,21 @@ def test_a_reversible_solve_is_observed_too() -> None:
     assert (
         found.stats.recomputed == len(found.grid) - 2 and solve(decay, y0, [0.0, 1.0], steps=9, max_steps=3, throw=False).status.step == 3
     )
+
+
+@pytest.mark.parametrize(
+    "change", [lambda t: t.add_(1.0), lambda t: t.unsqueeze_(0), lambda t: t.requires_grad_()], ids=["value", "shape", "flag"]
+)
+@pytest.mark.parametrize("adjoint", ["direct", "checkpoint", "reversible"])
+def test_what_f_does_to_its_time_is_its_own_business(change: Any, adjoint: str) -> None:
+    def f(t: Tensor, y: Tensor) -> Tensor:
+        slope = y * t.detach().clone()
+        change(t)
+        return slope
+
+    y0 = torch.ones(3, dtype=torch.float64, requires_grad=True)
+    ends = []
+    for func in (f, lambda t, y: y * t):
+        y = odeint(func, y0, [0.0, 1.0], method="rk4", steps=4, adjoint=adjoint)[-1]
+        ends.append([y, *torch.autograd.grad(y.sum(), y0)])
+    assert all(map(torch.equal, *ends))
