@@ -1,20 +1,20 @@
 """Coupled neural ODEs: features z(t) and weights theta(t) evolve together, with exact discrete gradients."""
 
 from . import diagnose, testing
-from .adjoint import Adjoint, BacksolveAdjoint, CheckpointAdjoint, DirectAdjoint, ReversibleAdjoint
 from .block import CoupledODEBlock, ODEBlock
-from .compiled import Compile
 from .dynamics import Dynamics, FieldDynamics, Galerkin, NeuralDynamics, ReactionDiffusionAdvection, Static
-from .linear import FourierOperator, LinearOperator
+from .gradients.adjoint import Adjoint, BacksolveAdjoint, CheckpointAdjoint, DirectAdjoint, ReversibleAdjoint
+from .integrate.compiled import Compile
 from .plan import Plan, plan
 from .problem import SolveError, Status
 from .solution import Solution
 from .solve import odeint, solve
 from .solvers import METHODS, BackwardEuler, ImplicitMidpoint, Leapfrog, Method
-from .stability import stability_function
+from .solvers.linear import FourierOperator, LinearOperator
+from .solvers.stability import stability_function
+from .solvers.tableau import Tableau
 from .stepping import Control
 from .system import CoupledSystem
-from .tableau import Tableau
 from .unroll import unroll
 
 __version__ = "0.1.0"

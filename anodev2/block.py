@@ -11,17 +11,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from .adjoint import Adjoint, ReversibleAdjoint, as_adjoint
-from .compiled import Compile, as_compile
 from .dynamics import Dynamics, Theta
+from .gradients.adjoint import Adjoint, ReversibleAdjoint, as_adjoint
+from .integrate.compiled import Compile, as_compile
+from .integrate.functional_call import Swapped
 from .problem import CountedCall
 from .pytree import build
 from .solve import integrate, odeint, stacked
 from .solvers import Method, as_method
+from .solvers.tableau import Tableau
 from .stepping import as_count, as_times, numbers, uniform_grid
-from .swapped import Swapped
 from .system import check_call
-from .tableau import Tableau
 from .unroll import Unrollable, Unrolled, with_weights
 
 

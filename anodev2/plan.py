@@ -8,15 +8,15 @@ from typing import Any
 
 from torch import Tensor
 
-from .adjoint import Adjoint, BacksolveAdjoint, CheckpointAdjoint, DirectAdjoint, ReversibleAdjoint, as_adjoint, mebibytes
+from .gradients.adjoint import Adjoint, BacksolveAdjoint, CheckpointAdjoint, DirectAdjoint, ReversibleAdjoint, as_adjoint, mebibytes
+from .gradients.schedule import Schedule
+from .gradients.vjp import Captured
+from .integrate.recording import untouched
 from .problem import bytes_of
-from .replay import untouched
-from .schedule import Schedule
 from .solve import problem_of
 from .solvers import Method
+from .solvers.tableau import Tableau
 from .stepping import Grid
-from .tableau import Tableau
-from .vjp import Captured
 
 FRAME, NODE, PLACE = 3000, 840, 300  # bytes per step, node and saved tensor, measured on Linux (tests/test_plan.py)
 

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from .linear import LinearOperator, as_operator
 from .pytree import LEAF, Structure, build, leaves_of
 from .solvers import FlatField, Leaves, Method, StepFailed
+from .solvers.linear import LinearOperator, as_operator
 from .stepping import Adaptive, Grid, Step, Time
 
 Counters = dict[str, int]

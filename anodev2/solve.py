@@ -12,18 +12,18 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from .adjoint import Adjoint, CheckpointAdjoint, DirectAdjoint, as_adjoint, transformed
-from .compiled import Compile, as_compile, compiled
-from .dense import Dense
-from .observe import Observer
-from .per_sample import find_grid
+from .events import Observer
+from .gradients.adjoint import Adjoint, CheckpointAdjoint, DirectAdjoint, as_adjoint, transformed
+from .integrate.compiled import Compile, as_compile, compiled
+from .integrate.dense import Dense
+from .integrate.per_sample import find_grid
+from .integrate.recording import untouched
 from .problem import Costs, Problem, SolveError, Status, VectorField
 from .pytree import LEAF, Structure, build, leaves_of, structure_of
-from .replay import untouched
 from .solution import Solution, Stats
 from .solvers import METHODS, Leapfrog, Leaves, Method, RungeKutta, as_method, halves
+from .solvers.tableau import Tableau
 from .stepping import MAX_STEPS, Adaptive, Control, Grid, Step, as_count, as_times, given_grid, numbers, tolerances, uniform_grid
-from .tableau import Tableau
 
 
 def odeint(

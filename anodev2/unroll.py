@@ -17,12 +17,12 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Proxy
 
-from .adjoint import Adjoint, ReversibleAdjoint
+from .gradients.adjoint import Adjoint, ReversibleAdjoint
 from .problem import CountedCall, Counters, Problem, VectorField
 from .pytree import LEAF, Structure, build, leaves_of, structure_of
 from .solvers import Leaves, Method, RungeKutta
+from .solvers.tableau import Tableau
 from .stepping import Grid, Step
-from .tableau import Tableau
 
 
 class Unrollable(nn.Module, ABC):

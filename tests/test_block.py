@@ -22,7 +22,7 @@ from anodev2 import (
     Tableau,
     odeint,
 )
-from anodev2.adjoint import as_adjoint
+from anodev2.gradients.adjoint import as_adjoint
 from anodev2.testing import observed_order
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from anodev2 import METHODS, CheckpointAdjoint, Compile, CoupledODEBlock, ODEBlock, ReactionDiffusionAdvection, Tableau, compiled, odeint
-from anodev2.compiled import Runs
+from anodev2.integrate.compiled import Runs
 from anodev2.solvers import RungeKutta
 from anodev2.stepping import Grid
 from models import resnet4

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from anodev2 import CheckpointAdjoint, odeint
-from anodev2.ferry import Ferry
+from anodev2.gradients.offload import Ferry
 from anodev2.solvers import Leaves
 
 

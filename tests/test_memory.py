@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from anodev2 import Adjoint, BacksolveAdjoint, CheckpointAdjoint, DirectAdjoint, ODEBlock, ReversibleAdjoint, odeint, plan, solve
-from anodev2.replay import Sample
+from anodev2.integrate.recording import Sample
 from examples.live_bytes import LiveBytes
 
 MIB = 2**20

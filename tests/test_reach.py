@@ -13,7 +13,7 @@ from test_adjoint import CHECKPOINTS, agree
 from torch import Tensor, nn
 
 from anodev2 import CheckpointAdjoint, DirectAdjoint, ReversibleAdjoint, odeint, solve
-from anodev2.reach import reach
+from anodev2.integrate.captured import reach
 
 GLOBAL = torch.full((3,), 0.5, requires_grad=True)
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from anodev2 import CheckpointAdjoint
-from anodev2.schedule import Schedule, Thinning, most_slots, positions, redone_by
+from anodev2.gradients.schedule import Schedule, Thinning, most_slots, positions, redone_by
 
 
 def offline(steps: int, slots: int | None) -> Schedule:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from anodev2.schedule import redone_by
+from anodev2.gradients.schedule import redone_by
 from benchmarks.speed.scaling import measured, slope
 from benchmarks.speed.workloads import FIXED, OURS, WORKLOADS, prepare, scaling
 from examples.live_bytes import LiveBytes

@@ -11,7 +11,7 @@ from problems import IMPLICIT, MLP, SPLITTING, Reacting
 from torch import Tensor
 
 from anodev2 import METHODS, Adjoint, BackwardEuler, CheckpointAdjoint, DirectAdjoint, FourierOperator, SolveError, odeint, solve
-from anodev2.linear import DenseOperator, phi_functions
+from anodev2.solvers.linear import DenseOperator, phi_functions
 from anodev2.testing import observed_order
 from pde import Burgers, Grid1D
 

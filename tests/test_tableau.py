@@ -11,7 +11,7 @@ import pytest
 from scipy.integrate import RK23, RK45
 
 from anodev2 import Tableau
-from anodev2.tableau import METHODS, Row, nearest
+from anodev2.solvers.tableau import METHODS, Row, nearest
 
 TABLEAUS = {name: tableau for name, tableau in METHODS.items() if name == tableau.name}
 EMBEDDED = {name: tableau for name, tableau in TABLEAUS.items() if tableau.b_hat is not None}

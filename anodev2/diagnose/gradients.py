@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..adjoint import Adjoint, DirectAdjoint, ReversibleAdjoint, as_adjoint
+from ..gradients.adjoint import Adjoint, DirectAdjoint, ReversibleAdjoint, as_adjoint
 from ..stepping import as_count
 from ..testing import SEED
 from .program import Gradient, Program, Stored, dtype_name, program_of, widened

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ..replay import Recording
+from ..integrate.recording import Recording
 from ..solvers import Leaves
 from ..testing import SEED
 

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..adjoint import Adjoint, DirectAdjoint, ReversibleAdjoint
 from ..block import ODEBlock
+from ..gradients.adjoint import Adjoint, DirectAdjoint, ReversibleAdjoint
+from ..integrate.captured import reach
 from ..problem import Problem, Run, signature_of
 from ..pytree import build, leaves_of, structure_of
-from ..reach import reach
 from ..solve import odeint, problem_of, solve
 from ..solvers import Leaves
 from ..stepping import Adaptive

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from ..block import CoupledODEBlock
+from ..integrate.recording import Recording
 from ..problem import CountedCall, SolveError
 from ..pytree import build, leaves_of, structure_of
-from ..replay import Recording
 from ..solve import integrate, odeint
 from ..solvers import Method, as_method
-from ..stability import StabilityFunction, stability_function
+from ..solvers.stability import StabilityFunction, stability_function
 from ..stepping import as_count, uniform_grid
 from .jacobian import Jacobian, Search, arnoldi, falling, forward_mode
 from .subject import Subject

@@ -12,9 +12,9 @@ from torch.func import functional_call
 
 from ..block import CoupledODEBlock, ODEBlock
 from ..dynamics import Theta
+from ..integrate.recording import Recording
 from ..problem import CountedCall, Counters
 from ..pytree import leaves_of, structure_of
-from ..replay import Recording
 from ..stepping import numbers, uniform_grid
 
 Field = Callable[..., Any]

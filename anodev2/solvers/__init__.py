@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from ..tableau import METHODS as TABLEAUS
-from ..tableau import Tableau, nearest
 from .exponential import ETDRK4, ExponentialEuler
 from .imex import IMEX, IMEX1, IMEX2, IMEX3
 from .implicit import BackwardEuler, Implicit, ImplicitMidpoint
 from .leapfrog import Leapfrog, halves
 from .method import FlatField, Leaves, Method, SplitField, StepFailed
 from .runge_kutta import RungeKutta
+from .tableau import METHODS as TABLEAUS
+from .tableau import Tableau, nearest
 
 __all__ = [
     "IMEX",

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..linear import LinearOperator
 from ..stepping import Step
+from .linear import LinearOperator
 from .method import FlatField, Leaves, Method, SplitField
 
 

@@ -9,8 +9,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..linear import LinearOperator
 from ..stepping import Step, Time
+from .linear import LinearOperator
 
 Leaves = Sequence[Tensor]
 

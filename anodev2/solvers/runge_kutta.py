@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ..stepping import Step
-from ..tableau import Tableau
 from .method import FlatField, Leaves, Method, combine
+from .tableau import Tableau
 
 
 @dataclass(frozen=True)

@@ -19,18 +19,18 @@ from torch._C._functorch import peek_interpreter_stack
 from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
+from ..integrate.loop import March
+from ..integrate.recording import recorded
+from ..problem import Problem, Run, bytes_of
+from ..solvers import Implicit, Leapfrog, Leaves, RungeKutta
+from ..solvers.tableau import nearest
+from ..stepping import Adaptive, Grid, as_count, wants_grad
 from .backsolve import Backsolve
-from .ferry import Ferry
-from .march import March
+from .offload import Ferry
 from .per_step import PerStep, TooLarge
-from .problem import Problem, Run, bytes_of
-from .replay import recorded
 from .reversible import Pairs, Undo, increment
 from .schedule import Schedule, most_slots, positions
 from .slots import Slots
-from .solvers import Implicit, Leapfrog, Leaves, RungeKutta
-from .stepping import Adaptive, Grid, as_count, wants_grad
-from .tableau import nearest
 from .vjp import Captured, Grads, hooks_silent
 
 

@@ -12,16 +12,16 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
-from .comparison import Comparison, Sample, changed
-from .ferry import Ferry
-from .held import Track
-from .march import March, Take
+from ..integrate.attributes import Track
+from ..integrate.comparison import Comparison, Sample, changed
+from ..integrate.loop import March, Take
+from ..integrate.recording import Recording
+from ..problem import Costs, Problem, Run, bytes_of
+from ..solvers import Leaves
+from ..stepping import Grid, Step
+from .offload import Ferry
 from .per_step import TooLarge
-from .problem import Costs, Problem, Run, bytes_of
-from .replay import Recording
 from .schedule import Schedule, Thinning, positions
-from .solvers import Leaves
-from .stepping import Grid, Step
 from .vjp import Captured, Grads, Kinds
 
 

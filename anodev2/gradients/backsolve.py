@@ -9,13 +9,13 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from .comparison import Comparison, Sample, changed
-from .march import March, Take
-from .problem import Problem, Run, SolveError, Status, VectorField
-from .pytree import structure_of
-from .replay import Recording
-from .solvers import Leaves
-from .stepping import Adaptive, Control, Grid, Step
+from ..integrate.comparison import Comparison, Sample, changed
+from ..integrate.loop import March, Take
+from ..integrate.recording import Recording
+from ..problem import Problem, Run, SolveError, Status, VectorField
+from ..pytree import structure_of
+from ..solvers import Leaves
+from ..stepping import Adaptive, Control, Grid, Step
 from .vjp import Captured, Grads, Kinds
 
 PATIENCE = 1000  # a solve backwards that takes so many times the steps of the one forward has failed

@@ -10,8 +10,8 @@ from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from .problem import storage
-from .solvers import Leaves
+from ..problem import storage
+from ..solvers import Leaves
 
 # their schemas do not tell that they move running_mean and running_var in training, nor do their kernels count it
 BATCH_NORM = {"native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm"}

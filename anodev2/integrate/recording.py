@@ -28,14 +28,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from ..problem import Problem, storage, versions
+from ..pytree import leaves_of, structure_of
+from ..solvers import Leaves
+from .attributes import Held, Track
+from .buffers import Written, put
+from .captured import reach
 from .comparison import Sample
-from .held import Held, Track
-from .problem import Problem, storage, versions
-from .pytree import leaves_of, structure_of
-from .reach import reach
 from .side_effects import Meeting, SideEffects
-from .solvers import Leaves
-from .written import Written, put
 
 
 class _Randomness:

@@ -19,11 +19,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from .problem import Problem, SolveError, Status, saved_apart
-from .pytree import build, paths_of
-from .replay import Recording
-from .solvers import Leaves, RungeKutta
-from .stepping import Adaptive, Grid, Step, StepSizes, numbers
+from ..problem import Problem, SolveError, Status, saved_apart
+from ..pytree import build, paths_of
+from ..solvers import Leaves, RungeKutta
+from ..stepping import Adaptive, Grid, Step, StepSizes, numbers
+from .recording import Recording
 
 Slope = tuple[Step, int, float]  # which evaluation of f: step, stage, node
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from .held import Track
-from .problem import versions
+from ..problem import versions
+from .attributes import Track
 
 Pair = tuple[Tensor, Tensor]  # a tensor and the values that it had or is to have
 

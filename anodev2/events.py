@@ -10,11 +10,11 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from .adjoint import first_order_only
-from .march import first_not_finite
+from .gradients.adjoint import first_order_only
+from .integrate.loop import first_not_finite
+from .integrate.recording import recorded
 from .problem import Problem, Status
 from .pytree import build, paths_of
-from .replay import recorded
 from .solvers import Leaves
 from .stepping import MORE, Step, numbers
 

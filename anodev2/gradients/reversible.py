@@ -19,12 +19,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .comparison import Comparison, Sample, changed
-from .held import Track
-from .problem import Costs, Problem, Run, Status, bytes_of
-from .replay import Recording
-from .solvers import Leaves
-from .stepping import Grid, Step
+from ..integrate.attributes import Track
+from ..integrate.comparison import Comparison, Sample, changed
+from ..integrate.recording import Recording
+from ..problem import Costs, Problem, Run, Status, bytes_of
+from ..solvers import Leaves
+from ..stepping import Grid, Step
 from .vjp import Captured, Grads, Kinds
 
 ROUND_OFF = {torch.float64: 1e-6, torch.float32: 1e-5}  # of y0 found again, relative

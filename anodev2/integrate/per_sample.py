@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .march import error_ratios
-from .problem import Problem, Status
-from .reach import reach
-from .replay import untouched
-from .solvers import Leaves, RungeKutta
-from .stepping import MORE, STRETCH, Adaptive, Control, Grid, Step, numbers
+from ..problem import Problem, Status
+from ..solvers import Leaves, RungeKutta
+from ..stepping import MORE, STRETCH, Adaptive, Control, Grid, Step, numbers
+from .captured import reach
+from .loop import error_ratios
+from .recording import untouched
 
 
 def find_grid(problem: Problem, y0: Leaves, args: tuple[Any, ...], max_steps: int | None) -> Grid:

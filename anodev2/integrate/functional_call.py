@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils import checkpoint
 
-from .problem import hooks_around
+from ..problem import hooks_around
 
 _LOCKS: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
 if hasattr(os, "register_at_fork"):

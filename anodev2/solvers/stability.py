@@ -12,9 +12,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ..stepping import Step, Time
+from . import BackwardEuler, ImplicitMidpoint, Leapfrog, Leaves, Method, RungeKutta, as_method
 from .linear import Action, LinearOperator, phi_functions
-from .solvers import BackwardEuler, ImplicitMidpoint, Leapfrog, Leaves, Method, RungeKutta, as_method
-from .stepping import Step, Time
 from .tableau import Tableau
 
 GROWTH = 1e-6  # |R| up to 1 + this counts as stable: round-off must not make a limit

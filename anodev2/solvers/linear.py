@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .stepping import Time
+from ..stepping import Time
 
 Action = Callable[[Tensor], Tensor]
 

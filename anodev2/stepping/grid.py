@@ -18,7 +18,7 @@ from typing import Any, SupportsFloat, TypeGuard
 import torch
 from torch import Tensor
 
-from .pytree import Structure, leaves_of
+from ..pytree import Structure, leaves_of
 
 RTOL, ATOL = 1e-7, 1e-9  # torchdiffeq's, so that a solve without tolerances means the same here
 MAX_STEPS = 10_000  # of error control: what needs more is stiff, as a rule

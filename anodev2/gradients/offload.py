@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
-from .solvers import Leaves
+from ..solvers import Leaves
 
 
 class Ferry:

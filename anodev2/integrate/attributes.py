@@ -11,8 +11,8 @@ from typing import Any, Generic, TypeVar
 
 from torch import Tensor, nn
 
-from .reach import MODULE_FIELDS
-from .swapped import overlaid
+from .captured import MODULE_FIELDS
+from .functional_call import overlaid
 
 T = TypeVar("T")
 PLAIN = (Tensor, bool, int, float, complex, str, type(None))  # attributes that are put back

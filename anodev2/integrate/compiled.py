@@ -23,10 +23,10 @@ from torch import Tensor
 from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 from torch._inductor.exc import InductorError
 
-from .problem import Given, Problem, VectorField, compilers_own_warnings_ignored, refuse_changed, versions
-from .solvers import Leaves, Method, RungeKutta
-from .stepping import Grid, Step, Time, as_count
-from .tableau import Tableau
+from ..problem import Given, Problem, VectorField, compilers_own_warnings_ignored, refuse_changed, versions
+from ..solvers import Leaves, Method, RungeKutta
+from ..solvers.tableau import Tableau
+from ..stepping import Grid, Step, Time, as_count
 
 
 @dataclass(frozen=True)

@@ -27,14 +27,14 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from .comparison import Comparison, Sample, changed
-from .ferry import Ferry
-from .march import March, Take
-from .problem import Costs, Problem, Run, bytes_of, compilers_own_warnings_ignored, hooks_around, sequence_number, storage, versions
-from .reach import is_library
-from .replay import MODIFIED, Recording
-from .solvers import Leaves
-from .stepping import Grid, Step, numbers
+from ..integrate.captured import is_library
+from ..integrate.comparison import Comparison, Sample, changed
+from ..integrate.loop import March, Take
+from ..integrate.recording import MODIFIED, Recording
+from ..problem import Costs, Problem, Run, bytes_of, compilers_own_warnings_ignored, hooks_around, sequence_number, storage, versions
+from ..solvers import Leaves
+from ..stepping import Grid, Step, numbers
+from .offload import Ferry
 
 Kind = tuple[torch.Size, torch.dtype]  # of what is saved
 

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .problem import Problem
-from .pytree import build
-from .replay import untouched
-from .solvers import Leaves, RungeKutta
-from .stepping import Grid, Step, Time, numbers
+from ..problem import Problem
+from ..pytree import build
+from ..solvers import Leaves, RungeKutta
+from ..stepping import Grid, Step, Time, numbers
+from .recording import untouched
 
 
 class Dense:

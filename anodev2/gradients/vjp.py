@@ -21,12 +21,12 @@ from torch import Tensor
 from torch.autograd.graph import Node, get_gradient_edge
 from torch.overrides import TorchFunctionMode
 
-from .comparison import changed
-from .problem import Problem, saved_apart, sequence_number, storage
-from .pytree import build, leaves_of, structure_of
-from .replay import Recording
-from .solvers import Leaves
-from .stepping import Time, wants_grad
+from ..integrate.comparison import changed
+from ..integrate.recording import Recording
+from ..problem import Problem, saved_apart, sequence_number, storage
+from ..pytree import build, leaves_of, structure_of
+from ..solvers import Leaves
+from ..stepping import Time, wants_grad
 
 Grads = list[Tensor | None]
 SEEN_AS_THEY_ARE = {"shape", "dtype", "device", "ndim", "layout", "is_cuda", "_version"}  # the same of a tensor and of its stand-in
