@@ -10,7 +10,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from .gradients.adjoint import first_order_only
+from .gradients.function import first_order_only
 from .integrate.loop import first_not_finite
 from .integrate.recording import recorded
 from .problem import Problem, Status

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from .events import Observer
-from .gradients.adjoint import Adjoint, CheckpointAdjoint, DirectAdjoint, as_adjoint, transformed
+from .gradients.adjoint import Adjoint, CheckpointAdjoint, DirectAdjoint, as_adjoint
+from .gradients.function import transformed
 from .integrate.compiled import Compile, as_compile, compiled
 from .integrate.dense import Dense
 from .integrate.per_sample import find_grid

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..block import ODEBlock
 from ..gradients.adjoint import Adjoint, DirectAdjoint, ReversibleAdjoint
-from ..integrate.captured import reach
+from ..integrate.captured import reachable
 from ..problem import Problem, Run, signature_of
 from ..pytree import build, leaves_of, structure_of
 from ..solve import odeint, problem_of, solve
@@ -56,7 +56,7 @@ class Program:
     copied: bool = False  # in float64, which autocast leaves alone
 
     def __post_init__(self) -> None:
-        around, found = reach(self.func, self.args, self.loss), reach(self.func, self.args)
+        around, found = reachable(self.func, self.args, self.loss), reachable(self.func, self.args)
         self.modules, self.generators = [m for m in around.modules if not isinstance(m, torch.jit.ScriptModule)], around.generators
         self.blocks = [module for module in self.modules if isinstance(module, ODEBlock)]
         self.groups, named = _groups(self.func, self.z0, self.args)

@@ -426,7 +426,7 @@ def _known(method: Method) -> tuple[StabilityFunction | None, str]:
 
 
 def _notes(recording: Recording) -> Iterator[str]:
-    training = [module for module in recording.held.modules if module.training]
+    training = [module for module in recording.attributes.modules if module.training]
     if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in training):
         yield "BatchNorm in training mode couples the samples: df/dz is that of this batch"
     if any(isinstance(module, nn.modules.dropout._DropoutNd) for module in training):

@@ -2,7 +2,7 @@
 
 ``DirectAdjoint`` and ``CheckpointAdjoint`` give the exact gradient of the discrete program (discretize-then-optimize;
 Gholami, Keutzer, Biros 2019, arXiv 1902.10298): the first lets autograd store every operation, the second keeps some
-states and redoes steps in the backward pass (``per_step``, ``slots``), with everything as it was (``replay``).
+states and redoes steps in the backward pass (``per_step``, ``slots``), with everything as it was (``recording``).
 ``ReversibleAdjoint`` is exact for a scheme of its own, whose steps can be undone. ``BacksolveAdjoint`` is not exact.
 """
 
@@ -10,28 +10,26 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
-from torch._C._functorch import peek_interpreter_stack
-from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
-from ..integrate.loop import March
+from ..integrate.loop import Loop
 from ..integrate.recording import recorded
 from ..problem import Problem, Run, bytes_of
 from ..solvers import Implicit, Leapfrog, Leaves, RungeKutta
 from ..solvers.tableau import nearest
 from ..stepping import Adaptive, Grid, as_count, wants_grad
 from .backsolve import Backsolve
-from .offload import Ferry
+from .function import attached, transformed
+from .offload import Offload
 from .per_step import PerStep, TooLarge
 from .reversible import Pairs, Undo, increment
 from .schedule import Schedule, most_slots, positions
 from .slots import Slots
-from .vjp import Captured, Grads, hooks_silent
+from .vjp import Captured
 
 
 class Adjoint(ABC):
@@ -67,10 +65,10 @@ class DirectAdjoint(Adjoint):
                     states[step.index + 1] = y
             return Run([states[index] for index in outputs], grid)
         _refuse_data_dependent_steps(grid)
-        march = March(problem, args, recorded(problem, y0, args))
-        for _ in march.steps(y0):
+        loop = Loop(problem, args, recorded(problem, y0, args))
+        for _ in loop.steps(y0):
             pass
-        return Run(march.outputs(), march.grid, march.status, march.rejected)
+        return Run(loop.outputs(), loop.grid, loop.status, loop.rejected)
 
 
 @dataclass(frozen=True)
@@ -130,15 +128,15 @@ class CheckpointAdjoint(Adjoint):
             raise ValueError("memory= needs the number of steps beforehand: give slots= to an adaptive solve, or pass grid=solution.grid")
         budget = None if self.memory is None else as_bytes(self.memory)
         whole = self.slots is None or (grid is not None and self.slots >= len(grid))
-        ferry, counted, graph = Ferry(y0) if self.offload is not None else None, problem.field.evaluations, 0
+        offload, counted, graph = Offload(y0) if self.offload is not None else None, problem.field.evaluations, 0
         while True:
             recording = recorded(problem, y0, args)
             try:
                 if whole:
-                    return PerStep(problem, recording, args, budget, ferry).run(y0)
+                    return PerStep(problem, recording, args, budget, offload).run(y0)
                 slots = self.slots if budget is None or grid is None else self.schedule(len(grid), bytes_of(y0), graph).slots
                 captured = Captured(problem, recording, args)
-                return _attached(Slots(problem, recording, captured, slots, None if budget is None else graph, ferry), y0)
+                return attached(Slots(problem, recording, captured, slots, None if budget is None else graph, offload), y0)
             except TooLarge as error:
                 graph = error.graph_bytes
             except RuntimeError as error:  # torch.func.grad, vjp and jacrev inside f refuse hooks
@@ -202,7 +200,7 @@ class ReversibleAdjoint(Adjoint):
         _refuse_one_way(problem, "ReversibleAdjoint takes steps backwards")
         if torch.is_grad_enabled() and not torch.compiler.is_compiling() and not transformed():
             recording = recorded(problem, y0, args)
-            return _attached(Undo(problem, recording, Captured(problem, recording, args), self.coupling), y0)
+            return attached(Undo(problem, recording, Captured(problem, recording, args), self.coupling), y0)
         return self.stored(problem, y0, args)
 
     def stored(self, problem: Problem, y0: Leaves, args: tuple[Any, ...]) -> Run:
@@ -261,7 +259,7 @@ class BacksolveAdjoint(Adjoint):
         if any(map(wants_grad, problem.stepping.times)):
             raise ValueError("BacksolveAdjoint gives no gradient with respect to times; detach t, or use adjoint='checkpoint'")
         recording = recorded(problem, y0, args)
-        return _attached(Backsolve(problem, recording, Captured(problem, recording, args), self.rtol, self.atol), y0)
+        return attached(Backsolve(problem, recording, Captured(problem, recording, args), self.rtol, self.atol), y0)
 
 
 def _refuse_one_way(problem: Problem, reason: str) -> None:
@@ -311,11 +309,6 @@ def mebibytes(count: float) -> str:
     return f"{count / 2**20:.2f} MiB" if count >= 2**16 else f"{count / 2**10:.2f} KiB" if count >= 2**10 else f"{count:.0f} B"
 
 
-def transformed() -> bool:
-    """Whether a torch.func transform or forward-mode differentiation is at work, which an autograd Function would not see."""
-    return peek_interpreter_stack() is not None or forward_ad._current_level >= 0
-
-
 def _refuse_data_dependent_steps(stepping: Grid | Adaptive) -> None:
     if isinstance(stepping, Adaptive) and (torch.compiler.is_compiling() or transformed()):
         raise ValueError(
@@ -333,71 +326,3 @@ def _compiled(problem: Problem, y0: Leaves, args: tuple[Any, ...]) -> Run:
     for step in grid.steps():
         states.append(checkpoint(problem.advance, step, states[-1], args, use_reentrant=False))  # pyright: ignore[reportArgumentType]
     return Run([states[index] for index in problem.outputs(grid)], grid)
-
-
-def _attached(solve: Slots | Undo | Backsolve, y0: Leaves) -> Run:
-    """The solve run forward; the wanted states have a history, whose gradients ``solve.backward`` gives."""
-    run, kept = solve.forward(y0)
-    solve.captured.closed = True
-    states = [leaf.detach() for state in run.states for leaf in state]
-    flat = _Solved.apply(solve, len(y0), states, [leaf.detach() for leaf in kept], *y0, *solve.captured.inputs)
-    return replace(run, states=[flat[i : i + len(y0)] for i in range(0, len(flat), len(y0))])
-
-
-class _Solved(torch.autograd.Function):
-    """Ties the outputs of a pass forward, computed without a lasting graph, to everything they depend on."""
-
-    @staticmethod
-    def forward(ctx: Any, solve: Any, width: int, outputs: list[Tensor], kept: list[Tensor], *inputs: Tensor) -> tuple[Tensor, ...]:
-        ctx.solve, ctx.width, ctx.inputs = solve, width, len(inputs)
-        ctx.save_for_backward(*inputs, *kept)
-        ctx.set_materialize_grads(False)
-        return tuple(outputs)
-
-    @staticmethod
-    def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Any, ...]:
-        saved = ctx.saved_tensors
-        inputs, kept = saved[: ctx.inputs], list(saved[ctx.inputs :])
-        del saved
-        ctx.maybe_clear_saved_tensors()  # unless the graph is retained: states go as they are used up
-        with torch.no_grad(), hooks_silent(ctx.solve.captured.leaves.values()):
-            gradients = ctx.solve.backward(kept, cotangents, ctx.needs_input_grad[4 : 4 + ctx.width])
-        if torch.is_grad_enabled():  # create_graph=True
-            gradients = _FirstOrderOnly.apply(gradients, "this adjoint", *inputs, *cotangents)
-        return (None, None, None, None, *gradients)
-
-
-def first_order_only(tensors: Leaves, what: str) -> Leaves:
-    """The same tensors, through which a first derivative can be taken, and a second is refused (forward mode passes as it is)."""
-    return tensors if transformed() else _Passing.apply(what, *tensors)
-
-
-class _Passing(torch.autograd.Function):
-    """The identity, whose gradients have no history."""
-
-    @staticmethod
-    def forward(ctx: Any, what: str, *tensors: Tensor) -> tuple[Tensor, ...]:
-        ctx.what = what
-        ctx.save_for_backward(*tensors)
-        ctx.set_materialize_grads(False)
-        return tuple(tensor.view_as(tensor) for tensor in tensors)
-
-    @staticmethod
-    def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Any, ...]:
-        if torch.is_grad_enabled():  # create_graph
-            return None, *_FirstOrderOnly.apply(list(cotangents), ctx.what, *ctx.saved_tensors)
-        return None, *cotangents
-
-
-class _FirstOrderOnly(torch.autograd.Function):
-    """Gradients as they are, with a clear refusal where a second derivative would need their history."""
-
-    @staticmethod
-    def forward(ctx: Any, gradients: Grads, what: str, *origins: Tensor | None) -> tuple[Tensor | None, ...]:
-        ctx.what = what
-        return tuple(gradient if gradient is None else gradient.view_as(gradient) for gradient in gradients)
-
-    @staticmethod
-    def backward(ctx: Any, *cotangents: Tensor | None) -> Any:
-        cure = "" if ctx.what == "an event" else "; solve with adjoint='direct' or 'checkpoint' (a state per step) for that"
-        raise RuntimeError(f"a second derivative through {ctx.what} is not available{cure}")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..integrate.comparison import Comparison, Sample, changed
-from ..integrate.loop import March, Take
+from ..integrate.loop import Loop, Take
 from ..integrate.recording import Recording
 from ..problem import Problem, Run, SolveError, Status, VectorField
 from ..pytree import structure_of
@@ -34,14 +34,14 @@ class Backsolve:
 
     def forward(self, y0: Leaves) -> tuple[Run, Leaves]:
         """The wanted states, all of which the way back starts again from."""
-        march = March(self.problem, self.captured.args, self.recording, self._attempt, reuse="none")
+        loop = Loop(self.problem, self.captured.args, self.recording, self._attempt, reuse="none")
         y, last = [leaf.detach() for leaf in y0], None
-        for step, y_next in march.steps(y):
+        for step, y_next in loop.steps(y):
             y, last = y_next, (step, y, y_next)
         self.last = None
         if last is not None:  # users may change what they get in place
             self.last = last[0], [leaf.clone() for leaf in last[1]], [Sample(leaf) for leaf in last[2]], self.kinds
-        self.run = Run(march.outputs(), march.grid, march.status, march.rejected)
+        self.run = Run(loop.outputs(), loop.grid, loop.status, loop.rejected)
         return self.run, [leaf.clone() for state in self.run.states for leaf in state]
 
     def _attempt(self, take: Take, y: Leaves, first: Leaves | None, between: Callable[[], None]) -> tuple[list[Tensor], list[Leaves]]:
@@ -91,17 +91,17 @@ class Backsolve:
         problem = Problem(cast(VectorField, field), self.problem.method, stepping, "end")
         recording = Recording(None, state, ())
         recording.opaque = True
-        march = March(problem, (), recording)
+        loop = Loop(problem, (), recording)
         limit = PATIENCE * len(nodes)
-        for step, after in march.steps(state):
+        for step, after in loop.steps(state):
             state = after
             if step.index > limit:
                 t = float(step.time(1.0))
                 raise SolveError(
                     Status("max_steps", f"backwards in time, at t={t:.9g}: {limit} steps taken for {len(nodes) - 1} forward", t)
                 )
-        if march.status is not None:
-            raise SolveError(replace(march.status, message=f"backwards in time, {march.status.message}"))
+        if loop.status is not None:
+            raise SolveError(replace(loop.status, message=f"backwards in time, {loop.status.message}"))
         return state
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..solvers import Leaves
 
 
-class Ferry:
+class Offload:
     """Takes states to host memory and back; a state on a CPU device is copied there and handed back as it is.
 
     On CUDA the copies of one solve are queued on one stream per device, in order: a state leaves once the computation so far has
@@ -22,7 +22,7 @@ class Ferry:
         self.streams = {device: torch.Stream(device) for device in set(self.devices) if device.type == "cuda"}
         self.coming: dict[int, list[Tensor]] = {}
 
-    def stow(self, y: Leaves) -> list[Tensor]:
+    def store(self, y: Leaves) -> list[Tensor]:
         """Copies in host memory, pinned where a device can copy to it by itself."""
         homes = [torch.empty_like(leaf, device="cpu", pin_memory=leaf.device in self.streams) for leaf in y]
         for device, stream in self.streams.items():
@@ -34,7 +34,7 @@ class Ferry:
                 leaf.record_stream(self.streams[leaf.device])  # its memory is not given away before it has been copied
         return homes
 
-    def send_for(self, at: int, homes: Leaves) -> None:
+    def prefetch(self, at: int, homes: Leaves) -> None:
         """State ``at`` sets out for its devices, unless it has."""
         if at in self.coming:
             return
@@ -46,7 +46,7 @@ class Ferry:
 
     def fetch(self, at: int, homes: Leaves) -> list[Tensor]:
         """State ``at`` on its devices, ready for what is computed next; it may have been sent for before."""
-        self.send_for(at, homes)
+        self.prefetch(at, homes)
         leaves = self.coming.pop(at)
         for device, stream in self.streams.items():
             torch.accelerator.current_stream(device).wait_stream(stream)

@@ -2,7 +2,7 @@
 
 ``torch.autograd.graph.saved_tensors_hooks`` see every tensor that an operation saves for its derivative. The frame of a step
 keeps them while it runs, then lets them go; the nodes hold places in the frame. When a node first asks for its tensor, the step
-is taken again from its kept state, with everything as it was (``replay``), until it has saved the last one. As nodes are never
+is taken again from its kept state, with everything as it was (``recording``), until it has saved the last one. As nodes are never
 made anew, whatever f does with tensors (closures, caches, attributes, hooks, derivatives inside) is differentiated as without
 checkpoints, any number of times. Only values are redone, and they are compared: how many, their shapes, types and versions, a
 sample of the last, and samples of all in the last step, with which every backward pass begins.
@@ -29,12 +29,12 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from ..integrate.captured import is_library
 from ..integrate.comparison import Comparison, Sample, changed
-from ..integrate.loop import March, Take
+from ..integrate.loop import Loop, Take
 from ..integrate.recording import MODIFIED, Recording
 from ..problem import Costs, Problem, Run, bytes_of, compilers_own_warnings_ignored, hooks_around, sequence_number, storage, versions
 from ..solvers import Leaves
 from ..stepping import Grid, Step, numbers
-from .offload import Ferry
+from .offload import Offload
 
 Kind = tuple[torch.Size, torch.dtype]  # of what is saved
 
@@ -50,11 +50,11 @@ class PerStep:
     """One solve. ``budget``: bytes of states and of graphs; those of the last steps are kept as far as they fit."""
 
     def __init__(
-        self, problem: Problem, recording: Recording, args: tuple[Any, ...], budget: int | None = None, ferry: Ferry | None = None
+        self, problem: Problem, recording: Recording, args: tuple[Any, ...], budget: int | None = None, offload: Offload | None = None
     ) -> None:
-        self.problem, self.recording, self.args, self.budget, self.ferry = problem, recording, args, budget, ferry
-        self.outer = hooks_around() if ferry is None else None
-        self.march: March | None = None
+        self.problem, self.recording, self.args, self.budget, self.offload = problem, recording, args, budget, offload
+        self.outer = hooks_around() if offload is None else None
+        self.loop: Loop | None = None
         self.costs = Costs()
         self.comparison = Comparison(recording.low_precision)
         self.frame: Frame | None = None  # of the last attempt
@@ -66,20 +66,20 @@ class PerStep:
 
     def run(self, y0: Leaves) -> Run:
         """The wanted states, with their history."""
-        march = self.march = March(self.problem, self.args, self.recording, self.attempt, reuse="accepted")
+        loop = self.loop = Loop(self.problem, self.args, self.recording, self.attempt, reuse="accepted")
         try:
-            for step, y in march.steps(y0):
+            for step, y in loop.steps(y0):
                 self._settle(step, y)
-            if self.budget is None and len(march.grid) == 1:
+            if self.budget is None and len(loop.grid) == 1:
                 self.whole[0].let_go()
         finally:  # whatever has a history would hold itself
             if self.frame is not None and self.frame.running:  # failed, or did not count
                 self.frame.let_go()
-            self.recording.held.close()
-            self.frame = self.march = None
+            self.recording.attributes.close()
+            self.frame = self.loop = None
             self.began = 0, 0, set()
             self.whole.clear()
-        return Run(march.outputs(), march.grid, march.status, march.rejected, self.costs)
+        return Run(loop.outputs(), loop.grid, loop.status, loop.rejected, self.costs)
 
     def attempt(self, take: Take, y: Leaves, first: Leaves | None, between: Callable[[], None]) -> tuple[list[Tensor], list[Leaves]]:
         """Take a step with a frame around it."""
@@ -105,15 +105,15 @@ class PerStep:
     def _settle(self, step: Step, y: Leaves) -> None:
         """The step just taken is accepted: what it holds, and who lets go for it."""
         frame, stepping, state = self.frame, self.problem.stepping, bytes_of(y)
-        assert frame is not None and self.march is not None
+        assert frame is not None and self.loop is not None
         steps = len(stepping) if isinstance(stepping, Grid) else step.index + 1
         last = step.index + 1 == steps if isinstance(stepping, Grid) else numbers((step.time(1.0),)) == numbers(stepping.times[-1:])
         if last:
-            self.march.first = None
-        if self.march.first is None:
+            self.loop.first = None
+        if self.loop.first is None:
             frame.forget_estimate()
         frame.last = last
-        frame.end(y, everything=last or self.march.wants(step.index + 1))
+        frame.end(y, everything=last or self.loop.wants(step.index + 1))
         if step.index == 0 or self.budget is not None:
             frame.hold()
             self.whole.append(frame)
@@ -146,8 +146,8 @@ class Frame:
         self.solve, self.take, self.before = solve, take, None if before is None else weakref.ref(before)
         self.place = solve.recording.marks - 1
         self.kinds = [(leaf.requires_grad, leaf.is_leaf, nn.Parameter if isinstance(leaf, nn.Parameter) else Tensor.detach) for leaf in y]
-        if solve.ferry is not None:
-            self.y: list[Any] = solve.ferry.stow(y)
+        if solve.offload is not None:
+            self.y: list[Any] = solve.offload.store(y)
         else:
             self.y = [leaf.detach() if solve.outer is None else solve.outer[0](leaf.detach()) for leaf in y]
         self.versions = versions(y)
@@ -221,10 +221,10 @@ class Frame:
     def state(self) -> tuple[list[Tensor], list[Tensor]]:
         """The state before the step as leaves, and in the role that it had."""
         solve, before = self.solve, self.before() if self.before is not None else None
-        if solve.ferry is not None:
-            y = solve.ferry.fetch(self.place, self.y)
+        if solve.offload is not None:
+            y = solve.offload.fetch(self.place, self.y)
             if before is not None:
-                solve.ferry.send_for(before.place, before.y)
+                solve.offload.prefetch(before.place, before.y)
         elif solve.outer is not None:
             y = [solve.outer[1](packed) for packed in self.y]
         else:

@@ -102,7 +102,7 @@ class Undo:
         """The wanted states; y and z at the end, which is all that the way back needs."""
         pairs = Pairs(self.captured.problem, self.coupling, self._increment, self.recording)
         states, y, z = pairs.run([leaf.detach() for leaf in y0])
-        self.recording.held.close()
+        self.recording.attributes.close()
         self.grid, self.starts = pairs.grid, [leaf.detach() for leaf in y0]
         self.costs.hold(2 * bytes_of(y))
         grid = replace(self.grid, times=tuple(map(self.captured.original, self.grid.times)))

@@ -14,12 +14,12 @@ from torch import Tensor
 
 from ..integrate.attributes import Track
 from ..integrate.comparison import Comparison, Sample, changed
-from ..integrate.loop import March, Take
+from ..integrate.loop import Loop, Take
 from ..integrate.recording import Recording
 from ..problem import Costs, Problem, Run, bytes_of
 from ..solvers import Leaves
 from ..stepping import Grid, Step
-from .offload import Ferry
+from .offload import Offload
 from .per_step import TooLarge
 from .schedule import Schedule, Thinning, positions
 from .vjp import Captured, Grads, Kinds
@@ -34,7 +34,7 @@ class Slots:
     captured: Captured
     slots: int | None
     graph_bytes: int | None = None
-    ferry: Ferry | None = None
+    offload: Offload | None = None
     costs: Costs = field(default_factory=Costs)
     kinds: Track[Kinds] = field(default_factory=Track)
 
@@ -43,29 +43,29 @@ class Slots:
         stepping = self.problem.stepping
         places = set(positions(len(stepping), self.slots)) if isinstance(stepping, Grid) else None
         thinning, states = Thinning(self.slots), dict[int, Leaves]()
-        march = March(self.captured.problem, self.captured.args, self.recording, self._attempt, reuse="none")
+        loop = Loop(self.captured.problem, self.captured.args, self.recording, self._attempt, reuse="none")
         y: Leaves = [leaf.detach() for leaf in y0]
         before: Leaves = []
-        for step, y_next in march.steps(y):
+        for step, y_next in loop.steps(y):
             self.kinds.append(self._last if not self.kinds.values or self._last != self.kinds.values[-1] else self.kinds.values[-1])
             if places is None or step.index in places:
-                states[step.index] = self._stowed(y)
+                states[step.index] = self._stored(y)
                 for gone in thinning.admit(step.index) if places is None else ():
                     del states[gone]
             before, y = y, y_next
-        self.grid = march.grid
+        self.grid = loop.grid
         times = tuple(map(self.captured.original, self.grid.times))
         if len(self.grid) and len(self.grid) - 1 not in states:
-            states[len(self.grid) - 1] = self._stowed(before)  # from which the way back starts
+            states[len(self.grid) - 1] = self._stored(before)  # from which the way back starts
         kept = tuple(sorted(at for at in states if at < len(self.grid)))
         self.schedule = Schedule(len(self.grid), kept, self.slots)
         self.state_bytes = bytes_of(y)
-        outputs = zip(self.problem.outputs(self.grid), march.outputs(), strict=True)
+        outputs = zip(self.problem.outputs(self.grid), loop.outputs(), strict=True)
         self.expected = {len(self.grid): [Sample(leaf) for leaf in y]} | {
             index: [Sample(leaf) for leaf in state] for index, state in outputs
         }
         self.costs.hold((len(kept) + 1) * self.state_bytes)
-        run = Run(march.outputs(), replace(self.grid, times=times), march.status, march.rejected, self.costs)
+        run = Run(loop.outputs(), replace(self.grid, times=times), loop.status, loop.rejected, self.costs)
         return run, [leaf for at in kept for leaf in states[at]]
 
     def _attempt(self, take: Take, y: Leaves, first: Leaves | None, between: Callable[[], None]) -> tuple[list[Tensor], list[Leaves]]:
@@ -91,14 +91,14 @@ class Slots:
             for gone in [at for at in states if at > index]:
                 del states[gone]
             here = arriving.get(index, nothing)
-            y = states[start] if self.ferry is None else self.ferry.fetch(start, states[start])
+            y = states[start] if self.offload is None else self.offload.fetch(start, states[start])
             for at in range(start, index):
                 if at in way:
-                    states[at] = self._stowed(y)
+                    states[at] = self._stored(y)
                 with self.recording.replaying(at):
                     y = self.captured.end(y, lambda start, step=steps[at]: self._taken(step, start))
-            if self.ferry is not None and (ahead := [at for at in states if at < index]):
-                self.ferry.send_for(ahead[-1], states[ahead[-1]])
+            if self.offload is not None and (ahead := [at for at in states if at < index]):
+                self.offload.prefetch(ahead[-1], states[ahead[-1]])
             self.costs.redone += index - start + 1
             self.costs.hold((len({*states, index}) + 1) * self.state_bytes + (self.graph_bytes or 0))
             watching = self.recording.watching(y) if index == len(steps) - 1 else nullcontext()
@@ -115,5 +115,5 @@ class Slots:
     def _taken(self, step: Step, y: list[Tensor]) -> list[Tensor]:
         return self.captured.problem.advance(step, y, self.captured.args)
 
-    def _stowed(self, y: Leaves) -> Leaves:
-        return y if self.ferry is None else self.ferry.stow(y)
+    def _stored(self, y: Leaves) -> Leaves:
+        return y if self.offload is None else self.offload.store(y)

@@ -57,7 +57,7 @@ class _Past:
 Own = dict[str, Any]
 
 
-class Held:
+class Attributes:
     """What some modules hold, marked before every step of a pass forward.
 
     Attributes are put back where they are tensors, numbers, flags or strings, parameters for the calling thread alone. What is not in

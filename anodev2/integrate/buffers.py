@@ -20,7 +20,7 @@ from .attributes import Track
 Pair = tuple[Tensor, Tensor]  # a tensor and the values that it had or is to have
 
 
-class Written:
+class Buffers:
     """The buffers of some modules, and tensors by themselves that operations were seen to write to.
 
     The version counters of all of a module's buffers speak for each: BatchNorm's kernel moves running_mean without counting,

@@ -2,7 +2,7 @@
 
 Modules and generators have a state that a redone step must find as it was. The search follows what Python can see: module
 attributes, closures, defaults, partials, bound methods, the globals a function names, and plain containers. What it cannot see
-(a module behind a weak reference) is observed while the first step runs, see ``replay``.
+(a module behind a weak reference) is observed while the first step runs, see ``recording``.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _CachedFunction = type(lru_cache(len))
 
 
 @dataclass
-class Reach:
+class Reachable:
     """Everything found, each object once; ``compiled``: whether something of torch.compile is among it."""
 
     tensors: list[Tensor] = field(default_factory=list)
@@ -38,9 +38,9 @@ class Reach:
     compiled: bool = False
 
 
-def reach(*roots: Any) -> Reach:
+def reachable(*roots: Any) -> Reachable:
     """Search breadth first from ``roots``."""
-    queue, found = list(roots), Reach()
+    queue, found = list(roots), Reachable()
     seen: set[int] = set()
     for item in queue:  # the queue grows while it is walked
         if isinstance(item, _OPAQUE) or id(item) in seen:

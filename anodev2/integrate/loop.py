@@ -58,7 +58,7 @@ class Take:
 Attempt = Callable[[Take, Leaves, "Leaves | None", Callable[[], None]], tuple[list[Tensor], list[Leaves]]]
 
 
-class March:
+class Loop:
     """One pass through a problem; afterwards ``grid``, ``status`` and ``rejected`` tell what it was.
 
     ``recording`` is marked before every step and after the last, and observes the first. ``attempt`` takes each step. ``reuse``:
@@ -110,7 +110,7 @@ class March:
             y = y_next
         if self.recording is not None:
             self.recording.mark()
-            self.recording.held.close()
+            self.recording.attributes.close()
 
     def outputs(self) -> list[Leaves]:
         """The states that the problem wants; no others are kept on the way."""

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ..problem import Problem, Status
 from ..solvers import Leaves, RungeKutta
 from ..stepping import MORE, STRETCH, Adaptive, Control, Grid, Step, numbers
-from .captured import reach
+from .captured import reachable
 from .loop import error_ratios
 from .recording import untouched
 
@@ -47,7 +47,7 @@ def _check(problem: Problem, adaptive: Adaptive, y0: Leaves) -> None:
         raise ValueError(f"per_sample=True needs at least one sample with an element, got y0 of shape {tuple(y0[0].shape)}")
     if any(isinstance(time, Tensor) for time in adaptive.times):
         raise ValueError("per_sample=True gives no gradient with respect to times; detach t")
-    for module in reach(problem.field.func).modules:
+    for module in reachable(problem.field.func).modules:
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:
             raise ValueError(
                 "per_sample=True and BatchNorm in training mode contradict each other: a sample's steps would depend on the batch"
@@ -93,7 +93,7 @@ class _Search:
         return ratio.double().square().reshape(len(ratio), -1).mean(1).sqrt().view(self.lead)
 
     def _first_size(self, slope: Tensor) -> Tensor:
-        """As for a whole batch (``march``), sample by sample."""
+        """As for a whole batch (``loop``), sample by sample."""
         control = self.adaptive.control
         if control.first_step is not None:
             return self._column(control.first_step)

@@ -31,9 +31,9 @@ from torch.nn.parameter import is_lazy
 from ..problem import Problem, storage, versions
 from ..pytree import leaves_of, structure_of
 from ..solvers import Leaves
-from .attributes import Held, Track
-from .buffers import Written, put
-from .captured import reach
+from .attributes import Attributes, Track
+from .buffers import Buffers, put
+from .captured import reachable
 from .comparison import Sample
 from .side_effects import Meeting, SideEffects
 
@@ -96,15 +96,15 @@ class Recording:
 
     def __init__(self, func: Any, y0: Leaves, args: tuple[Any, ...]) -> None:
         rest = leaves_of(args, structure_of(args))
-        found = reach(func, *(leaf for leaf in rest if not isinstance(leaf, Tensor)))
+        found = reachable(func, *(leaf for leaf in rest if not isinstance(leaf, Tensor)))
         devices = {leaf.device for leaf in (*y0, *rest, *found.tensors) if isinstance(leaf, Tensor)}
         modules = _replayable(found.modules)
         self.opaque = found.compiled  # something that cannot be looked into is at work
         reached = (leaf for leaf in (*rest, *found.tensors) if isinstance(leaf, Tensor) and not is_lazy(leaf) and not leaf.is_meta)
         self.reached = [leaf for leaf in reached if leaf.layout is torch.strided and not leaf.is_inference()]
         self.random = _Randomness(devices, found.generators)
-        self.written = Written(modules)
-        self.held = Held(modules)
+        self.buffers = Buffers(modules)
+        self.attributes = Attributes(modules)
         leaves = {id(p): p for module in modules for p in module._parameters.values() if p is not None and p.is_leaf}
         self.wants = [(leaf, leaf.requires_grad) for leaf in leaves.values()]
         self.constants = self.visible = _Versions(())  # of what the first step read; of what else f reaches
@@ -122,7 +122,7 @@ class Recording:
 
     def mark(self) -> None:
         self._cast_anew()
-        for part in (self.random, self.written, self.held):
+        for part in (self.random, self.buffers, self.attributes):
             part.mark()
 
     @property
@@ -132,23 +132,23 @@ class Recording:
 
     def moving(self) -> set[int]:
         """The storages of tensors that f may write to."""
-        return {storage(tensor) for tensor in self.written.tensors()}
+        return {storage(tensor) for tensor in self.buffers.tensors()}
 
     def moved(self) -> bool:
         """Whether f drew random numbers or wrote to buffers since the last mark."""
-        return self.random.moved_since_mark() or any(self.written.moved())
+        return self.random.moved_since_mark() or any(self.buffers.moved())
 
     def retreat(self, mark: int | None = None) -> None:
         """Undo what happened since the last mark, or since an earlier one, which is then the last."""
         while mark is not None and self.marks > mark + 1:
             self.unmark()
         self.random.write(self.random.track.values[-1])
-        self.written.retreat()
-        self.held.put(self.marks - 1)
+        self.buffers.retreat()
+        self.attributes.put(self.marks - 1)
 
     def unmark(self) -> None:
         """Forget the last mark, as if what happened since the one before were one step."""
-        for part in (self.random, self.written, self.held):
+        for part in (self.random, self.buffers, self.attributes):
             part.pop()
 
     @contextmanager
@@ -167,10 +167,10 @@ class Recording:
                     raise _hidden(tensor, "in code that is compiled")
             return
         then = versions(reached)
-        with SideEffects(y, self.written.last()) as seen:
+        with SideEffects(y, self.buffers.last()) as seen:
             self.outside = seen.outside.keys()
             yield
-        known = {id(tensor) for group in compress(self.written.groups(), self.written.moved()) for tensor in group}
+        known = {id(tensor) for group in compress(self.buffers.groups(), self.buffers.moved()) for tensor in group}
         for tensor, before, version in reversed(seen.written.values()):  # where parts overlap the first to be written is set back last
             if tensor._version != version and id(tensor) not in known:
                 if tensor.requires_grad:
@@ -178,7 +178,7 @@ class Recording:
                         f"func changes a tensor of shape {tuple(tensor.shape)} that requires grad in place, which a redone step would do "
                         "again; write x = x + ... instead of x += ..., make it part of the state y, or solve with adjoint='direct'"
                     )
-                self.written.add(tensor, before, self.marks)
+                self.buffers.add(tensor, before, self.marks)
         moving = self.moving()
         self.outside = set(seen.outside)
         self.constants = _Versions((tensor, version) for tensor, version in seen.read.values() if storage(tensor) not in moving)
@@ -191,7 +191,7 @@ class Recording:
             yield
             return
         known = self.moving()
-        with SideEffects(y, self.written.last()) as seen:  # of what is known, which does not matter
+        with SideEffects(y, self.buffers.last()) as seen:  # of what is known, which does not matter
             yield
         odd = [part for part in seen.written.values() if part[0]._version != part[2] and storage(part[0]) not in known]
         if odd:
@@ -209,7 +209,7 @@ class Recording:
             if len(self.random.track.values) > 1:
                 undo.callback(self.random.write, self.random.read())
                 self.random.write(self.random.track[index])
-            then, now = self.written.around(index)
+            then, now = self.buffers.around(index)
             if now:
                 undo.callback(put, now, versions([tensor for tensor, _ in now]))
                 put(then)
@@ -217,7 +217,7 @@ class Recording:
                 if leaf.requires_grad != wants:
                     undo.callback(leaf.requires_grad_, leaf.requires_grad)
                     leaf.requires_grad_(wants)
-            self.held.replay(index, undo)
+            self.attributes.replay(index, undo)
             if elsewhere and not self.opaque:
                 undo.enter_context(_reading_none_of(elsewhere))
             for cast in self.autocast:

@@ -1,26 +1,7 @@
 """Where steps are: grids, and error control."""
 
-from .grid import (
-    ATOL,
-    MAX_STEPS,
-    MORE,
-    RTOL,
-    STRETCH,
-    Adaptive,
-    Control,
-    Grid,
-    Step,
-    StepSizes,
-    Time,
-    Times,
-    as_count,
-    as_times,
-    given_grid,
-    numbers,
-    tolerances,
-    uniform_grid,
-    wants_grad,
-)
+from .control import ATOL, MAX_STEPS, MORE, RTOL, STRETCH, Adaptive, Control, StepSizes, tolerances
+from .grid import Grid, Step, Time, Times, as_count, as_times, given_grid, numbers, uniform_grid, wants_grad
 
 __all__ = [
     "ATOL",

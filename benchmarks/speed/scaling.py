@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from anodev2.schedule import Schedule, positions
+from anodev2.gradients.schedule import Schedule, positions
 from examples.live_bytes import LiveBytes
 
 from .__main__ import machine

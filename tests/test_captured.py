@@ -13,7 +13,7 @@ from test_adjoint import CHECKPOINTS, agree
 from torch import Tensor, nn
 
 from anodev2 import CheckpointAdjoint, DirectAdjoint, ReversibleAdjoint, odeint, solve
-from anodev2.integrate.captured import reach
+from anodev2.integrate.captured import reachable
 
 GLOBAL = torch.full((3,), 0.5, requires_grad=True)
 
@@ -276,7 +276,7 @@ def test_leaves_that_f_makes_itself_are_its_own_business() -> None:
 def test_the_search_is_bounded_and_skips_what_is_not_python() -> None:
     big = [object() for _ in range(200_000)]
     net = nn.Linear(2, 2)
-    found = reach(lambda t, y: net(y) + len(big), torch.Generator())
+    found = reachable(lambda t, y: net(y) + len(big), torch.Generator())
     assert {id(p) for p in net.parameters()} == {id(p) for p in found.tensors}
     assert found.modules == [net] and len(found.generators) == 1
 
@@ -312,9 +312,9 @@ def test_an_attribute_is_not_taken_for_a_global_of_its_name() -> None:
         def __call__(self, t: Tensor, y: Tensor) -> Tensor:
             return -self.rate * y
 
-    assert not reach(Decay()).tensors
-    assert [id(tensor) for tensor in reach(lambda t, y: -rate * y).tensors] == [id(rate)]
-    assert [id(tensor) for tensor in reach(lambda t, y: (lambda z: -rate * z)(y)).tensors] == [id(rate)]
+    assert not reachable(Decay()).tensors
+    assert [id(tensor) for tensor in reachable(lambda t, y: -rate * y).tensors] == [id(rate)]
+    assert [id(tensor) for tensor in reachable(lambda t, y: (lambda z: -rate * z)(y)).tensors] == [id(rate)]
 
 
 def test_a_leaf_of_f_that_lies_in_a_reference_cycle_is_not_taken_for_a_lost_one() -> None:

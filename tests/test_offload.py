@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from anodev2 import CheckpointAdjoint, odeint
-from anodev2.gradients.offload import Ferry
+from anodev2.gradients.offload import Offload
 from anodev2.solvers import Leaves
 
 
@@ -18,19 +18,19 @@ def test_a_state_sets_out_while_the_steps_after_the_one_restored_before_are_redo
     monkeypatch: pytest.MonkeyPatch, slots: int | None
 ) -> None:
     log: list[tuple[str, int]] = []
-    send_for, fetch = Ferry.send_for, Ferry.fetch
+    prefetch, fetch = Offload.prefetch, Offload.fetch
 
-    def sent(self: Ferry, at: int, homes: Leaves) -> None:
+    def sent(self: Offload, at: int, homes: Leaves) -> None:
         if at not in self.coming:
             log.append(("send for", at))
-        send_for(self, at, homes)
+        prefetch(self, at, homes)
 
-    def fetched(self: Ferry, at: int, homes: Leaves) -> Any:
+    def fetched(self: Offload, at: int, homes: Leaves) -> Any:
         log.append(("fetch", at))
         return fetch(self, at, homes)
 
-    monkeypatch.setattr(Ferry, "send_for", sent)
-    monkeypatch.setattr(Ferry, "fetch", fetched)
+    monkeypatch.setattr(Offload, "prefetch", sent)
+    monkeypatch.setattr(Offload, "fetch", fetched)
     w = torch.tensor(0.3, requires_grad=True)
 
     def f(t: Tensor, y: Tensor, *, step: int) -> Tensor:
@@ -52,11 +52,11 @@ def test_a_state_sets_out_while_the_steps_after_the_one_restored_before_are_redo
 
 def test_what_comes_back_is_what_left() -> None:
     y = [torch.randn(3, 4), torch.randn(2, dtype=torch.complex128)]
-    ferry = Ferry(y)
-    homes = ferry.stow(y)
-    ferry.send_for(4, homes)
-    on_its_way = ferry.coming[4]
-    assert ferry.fetch(4, homes) is on_its_way  # it does not set out again
-    for back in (on_its_way, ferry.fetch(5, homes)):
+    offload = Offload(y)
+    homes = offload.store(y)
+    offload.prefetch(4, homes)
+    on_its_way = offload.coming[4]
+    assert offload.fetch(4, homes) is on_its_way  # it does not set out again
+    for back in (on_its_way, offload.fetch(5, homes)):
         assert all(torch.equal(a, b) and a.data_ptr() != b.data_ptr() for a, b in zip(back, y, strict=True))
-    assert not ferry.coming
+    assert not offload.coming

@@ -1,0 +1,154 @@
+"""Error control: tolerances, and the size of the next step from the errors of those before."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, SupportsFloat
+
+import torch
+from torch import Tensor
+
+from ..pytree import Structure, leaves_of
+from .grid import Times
+
+RTOL, ATOL = 1e-7, 1e-9  # torchdiffeq's, so that a solve without tolerances means the same here
+MAX_STEPS = 10_000  # of error control: what needs more is stiff, as a rule
+MORE = "allow more, or any number with max_steps=None, or larger errors; a stiff problem wants an implicit or exponential method"
+STRETCH = 1.01  # of a step that would leave less than that to an output time
+
+
+@dataclass(frozen=True)
+class Control:
+    """How an adaptive solve chooses its next step from the estimated errors of the last ones.
+
+    With e_n the error of step n in units of the tolerance, k = (order of the embedded solution) + 1 and pid = (P, I, D),
+
+        h_{n+1} = safety h_n (1 / e_n)^((P + I + D) / k) (1 / e_{n-1})^(-(P + 2 D) / k) (1 / e_{n-2})^(D / k)
+
+    between ``shrink`` and ``grow`` times h_n. A step is accepted where e_n <= 1, e_n the root mean square of
+    error / (atol + rtol max(|y_n|, |y_{n+1}|)) over all elements. pid = (0, 1, 0) is the classical controller,
+    (0.4, 0.3, 0) a PI controller that rejects fewer steps of stiff problems.
+
+    Args:
+        pid: the three coefficients.
+        safety, shrink, grow: factors, 0 < shrink < safety <= 1 < grow.
+        first_step: in the unit of t; None estimates it from f and one more evaluation.
+        min_step, max_step: bounds of the step; an error too large at ``min_step`` ends the solve. A step that ends at an
+            output time, and the one before it, may be shorter.
+
+    Raises:
+        ValueError: naming the argument.
+
+    Source: Hairer, Norsett, Wanner, Solving ODEs I, II.4; Soderlind, ACM TOMS 29 (2003).
+    """
+
+    pid: tuple[float, float, float] = (0.0, 1.0, 0.0)
+    safety: float = 0.9
+    shrink: float = 0.2
+    grow: float = 10.0
+    first_step: float | None = None
+    min_step: float = 0.0
+    max_step: float = math.inf
+
+    def __post_init__(self) -> None:
+        numbers_given = (self.safety, self.shrink, self.grow, self.min_step, self.max_step, self.first_step or 1.0)
+        if not isinstance(self.pid, Sequence) or not all(isinstance(x, (int, float)) for x in (*self.pid, *numbers_given)):
+            raise TypeError(f"the fields of Control must be numbers, pid three of them, got {self}")
+        if len(self.pid) != 3 or self.pid[0] + self.pid[1] + self.pid[2] <= 0:
+            raise ValueError(f"pid={self.pid} must be three numbers with a positive sum, such as (0.4, 0.3, 0)")
+        if not 0 < self.shrink < self.safety <= 1 < self.grow:
+            raise ValueError(f"need 0 < shrink < safety <= 1 < grow, got {self.shrink}, {self.safety}, {self.grow}")
+        if self.first_step is not None and not self.first_step > 0:
+            raise ValueError(f"first_step={self.first_step} must be positive (t may fall, steps never do)")
+        if not 0 <= self.min_step < self.max_step:
+            raise ValueError(f"need 0 <= min_step < max_step, got {self.min_step} and {self.max_step}")
+
+
+@dataclass
+class StepSizes:
+    """The size of the next attempt, from the errors of those before; ``k`` as in ``Control``."""
+
+    control: Control
+    k: int
+    size: float
+    errors: list[float] = field(default_factory=lambda: [1.0, 1.0])  # of the two accepted steps before, last first
+    rejected: bool = False
+
+    def judge(self, error: float, taken: float) -> bool:
+        """Whether a step of size ``taken`` with this error is accepted; the next size follows from it."""
+        accepted = error <= 1  # not for NaN
+        factor = self._factor(error)
+        if accepted:
+            if self.rejected:
+                factor = min(factor, 1.0)  # Hairer, Norsett, Wanner, II.4: no growth right after a rejection
+            self.errors = [max(error, 1e-10), self.errors[0]]
+            # a step cut short to end at an output time says little about the one after it
+            cut = taken < self.size * (1 - 1e-6)  # by more than rounding
+            self.size = max(self.size, factor * taken) if cut else factor * taken
+        else:
+            self.size = min(factor, self.control.safety, 0.9) * taken  # shorter whatever the safety, or the solve might never end
+        self.size = min(max(self.size, self.control.min_step), self.control.max_step)
+        self.rejected = not accepted
+        return accepted
+
+    def _factor(self, error: float) -> float:
+        control = self.control
+        if not math.isfinite(error):
+            return control.shrink
+        p, i, d = (coefficient / self.k for coefficient in control.pid)
+        before, earlier = self.errors
+        factor = control.safety * max(error, 1e-10) ** -(p + i + d) * before ** (p + 2 * d) * earlier**-d
+        return min(max(factor, control.shrink), control.grow)
+
+    def next_end(self, start: float, end: float) -> float:
+        """Where the next attempt ends on the way from ``start`` to ``end``, which is hit exactly and never by a tiny step."""
+        left, least = abs(end - start), max(self.control.min_step, 8 * math.ulp(start))
+        size = max(self.size, least)
+        if left <= min(size * STRETCH, max(self.control.max_step, least) * (1 + 1e-9)):
+            return end
+        size = left / 2 if left < 2 * size else size
+        return start + math.copysign(size, end - start)
+
+    def least(self, start: float) -> float:
+        """What no attempt from ``start`` is made shorter than: shorter steps would be lost in the rounding of times."""
+        return max(self.control.min_step, 8 * math.ulp(start)) * STRETCH
+
+
+@dataclass(frozen=True)
+class Adaptive:
+    """Steps found by error control: the output times, and a relative and an absolute tolerance for each leaf."""
+
+    times: Times
+    rtol: tuple[Any, ...]
+    atol: tuple[Any, ...]
+    control: Control
+
+
+def tolerances(rtol: Any, atol: Any, structure: Structure, leaves: list[Tensor]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """rtol and atol for every leaf."""
+    both = []
+    for name, value, default in (("rtol", rtol, RTOL), ("atol", atol, ATOL)):
+        value = default if value is None else value
+        if isinstance(value, SupportsFloat) and not isinstance(value, Tensor):
+            values = [float(value)] * len(leaves)
+        else:
+            try:
+                values = leaves_of(value, structure)
+            except ValueError as error:
+                raise ValueError(f"{name} must be a number or a tree like y0: {error}") from None
+        for one, leaf in zip(values, leaves, strict=True):
+            if not isinstance(one, (Tensor, SupportsFloat)) or not bool(torch.all(torch.as_tensor(one) >= 0)):
+                raise ValueError(f"{name}={value!r} must be made of numbers or tensors that are at least 0")
+            if isinstance(one, Tensor) and not _broadcasts(one, leaf):
+                raise ValueError(f"{name} of shape {tuple(one.shape)} does not broadcast to its leaf of y0 of shape {tuple(leaf.shape)}")
+        both.append(tuple(one.detach() if isinstance(one, Tensor) else float(one) for one in values))
+    if not all(bool(torch.all(torch.as_tensor(a) + torch.as_tensor(b) > 0)) for a, b in zip(*both, strict=True)):
+        raise ValueError("rtol and atol cannot both be 0")
+    return both[0], both[1]
+
+
+def _broadcasts(tensor: Tensor, to: Tensor) -> bool:
+    pairs = zip(reversed(tensor.shape), reversed(to.shape), strict=False)
+    return tensor.ndim <= to.ndim and all(a in (1, b) for a, b in pairs)
