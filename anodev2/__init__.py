@@ -56,3 +56,7 @@ __all__ = [
     "testing",
     "unroll",
 ]
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -18,6 +18,7 @@ from .solvers import Method
 from .solvers.tableau import Tableau
 from .stepping import Grid
 
+DRAWN = 100  # the most steps whose schedule is shown unasked
 FRAME, NODE, PLACE = 3000, 840, 300  # bytes per step, node and saved tensor, measured on Linux (tests/test_plan.py)
 
 
@@ -42,7 +43,7 @@ class Plan:
     recomputed: int
     slots: int | None = None
     graphs: int = 0
-    schedule: Schedule | None = None
+    schedule: Schedule | None = field(default=None, repr=False)
     node_bytes: int = 0
 
     def __str__(self) -> str:
@@ -56,7 +57,11 @@ class Plan:
         ]
         if self.schedule is not None:
             kept = f"{len(self.schedule.kept)} states" + (f" and {self.graphs} graphs" if self.graphs else "")
-            lines += [f"{kept} kept (o state, = graph, - step without graph, < step reversed):", self.schedule.draw()]
+            drawn = self.steps <= DRAWN
+            lines += [
+                f"{kept} kept" + (" (o state, = graph, - step without graph, < step reversed):" if drawn else "; see schedule.draw()")
+            ]
+            lines += [self.schedule.draw()] if drawn else []
         return "\n".join(lines)
 
 

@@ -18,6 +18,7 @@ from .pytree import LEAF, Structure, build, leaves_of
 from .solvers import FlatField, Leaves, Method, StepFailed
 from .solvers.linear import LinearOperator, as_operator
 from .stepping import Adaptive, Grid, Step, Time
+from .torch_private import saving_hooks
 
 Counters = dict[str, int]
 LATEST = 64  # times that are kept as tensors, so that a redone step need not make them again
@@ -88,11 +89,6 @@ def storage(tensor: Tensor) -> int:
         return id(tensor)
 
 
-def hooks_around() -> Any:
-    """The hooks that tensors saved here would be given to; None without any."""
-    return torch._C._autograd._top_saved_tensors_default_hooks(False)  # pyright: ignore[reportAttributeAccessIssue]
-
-
 @contextmanager
 def compilers_own_warnings_ignored() -> Iterator[None]:
     """For a first call: torch.compile looks at the .grad of what it is given."""
@@ -101,14 +97,9 @@ def compilers_own_warnings_ignored() -> Iterator[None]:
         yield
 
 
-def sequence_number() -> int:
-    """That of the next node of a graph in this thread."""
-    return torch.autograd._get_sequence_nr()  # pyright: ignore[reportPrivateImportUsage]
-
-
 def saved_apart() -> AbstractContextManager[object]:
     """What is saved inside for a backward pass is not given to the hooks of a solve around this one."""
-    if hooks_around() is None:
+    if saving_hooks() is None:
         return nullcontext()
     return saved_tensors_hooks(lambda tensor: tensor.detach(), lambda tensor: tensor)  # a result that holds itself is never freed
 

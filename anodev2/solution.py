@@ -9,9 +9,10 @@ from typing import Any
 from torch import Tensor
 
 from .problem import Costs, Status, VectorField
+from .pytree import build, leaves_of, structure_of
 
 
-@dataclass
+@dataclass(repr=False)
 class Stats:
     """What a solve cost, measured; backward passes add to it when they run.
 
@@ -38,6 +39,10 @@ class Stats:
     def peak_bytes(self) -> int:
         return self.costs.peak_bytes
 
+    def __repr__(self) -> str:
+        names = ("evaluations_forward", "evaluations_backward", "accepted", "rejected", "recomputed", "peak_bytes")
+        return f"Stats({', '.join(f'{name}={getattr(self, name)}' for name in names)})"
+
     def __str__(self) -> str:
         return (
             f"{self.accepted} steps accepted, {self.rejected} rejected; func evaluated {self.evaluations_forward} times forward, "
@@ -45,7 +50,7 @@ class Stats:
         )
 
 
-@dataclass
+@dataclass(repr=False)
 class Solution:
     """What ``solve`` found.
 
@@ -62,6 +67,12 @@ class Solution:
     grid: tuple[Any, ...]
     event_time: Tensor | None = None
     dense: Callable[[Any], Any] | None = None
+
+    def __repr__(self) -> str:
+        structure = structure_of(self.ys)
+        shapes = build(structure, [f"{str(leaf.dtype).removeprefix('torch.')}{list(leaf.shape)}" for leaf in leaves_of(self.ys, structure)])
+        times = f"{len(self.ts)} times from {float(self.ts[0].max()):g} to {float(self.ts[-1].max()):g}" if len(self.ts) else "no times"
+        return f"Solution({times}, ys={shapes}, {len(self.grid) - 1} steps, status={self.status.reason!r},\n    {self.stats!r})"
 
     def __call__(self, t: Any) -> Any:
         """The state at time t, or at several times stacked in front.

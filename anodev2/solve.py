@@ -14,7 +14,6 @@ from torch import Tensor
 
 from .events import Observer
 from .gradients.adjoint import Adjoint, CheckpointAdjoint, DirectAdjoint, as_adjoint
-from .gradients.function import transformed
 from .integrate.compiled import Compile, as_compile, compiled
 from .integrate.dense import Dense
 from .integrate.per_sample import find_grid
@@ -25,6 +24,7 @@ from .solution import Solution, Stats
 from .solvers import METHODS, Leapfrog, Leaves, Method, RungeKutta, as_method, halves
 from .solvers.tableau import Tableau
 from .stepping import MAX_STEPS, Adaptive, Control, Grid, Step, as_count, as_times, given_grid, numbers, tolerances, uniform_grid
+from .torch_private import transformed
 
 
 def odeint(

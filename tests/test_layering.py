@@ -3,17 +3,38 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from torch._subclasses import FakeTensorMode
+from torch.autograd import forward_ad
+from torch.overrides import TorchFunctionMode
 
 import anodev2
+from anodev2 import torch_private
 
 ROOT = Path(__file__).parent.parent
 ORDER = [
-    *("pytree", "stepping", "solvers", "problem", "integrate", "gradients", "events", "solution", "solve", "plan", "system", "dynamics"),
+    *(
+        "torch_private",
+        "pytree",
+        "stepping",
+        "solvers",
+        "problem",
+        "integrate",
+        "gradients",
+        "events",
+        "solution",
+        "solve",
+        "plan",
+        "system",
+        "dynamics",
+    ),
     *("unroll", "block", "testing", "diagnose"),
 ]
 FOLDERS = {
@@ -100,6 +121,63 @@ def test_public_names_are_sorted_documented_and_there() -> None:
     assert not undocumented
 
 
-def test_the_library_imports_without_the_extras() -> None:
-    code = "import sys, anodev2; bad = {'torchvision', 'matplotlib', 'tyro', 'scipy'} & set(sys.modules); assert not bad, bad"
+def test_the_library_imports_quickly() -> None:
+    """Nothing that takes long, or that only an extra brings."""
+    slow = ["torch._dynamo", "torch._inductor", "sympy", "matplotlib", "onnx", "numba", "scipy", "torchvision", "tyro"]
+    code = f"import sys, anodev2; bad = set({slow}) & set(sys.modules); assert not bad, bad"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+PRIVATE = re.compile(r"torch(\.\w+)*\._\w|from torch(\.\w+)*\._\w+ import|from torch[\w.]* import (.*, )?_\w|Variable\._")
+
+
+@pytest.mark.parametrize("room", ["anodev2", "pde", "models"])
+def test_private_names_of_torch_are_used_in_one_file_alone(room: str) -> None:
+    paths = [path for path in (ROOT / room).rglob("*.py") if path.name != "torch_private.py"]
+    found = [f"{path.name}: {line.strip()}" for path in paths for line in path.read_text().splitlines() if PRIVATE.search(line)]
+    assert paths and not found
+    assert PRIVATE.search("torch._C._f()") and PRIVATE.search("from torch._C import f") and PRIVATE.search("from torch.nn import A, _b")
+
+
+def test_private_names_of_torch_are_there() -> None:
+    """With what our tests know of them: a release of PyTorch that takes one away is noticed here first."""
+    y, count = torch.ones(3, requires_grad=True), torch_private.next_node()
+    assert not torch_private.transformed() and torch.func.vmap(lambda x: x * torch_private.in_transform())(torch.ones(2)).all()
+    with forward_ad.dual_level():
+        assert torch_private.transformed() and not torch_private.in_transform()
+    with FakeTensorMode():
+        assert torch_private.in_fake_mode() and torch_private.in_dispatch_mode()
+    assert not torch_private.in_fake_mode() and not torch_private.in_dispatch_mode() and torch_private.saving_hooks() is None
+    with torch.autograd.graph.save_on_cpu():
+        assert torch_private.saving_hooks() is not None
+    seen: list[Any] = []
+    z = y * y
+    assert torch_private.next_node() == count + 1
+    z.register_hook(lambda g: seen.append(torch_private.keeps_graph()))
+    y.register_hook(lambda g: torch_private.after_backward(lambda: seen.append("end")))
+    z.sum().backward(retain_graph=True)
+    assert seen == [True, "end"]
+    a, b = torch.zeros(2), torch.zeros(3)
+    torch_private.copy_together([a, b], [torch.ones(2), torch.ones(3)])
+    assert a.sum() + b.sum() == 5 and a._version > 0
+    torch_private.set_versions([a], [0])
+    assert a._version == 0
+    module = torch.nn.Linear(2, 2)
+    assert not torch_private.has_forward_hooks(module)
+    module.register_forward_hook(lambda *_: None)
+    assert torch_private.has_forward_hooks(module) and issubclass(torch.nn.SyncBatchNorm, torch_private.BatchNorm)
+    assert all(issubclass(error, Exception) for error in torch_private.compile_errors())
+    assert torch_private.options_of_mode("max-autotune")
+    with Seen() as modes, torch_private.no_torch_functions():
+        torch.add(y, y)
+    assert not modes.seen and torch_private.tree_leaves([1, (2, {"a": 3})]) == [1, 2, 3]
+
+
+class Seen(TorchFunctionMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[Any] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.seen.append(func)
+        return func(*args, **(kwargs or {}))

@@ -26,7 +26,7 @@ NOISY = 0.1  # a group whose gradient round-off changes by more than this share 
 CERTAIN = 10  # times its uncertainty, a disagreement with finite differences counts
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class GradientReport:
     """What ``gradient_report`` found. Relative quantities are fractions of the length of the exact gradient of their group.
 
@@ -187,6 +187,9 @@ class GradientReport:
         largest = max((self._worst(name)[1] for name in self.errors), default=0.0)
         share = f"{largest:.1g}" if largest > torch.finfo(self.dtype).eps else "round-off"
         return f"All adjoints looked at agree with the exact gradient to {share}: nothing wrong."
+
+    def __repr__(self) -> str:
+        return str(self)
 
     def __str__(self) -> str:
         columns = ["group", "numbers", "gradient", "round-off", *self.errors, *(["differences"] if self.differences else [])]

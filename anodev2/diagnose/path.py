@@ -32,7 +32,7 @@ class Bands(NamedTuple):
     power: Tensor
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class WeightPath:
     """theta(t) of a block by parameter name at some times; ``print`` reads it aloud, ``plot`` and ``animate`` draw it.
 
@@ -100,6 +100,9 @@ class WeightPath:
     def moving_most(self) -> str:
         """The weight that gets furthest from its start, relative to its size."""
         return max(self.changes, key=lambda name: self.changes[name].max().item())
+
+    def __repr__(self) -> str:
+        return str(self)
 
     def __str__(self) -> str:
         columns = ["weight", "shape", f"|theta({self.times[0]:g})|", f"|theta({self.times[-1]:g})|", "furthest change", "what moves"]

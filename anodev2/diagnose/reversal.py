@@ -32,7 +32,7 @@ CAUTION = math.log(1e4)  # a growth worth telling even where this solve came thr
 PATIENCE = 100  # a solve backwards that takes so many times the steps of the one forwards has failed
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Reversibility:
     """How well a solve backwards from z(t1) finds the way of z again. ``print`` reads it aloud, ``plot`` draws it.
 
@@ -78,6 +78,9 @@ class Reversibility:
     def exponent(self) -> float:
         """int mu |dt| by the trapezoidal rule: a small error of z(t1) grows by at most exp(exponent) on the way back to t0."""
         return sum(abs(b - a) * (m + n) / 2 for (a, b), (m, n) in zip(pairwise(self.times), pairwise(self.expansion), strict=True))
+
+    def __repr__(self) -> str:
+        return str(self)
 
     def __str__(self) -> str:
         rows = list(zip(self.times, self.errors, self.norms, self.lipschitz, self.expansion, strict=True))

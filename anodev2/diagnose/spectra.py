@@ -22,6 +22,7 @@ from ..solve import integrate, odeint
 from ..solvers import Method, as_method
 from ..solvers.stability import StabilityFunction, stability_function
 from ..stepping import as_count, uniform_grid
+from ..torch_private import BatchNorm
 from .jacobian import Jacobian, Search, arnoldi, falling, forward_mode
 from .subject import Subject
 from .table import axes, each, number, table
@@ -231,7 +232,7 @@ class StepLimit:
             yield f"{what}: the eigenvalues have not settled (residuals up to {worst:.0%} of the largest); more vectors make them better"
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class Stability:
     """Spectra, largest stable steps and a verdict; ``print`` reads it aloud, ``plot`` draws it.
 
@@ -251,6 +252,9 @@ class Stability:
         """Whether all chosen steps are stable; None where there are none."""
         known = [found for limit in self.limits if (found := limit.inside) is not None]
         return all(known) if known else None
+
+    def __repr__(self) -> str:
+        return str(self)
 
     def __str__(self) -> str:
         rows = [row for limit in self.limits for row in limit.rows()]
@@ -427,7 +431,7 @@ def _known(method: Method) -> tuple[StabilityFunction | None, str]:
 
 def _notes(recording: Recording) -> Iterator[str]:
     training = [module for module in recording.attributes.modules if module.training]
-    if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in training):
+    if any(isinstance(module, BatchNorm) for module in training):
         yield "BatchNorm in training mode couples the samples: df/dz is that of this batch"
     if any(isinstance(module, nn.modules.dropout._DropoutNd) for module in training):
         yield "dropout in training mode: df/dz is that of one draw"

@@ -22,8 +22,9 @@ from ..problem import Problem, Run, bytes_of
 from ..solvers import Implicit, Leapfrog, Leaves, RungeKutta
 from ..solvers.tableau import nearest
 from ..stepping import Adaptive, Grid, as_count, wants_grad
+from ..torch_private import transformed
 from .backsolve import Backsolve
-from .function import attached, transformed
+from .function import attached
 from .offload import Offload
 from .per_step import PerStep, TooLarge
 from .reversible import Pairs, Undo, increment
@@ -121,7 +122,7 @@ class CheckpointAdjoint(Adjoint):
     def solve(self, problem: Problem, y0: Leaves, args: tuple[Any, ...]) -> Run:
         if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
             return _compiled(problem, y0, args)
-        if not torch.is_grad_enabled() or torch.compiler.is_exporting() or torch._C._get_tracing_state() is not None or transformed():
+        if not torch.is_grad_enabled() or torch.compiler.is_exporting() or torch.jit.is_tracing() or transformed():  # pyright: ignore[reportPrivateImportUsage]
             return DirectAdjoint().solve(problem, y0, args)
         grid = problem.stepping if isinstance(problem.stepping, Grid) else None
         if self.memory is not None and grid is None:

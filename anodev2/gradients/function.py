@@ -7,20 +7,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C._functorch import peek_interpreter_stack
-from torch.autograd import forward_ad
 
 from ..problem import Run
 from ..solvers import Leaves
+from ..torch_private import transformed
 from .backsolve import Backsolve
 from .reversible import Undo
 from .slots import Slots
 from .vjp import Grads, hooks_silent
-
-
-def transformed() -> bool:
-    """Whether a torch.func transform or forward-mode differentiation is at work, which an autograd Function would not see."""
-    return peek_interpreter_stack() is not None or forward_ad._current_level >= 0
 
 
 def attached(solve: Slots | Undo | Backsolve, y0: Leaves) -> Run:

@@ -31,9 +31,10 @@ from ..integrate.captured import is_library
 from ..integrate.comparison import Comparison, Sample, changed
 from ..integrate.loop import Loop, Take
 from ..integrate.recording import MODIFIED, Recording
-from ..problem import Costs, Problem, Run, bytes_of, compilers_own_warnings_ignored, hooks_around, sequence_number, storage, versions
+from ..problem import Costs, Problem, Run, bytes_of, compilers_own_warnings_ignored, storage, versions
 from ..solvers import Leaves
 from ..stepping import Grid, Step, numbers
+from ..torch_private import has_forward_hooks, keeps_graph, next_node, saving_hooks
 from .offload import Offload
 
 Kind = tuple[torch.Size, torch.dtype]  # of what is saved
@@ -53,7 +54,7 @@ class PerStep:
         self, problem: Problem, recording: Recording, args: tuple[Any, ...], budget: int | None = None, offload: Offload | None = None
     ) -> None:
         self.problem, self.recording, self.args, self.budget, self.offload = problem, recording, args, budget, offload
-        self.outer = hooks_around() if offload is None else None
+        self.outer = saving_hooks() if offload is None else None
         self.loop: Loop | None = None
         self.costs = Costs()
         self.comparison = Comparison(recording.low_precision)
@@ -62,7 +63,7 @@ class PerStep:
         self.whole: deque[Frame] = deque()  # those that hold what they saved, oldest first
         self.graphs = 0  # bytes of these
         # numbers of the next node when the solve began and when the last attempt did, and the nodes that this one starts from
-        self.began: tuple[int, int, set[Any]] = sequence_number(), 0, set()
+        self.began: tuple[int, int, set[Any]] = next_node(), 0, set()
 
     def run(self, y0: Leaves) -> Run:
         """The wanted states, with their history."""
@@ -86,7 +87,7 @@ class PerStep:
         if self.frame is not None and self.frame.running:  # rejected
             self.frame.let_go()
         self.frame = frame = Frame(self, take, y, self.frame)
-        self.began = self.began[0], sequence_number(), {leaf.grad_fn for leaf in (*y, *(first or ()))}
+        self.began = self.began[0], next_node(), {leaf.grad_fn for leaf in (*y, *(first or ()))}
 
         holders: list[Any] = [frame]
 
@@ -214,7 +215,7 @@ class Frame:
             raise RuntimeError(
                 f"{MODIFIED}: a tensor of shape {tuple(tensor.shape)} is at version {tensor._version}, not {self.now[place]}"
             )
-        if not torch._C._autograd._get_current_graph_task_keep_graph():  # pyright: ignore[reportAttributeAccessIssue]
+        if not keeps_graph():
             self.live[place] = None  # nobody will ask again
         return tensor
 
@@ -313,7 +314,7 @@ def stoppable(frame: types.FrameType | None) -> bool:
     """Whether nothing of note is left to do in the functions that are at work: a value set, a call for its effect, a hook."""
     while frame is not None and frame.f_code is not Frame.redo.__code__:
         module = frame.f_locals["self"] if frame.f_code is nn.Module._call_impl.__code__ else None
-        if module is not None and (module._forward_hooks or torch.nn.modules.module._global_forward_hooks):
+        if module is not None and has_forward_hooks(module):
             return False
         if not is_library(frame.f_globals.get("__name__", "")) and _acts_after(frame.f_code, frame.f_lasti):
             return False

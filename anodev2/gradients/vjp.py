@@ -23,10 +23,11 @@ from torch.overrides import TorchFunctionMode
 
 from ..integrate.comparison import changed
 from ..integrate.recording import Recording
-from ..problem import Problem, saved_apart, sequence_number, storage
+from ..problem import Problem, saved_apart, storage
 from ..pytree import build, leaves_of, structure_of
 from ..solvers import Leaves
 from ..stepping import Time, wants_grad
+from ..torch_private import next_node, no_torch_functions
 
 Grads = list[Tensor | None]
 SEEN_AS_THEY_ARE = {"shape", "dtype", "device", "ndim", "layout", "is_cuda", "_version"}  # the same of a tensor and of its stand-in
@@ -43,7 +44,7 @@ class Captured(TorchFunctionMode):
     def __init__(self, problem: Problem, recording: Recording, args: tuple[Any, ...]) -> None:
         super().__init__()
         self.recording = recording
-        self.born = self.since = sequence_number()
+        self.born = self.since = next_node()
         self.closed = False  # nothing new is captured once the pass forward is over
         self.looking, self.found = True, False  # tensors with a history that f reaches by itself
         self.leaves: dict[int, Tensor] = {}
@@ -65,7 +66,7 @@ class Captured(TorchFunctionMode):
     ) -> Any:
         if getattr(getattr(func, "__self__", None), "__name__", None) in SEEN_AS_THEY_ARE:
             return func(*args)
-        with torch._C.DisableTorchFunction():  # the mode of a solve around this one would show its own stand-ins
+        with no_torch_functions():  # the mode of a solve around this one would show its own stand-ins
             args, kwargs = self._swap(args), {name: self._swap(value) for name, value in (kwargs or {}).items()}
         return func(*args, **kwargs)
 
@@ -97,7 +98,7 @@ class Captured(TorchFunctionMode):
 
     def graph(self, y: Leaves, take: Callable[[list[Tensor]], list[Tensor]]) -> StepGraph:
         """The graph of what ``take`` makes of y."""
-        self.since = sequence_number()
+        self.since = next_node()
         with torch.enable_grad(), saved_apart(), self.hidden:
             start = [leaf.detach().requires_grad_() for leaf in y]
             seen = list(_Probe.apply(*start))

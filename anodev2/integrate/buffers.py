@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from ..problem import versions
+from ..torch_private import copy_together, set_versions
 from .attributes import Track
 
 Pair = tuple[Tensor, Tensor]  # a tensor and the values that it had or is to have
@@ -107,7 +108,7 @@ def put(pairs: list[Pair], counts: list[int] | None = None) -> None:
         tensors = [tensor for tensor, _ in pairs]
         counts = versions(tensors) if counts is None else counts
         _copy([(tensor.detach(), value) for tensor, value in pairs])
-        torch._C._autograd._unsafe_set_version_counter(tuple(tensors), tuple(counts))  # pyright: ignore[reportAttributeAccessIssue]
+        set_versions(tensors, counts)
 
 
 @torch.no_grad()
@@ -118,7 +119,7 @@ def _copy(pairs: Iterable[Pair]) -> None:
         for tensor, group in zip((into, value), kinds.setdefault((into.device, into.dtype), ([], [])), strict=True):
             group.append(tensor)
     for into, values in kinds.values():
-        torch._foreach_copy_(into, values)  # pyright: ignore[reportPrivateImportUsage]
+        copy_together(into, values)
 
 
 def _copies(tensors: Sequence[Tensor]) -> list[Tensor]:

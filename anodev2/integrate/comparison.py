@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..torch_private import after_backward
+
 # A redone step runs the same kernels on the same numbers: what it computes agrees to the bit on most devices, to some units of
 # round-off of the largest element on all.
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}
@@ -52,7 +54,7 @@ class Comparison:
                     _refuse(again, expected, self._tolerance(tensor))
                 continue
             if not self.waiting:
-                torch.autograd.Variable._execution_engine.queue_callback(self.verify)  # pyright: ignore[reportAttributeAccessIssue]
+                after_backward(self.verify)
             self.waiting.setdefault((again.device, again.dtype), []).append((again.clone(), expected, self._tolerance(tensor)))
 
     def _tolerance(self, leaf: Tensor) -> float:

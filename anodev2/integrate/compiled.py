@@ -20,13 +20,12 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
-from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
-from torch._inductor.exc import InductorError
 
 from ..problem import Given, Problem, VectorField, compilers_own_warnings_ignored, refuse_changed, versions
 from ..solvers import Leaves, Method, RungeKutta
 from ..solvers.tableau import Tableau
 from ..stepping import Grid, Step, Time, as_count
+from ..torch_private import compile_errors, in_dispatch_mode, options_of_mode
 
 
 @dataclass(frozen=True)
@@ -145,7 +144,7 @@ class CompiledSteps(Method):
         try:
             with compilers_own_warnings_ignored() if first_time else nullcontext():
                 end = run(vector, self.inner, args, first, count, times, *y)
-        except (TorchDynamoException, FailOnRecompileLimitHit, InductorError) as error:
+        except compile_errors() as error:
             end = _eagerly(self.inner, field, step, y)  # which has words for what func must not do
             self.graphs.refuse(error)
             return end
@@ -171,7 +170,7 @@ class Graphs:
         if new:
             self.methods.append(lasting)  # which keeps its id its own
             own = types.FunctionType(_run.__code__.replace(), globals())  # torch counts what it compiles per code object
-            inner: dict[str, Any] = dict(torch._inductor.list_mode_options(options.mode)) if options.mode else {}
+            inner: dict[str, Any] = options_of_mode(options.mode) if options.mode else {}
             if plain:  # a tableau does not change
                 inner["guard_filter_fn"] = _worth_guarding
             self.runs[key] = torch.compile(own, fullgraph=True, dynamic=False, backend=options.backend, options=inner)
@@ -238,7 +237,7 @@ def _run(field: VectorField, method: Method, args: tuple[Any, ...], first: int, 
 def _tensor_of(times: list[Time], field: VectorField) -> Tensor:
     if any(isinstance(time, Tensor) for time in times):
         return torch.stack(torch.broadcast_tensors(*(field.time(time) for time in times)))
-    make = _cached_times.__wrapped__ if torch._C._len_torch_dispatch_stack() else _cached_times  # modes make tensors of their own
+    make = _cached_times.__wrapped__ if in_dispatch_mode() else _cached_times  # modes make tensors of their own
     return make(tuple(map(float, times)), field.device)
 
 

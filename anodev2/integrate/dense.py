@@ -37,6 +37,9 @@ class Dense:
             self.nodes += (event[0].item(),)
             self.states[len(self.steps)] = event[1]
 
+    def __repr__(self) -> str:
+        return f"Dense({len(self.steps)} steps from {self.nodes[0]:g} to {self.nodes[-1]:g})"
+
     def __call__(self, t: Any) -> Any:
         low, high = min(self.nodes), max(self.nodes)
         try:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils import checkpoint
 
-from ..problem import hooks_around
+from ..torch_private import saving_hooks
 
 _LOCKS: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
 if hasattr(os, "register_at_fork"):
@@ -116,7 +116,7 @@ class _Seen(MutableMapping[str, Any], dict[str, Any]):  # pyright: ignore[report
 
 def _hook() -> Any:
     """What packs a tensor that is saved here."""
-    hooks = hooks_around()
+    hooks = saving_hooks()
     return hooks and hooks[0]
 
 

@@ -14,11 +14,12 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..problem import Problem, Status
 from ..solvers import Leaves, RungeKutta
 from ..stepping import MORE, STRETCH, Adaptive, Control, Grid, Step, numbers
+from ..torch_private import BatchNorm
 from .captured import reachable
 from .loop import error_ratios
 from .recording import untouched
@@ -48,7 +49,7 @@ def _check(problem: Problem, adaptive: Adaptive, y0: Leaves) -> None:
     if any(isinstance(time, Tensor) for time in adaptive.times):
         raise ValueError("per_sample=True gives no gradient with respect to times; detach t")
     for module in reachable(problem.field.func).modules:
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:
+        if isinstance(module, BatchNorm) and module.training:
             raise ValueError(
                 "per_sample=True and BatchNorm in training mode contradict each other: a sample's steps would depend on the batch"
             )

@@ -7,11 +7,10 @@ from typing import Any
 
 from torch import Tensor
 from torch.nn.parameter import is_lazy
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from ..problem import storage
 from ..solvers import Leaves
+from ..torch_private import TorchDispatchMode, tree_leaves
 
 # their schemas do not tell that they move running_mean and running_var in training, nor do their kernels count it
 BATCH_NORM = {"native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm"}

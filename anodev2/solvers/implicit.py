@@ -17,9 +17,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch._C._functorch import peek_interpreter_stack
 
 from ..stepping import Step
+from ..torch_private import in_transform
 from .method import Leaves, Method, SplitField, StepFailed, add
 
 Linear = Callable[[Tensor], Tensor]
@@ -44,7 +44,7 @@ class Implicit(Method):
 
     def solved(self, field: SplitField, step: Step, node: float, y: Leaves) -> list[Tensor]:
         """w = y + node dt f(t + node dt, w), with its gradient."""
-        if torch.compiler.is_compiling() or peek_interpreter_stack() is not None:
+        if torch.compiler.is_compiling() or in_transform():
             raise ValueError(
                 f"{self.name} iterates until it has converged, which torch.compile and torch.func cannot follow: take an explicit method"
             )

@@ -48,6 +48,9 @@ class FourierOperator(LinearOperator):
         self.n = n
         self._known: dict[tuple[Time, int, int], list[Action]] = {}
 
+    def __repr__(self) -> str:
+        return f"FourierOperator(n={self.n})"
+
     def __call__(self, u: Tensor) -> Tensor:
         return self._times(self.symbol)(u)
 

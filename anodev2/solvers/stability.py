@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import pairwise
 from typing import Literal
@@ -31,9 +31,9 @@ class StabilityFunction:
     """
 
     name: str
-    function: Callable[[Tensor, Tensor], Tensor]
+    function: Callable[[Tensor, Tensor], Tensor] = field(repr=False)
     acts_on: Literal["whole", "rest"] = "whole"
-    coefficients: tuple[Fraction, ...] = ()
+    coefficients: tuple[Fraction, ...] = field(default=(), repr=False)
 
     def __call__(self, z: Tensor | complex, w: Tensor | complex = 0.0) -> Tensor:
         """R(z) or R(z, w), complex128, in the shape of z."""

@@ -23,7 +23,7 @@ Row = tuple[Fraction, ...]
 _ROUNDING = Fraction(1, 10**13)  # of tableaus known in rounded numbers only
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Tableau:
     """Butcher tableau of an explicit Runge-Kutta method.
 
@@ -61,6 +61,10 @@ class Tableau:
     error_weights: tuple[float, ...] | None = field(init=False, repr=False)
     fsal: bool = field(init=False, repr=False)
     advancing: int = field(init=False, repr=False)
+
+    def __repr__(self) -> str:
+        embedded = "" if self.embedded_order is None else f", embedded_order={self.embedded_order}"
+        return f"Tableau({self.name!r}, order={self.order}{embedded}, stages={self.stages})"
 
     def __post_init__(self) -> None:
         self._check_shapes()

@@ -1,0 +1,96 @@
+"""All of PyTorch's private names that we use: what each is for, and what would take its place. Nothing else here touches one.
+
+What the underscores of ``tensor._version``, ``module._parameters``, ``_buffers`` and of their hooks hide has been the same since
+they came, and subclasses everywhere rely on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._C._functorch import peek_interpreter_stack
+from torch.autograd import forward_ad
+from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm  # base class of all; else: a tuple of those that are public
+from torch.nn.modules.module import _global_forward_hooks as hooks_of_all_modules  # else: no early end of a redone step
+from torch.utils._python_dispatch import TorchDispatchMode  # the only way to see operations with their schemas
+from torch.utils._pytree import tree_leaves  # of an operation's arguments; else: torch.utils.pytree, once that is the same
+
+__all__ = ["BatchNorm", "TorchDispatchMode", "hooks_of_all_modules", "tree_leaves"]
+
+
+def in_transform() -> bool:
+    """Whether a transform of torch.func is at work. Else: an autograd Function with ``setup_context`` and a rule for each."""
+    return peek_interpreter_stack() is not None
+
+
+def transformed() -> bool:
+    """Whether a transform of torch.func or forward-mode differentiation is at work. Else: the same."""
+    return in_transform() or forward_ad._current_level >= 0
+
+
+def in_dispatch_mode() -> bool:
+    """Whether some mode sees operations, so that tensors made here may be of its kind. Else: keep no tensors across calls."""
+    return bool(torch._C._len_torch_dispatch_stack())
+
+
+def in_fake_mode() -> bool:
+    """Whether tensors made here hold no numbers. Else: make one and look at its type."""
+    return torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE) is not None  # pyright: ignore[reportPrivateImportUsage]
+
+
+def no_torch_functions() -> Any:
+    """A context in which modes of torch functions see nothing. Else: ``torch.overrides`` has one for subclasses alone."""
+    return torch._C.DisableTorchFunction()
+
+
+def saving_hooks() -> Any:
+    """The pair of hooks that tensors saved here would be given to; None without any. Else: save one and look."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(False)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def keeps_graph() -> bool:
+    """Whether the backward pass at work keeps its graph. Else: hold what was redone until the next step is."""
+    return torch._C._autograd._get_current_graph_task_keep_graph()  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def after_backward(call: Callable[[], None]) -> None:
+    """Call at the end of the backward pass at work. Else: ``torch.autograd.graph.register_multi_grad_hook`` on what is known to come."""
+    torch.autograd.Variable._execution_engine.queue_callback(call)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def next_node() -> int:
+    """The number of the next node of a graph in this thread. Else: make a node and ask it."""
+    return torch.autograd._get_sequence_nr()  # pyright: ignore[reportPrivateImportUsage]
+
+
+def set_versions(tensors: Sequence[Tensor], counts: Sequence[int]) -> None:
+    """How often each was modified in place. Else: kernels that write without counting, as BatchNorm's does."""
+    torch._C._autograd._unsafe_set_version_counter(tuple(tensors), tuple(counts))  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def copy_together(into: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    """Copy each into its own, all of one type and device, in one launch. Else: ``copy_``, in as many."""
+    torch._foreach_copy_(list(into), list(values))  # pyright: ignore[reportPrivateImportUsage]
+
+
+def compile_errors() -> tuple[type[Exception], ...]:
+    """What torch.compile raises where it cannot compile; imported only here, as it takes seconds. Else: any Exception of a first call."""
+    from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
+    from torch._inductor.exc import InductorError
+
+    return TorchDynamoException, FailOnRecompileLimitHit, InductorError
+
+
+def options_of_mode(mode: str) -> dict[str, Any]:
+    """What a mode of torch.compile sets. Else: ``torch.compile`` takes a mode or options, not both."""
+    import torch._inductor
+
+    return dict(torch._inductor.list_mode_options(mode))
+
+
+def has_forward_hooks(module: nn.Module) -> bool:
+    """Whether something is called after the module's forward."""
+    return bool(module._forward_hooks or hooks_of_all_modules)
