@@ -182,6 +182,19 @@ def test_a_grid_must_hold_the_times() -> None:
             odeint(**{**call, name: value}, method="dopri5", grid=[0.0, 0.5, 1.0])
 
 
+@pytest.mark.parametrize("per_sample", [False, True])
+def test_an_error_is_a_share_of_the_larger_end_of_its_step(per_sample: bool) -> None:
+    """A step from zero to one half, and one back to zero, each accepted at once though nothing but rtol allows an error."""
+    options: dict[str, Any] = {"method": "bosh3", "rtol": 0.1, "atol": 1e-12, "control": Control(first_step=0.5), "per_sample": per_sample}
+    slope = lambda t, y: (1 + 4 * t**3).expand_as(y)
+    zero = torch.zeros(1, 1, dtype=torch.float64)
+    away = solve(slope, zero, [0.0, 0.5], **options)
+    back = solve(slope, -away.ys[-1], [0.0, 0.5], **options)
+    assert away.ys[-1].item() == pytest.approx(0.5625, rel=0.01) and abs(back.ys[-1].item()) < 1e-15
+    assert away.stats.accepted == back.stats.accepted == 1
+    assert solve(slope, zero, [0.0, 0.5], **{**options, "rtol": 1e-8}).stats.accepted > 1  # it is not exact
+
+
 @pytest.mark.parametrize("adjoint", Adjoints)
 @pytest.mark.parametrize("kind", ["uniform", "given", "adaptive"])
 def test_gradients_of_times_are_those_of_the_grid_whose_node_moves(kind: str, adjoint: str) -> None:

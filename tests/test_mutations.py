@@ -524,6 +524,30 @@ MUTATIONS = {
         "pass",
         "test_memory.py::test_memory_budgets_are_kept_and_predicted_and_the_more_the_fewer_steps_are_redone",
     ),
+    "a state too few told of storing everything": (
+        "plan.py",
+        "(count + 1) * state + count * graph",
+        "count * state + count * graph",
+        "test_plan.py::test_the_predicted_peak_is_that_of_the_live_bytes",
+    ),
+    "a state too few told of a reversible solve": (
+        "plan.py",
+        "4 * state + graph, 2",
+        "3 * state + graph, 2",
+        "test_plan.py::test_the_predicted_peak_is_that_of_the_live_bytes",
+    ),
+    "outputs left out of what is told of a solve backwards": (
+        "plan.py",
+        "len(problem.stepping.outputs()) * state + 2 * state",
+        "2 * state",
+        "test_plan.py::test_the_predicted_peak_is_that_of_the_live_bytes",
+    ),
+    "a state too few told of checkpoints": (
+        "schedule.py",
+        "len(kept | {index, index + 1})",
+        "len(kept | {index})",
+        "test_plan.py::test_the_predicted_peak_is_that_of_the_live_bytes",
+    ),
     # error control
     "rejected attempts leave a trace": (
         "march.py",
@@ -543,6 +567,18 @@ MUTATIONS = {
         "zip(error, size, adaptive.rtol, adaptive.atol, strict=True)",
         "zip(error, size, adaptive.rtol[:1] * 9, adaptive.atol[:1] * 9, strict=False)",
         "test_adaptive.py",
+    ),
+    "an error as a share of the old state": (
+        "march.py",
+        "size = [torch.maximum(a.abs(), b.abs())",
+        "size = [a.abs()",
+        "test_adaptive.py::test_an_error_is_a_share_of_the_larger_end_of_its_step",
+    ),
+    "an error as a share of the new state": (
+        "march.py",
+        "size = [torch.maximum(a.abs(), b.abs())",
+        "size = [b.abs()",
+        "test_adaptive.py::test_an_error_is_a_share_of_the_larger_end_of_its_step",
     ),
     "states that nobody asked for": ("march.py", "            self._states.pop(index - 1, None)\n", "            pass\n", "test_memory.py"),
     "dense output at a fixed place of the step": (
@@ -591,6 +627,12 @@ MUTATIONS = {
         "            return g\n",
         "test_stiff.py",
     ),
+    "phi functions of another step": (
+        "linear.py",
+        "key = (scale, count, self.symbol._version)",
+        "key = (count, self.symbol._version)",
+        "test_stiff.py::test_an_equation_may_be_solved_with_other_steps_afterwards",
+    ),
     "phi functions by the recurrence near zero": ("linear.py", "near = z.abs() < 1", "near = z.abs() < 0", "test_stiff.py"),
     "a stability limit after the first zone": (
         "stability.py",
@@ -626,6 +668,24 @@ MUTATIONS = {
         "(smoothness + 1e-6) ** 2",
         "(0 * smoothness + 1e-6) ** 2",
         "test_pde_operators.py",
+    ),
+    "a learned speed below zero seen from upwind": (
+        "../pde/advection.py",
+        "+ (c - c.abs()) / 2 * self.backward_side.symbol(k, h))",
+        "+ (c - c.abs()) / 2 * self.forward_side.symbol(k, h))",
+        "test_pde_stability.py::test_a_learned_speed_has_the_symbol_of_its_sign",
+    ),
+    "waves limited where they are slowest": (
+        "../pde/wave.py",
+        "c = max(abs(value)",
+        "c = min(abs(value)",
+        "test_pde_stability.py::test_a_wave_of_varying_speed_is_limited_where_it_is_fastest",
+    ),
+    "waves limited by the largest speed of one sign": (
+        "../pde/wave.py",
+        "c = max(abs(value)",
+        "c = max(value",
+        "test_pde_stability.py::test_a_wave_of_varying_speed_is_limited_where_it_is_fastest",
     ),
     "states promoted": ("solvers/method.py", "        k = k.to(leaf.dtype)", "        pass", "test_solve.py"),
     "leapfrog of what is not separable": (
