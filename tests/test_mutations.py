@@ -723,6 +723,12 @@ MUTATIONS = {
         "test_compiled.py::test_a_coupled_block_with_norms_per_step",
     ),
     # networks
+    "steps of the weights without effect": (
+        "../models/blocks.py",
+        "            weight_steps=self.weight_steps,\n",
+        "",
+        "test_models.py::test_options_of_the_weights_reach_the_block",
+    ),
     "no ReLU in a stem": (
         "../models/resnet.py",
         "nn.BatchNorm2d(channels), nn.ReLU()]",
@@ -1073,6 +1079,18 @@ MUTATIONS = {
         "(end[name] - start).norm() / start.norm()",
         "(end[name] - start).norm() / end[name].norm()",
         "test_train_cifar_steps.py::test_how_far_weights_move_is_told_of_their_start",
+    ),
+    "weights saved that were not tested": (
+        "../examples/train_cifar.py",
+        "self.tested.state_dict(), epoch=self.epoch, test_accuracy=result",
+        "self.model.state_dict(), epoch=self.epoch, test_accuracy=result",
+        "test_train_cifar.py::test_an_average_of_the_weights_is_what_is_tested_and_saved",
+    ),
+    "an accuracy of another number of images": (
+        "../examples/train_cifar.py",
+        "/ len(images.y_test)",
+        "/ len(images.y_train)",
+        "test_train_cifar.py::test_a_run_leaves_its_files_and_the_weights_moved",
     ),
     # fine-tuning
     "gradients of earlier steps left in fine-tuning": (
