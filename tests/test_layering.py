@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -119,3 +121,14 @@ def test_public_names_are_sorted_documented_and_there() -> None:
 def test_the_library_imports_without_the_extras() -> None:
     code = "import sys, anodev2; bad = {'torchvision', 'matplotlib', 'tyro', 'scipy'} & set(sys.modules); assert not bad, bad"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_every_test_belongs_to_an_area_that_can_be_run_alone() -> None:
+    """In the table of CONTRIBUTING.md, once."""
+    rows = re.findall(r"^\| [^|]+ \| ([a-z_*, ]+) \|$", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE)
+    patterns = [pattern for row in rows for pattern in row.split(", ")]
+    found = {path.stem.removeprefix("test_") for path in (ROOT / "tests").glob("test_*.py")}
+    for name in found:
+        rows_of_it = [pattern for pattern in patterns if fnmatch(name, pattern)]
+        assert name in rows_of_it or len(rows_of_it) == 1, f"tests/test_{name}.py is in {len(rows_of_it)} rows of the table"
+    assert all(any(fnmatch(name, pattern) for name in found) for pattern in patterns) and len(set(patterns)) == len(patterns)
