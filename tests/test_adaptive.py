@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from problems import CONTROLLED, MLP, Pendulum, pendulum_state
+from problems import CONTROLLED, MLP, Pendulum, pendulum_state, van_der_pol, vector
 from scipy.integrate import solve_ivp
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
@@ -22,14 +22,6 @@ from anodev2 import METHODS, CheckpointAdjoint, Control, Solution, SolveError, T
 from anodev2.stepping import StepSizes
 
 Adjoints = {"direct": "direct", "checkpoint": "checkpoint", "slots": CheckpointAdjoint(slots=3)}
-
-
-def vector(*values: float) -> Tensor:
-    return torch.tensor(values, dtype=torch.float64)
-
-
-def van_der_pol(t: Tensor, y: Tensor) -> Tensor:
-    return torch.stack([y[1], 5 * (1 - y[0] ** 2) * y[1] - y[0]])
 
 
 def rigid_body(t: Tensor, y: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from problems import RUNGE_KUTTA
+from problems import RUNGE_KUTTA, points
 from torch import Tensor
 
 from anodev2 import METHODS, Tableau, odeint
@@ -29,10 +29,6 @@ EQUATIONS: dict[str, Callable[[], Any]] = {
     "advection and diffusion": lambda: Advection(GRID, -0.9, "upwind3") + Diffusion(GRID, 0.02, "central4"),
     "decay": lambda: ReactionDiffusionAdvection(GRID, reaction=-1.7),
 }
-
-
-def points(grid: Grid1D) -> Tensor:
-    return grid.points(torch.empty(0, dtype=torch.float64))
 
 
 def polynomial(method: str) -> list[Fraction]:
