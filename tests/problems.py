@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from anodev2 import METHODS, FourierOperator, Method, Tableau
+from pde import Grid1D
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,16 @@ class Exact:
     exact: Callable[[Tensor], Tensor]
     t0: float
     t1: float
+
+
+def vector(*values: float) -> Tensor:
+    """In double precision."""
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def points(grid: Grid1D) -> Tensor:
+    """Of a grid, in double precision."""
+    return grid.points(torch.empty(0, dtype=torch.float64))
 
 
 def rotation(t: Tensor, y: Tensor) -> Tensor:
@@ -56,6 +67,29 @@ class MLP(nn.Module):
 
     def forward(self, t: Tensor, z: Tensor) -> Tensor:
         return self.outer(torch.tanh(self.inner(z) + t))
+
+
+def van_der_pol(t: Tensor, y: Tensor) -> Tensor:
+    return torch.stack([y[1], 5 * (1 - y[0] ** 2) * y[1] - y[0]])
+
+
+class Convolutions(nn.Module):
+    """f(t, z) on images of three channels, with a norm that moves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 3, 3, padding=1)
+        self.norm = nn.BatchNorm2d(3)
+        self.conv2 = nn.Conv2d(3, 3, 3, padding=1)
+        self.double()
+
+    def forward(self, t: Tensor, z: Tensor) -> Tensor:
+        return self.conv2(torch.tanh(self.norm(self.conv1(z))))
+
+
+def image(dtype: torch.dtype = torch.float64) -> Tensor:
+    """Two for ``Convolutions``."""
+    return torch.randn(2, 3, 5, 5, dtype=dtype)
 
 
 class Rates(nn.Module):

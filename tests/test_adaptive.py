@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from problems import CONTROLLED, MLP, Pendulum, pendulum_state
+from problems import CONTROLLED, MLP, Pendulum, pendulum_state, van_der_pol, vector
 from scipy.integrate import solve_ivp
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
@@ -22,14 +22,6 @@ from anodev2 import METHODS, CheckpointAdjoint, Control, Solution, SolveError, T
 from anodev2.stepping import StepSizes
 
 Adjoints = {"direct": "direct", "checkpoint": "checkpoint", "slots": CheckpointAdjoint(slots=3)}
-
-
-def vector(*values: float) -> Tensor:
-    return torch.tensor(values, dtype=torch.float64)
-
-
-def van_der_pol(t: Tensor, y: Tensor) -> Tensor:
-    return torch.stack([y[1], 5 * (1 - y[0] ** 2) * y[1] - y[0]])
 
 
 def rigid_body(t: Tensor, y: Tensor) -> Tensor:
@@ -180,6 +172,19 @@ def test_a_grid_must_hold_the_times() -> None:
     for name, value in (("steps", 2), ("step_size", 0.1), ("rtol", 1e-3)):
         with pytest.raises(ValueError, match=r"give (either|one)"):
             odeint(**{**call, name: value}, method="dopri5", grid=[0.0, 0.5, 1.0])
+
+
+@pytest.mark.parametrize("per_sample", [False, True])
+def test_an_error_is_a_share_of_the_larger_end_of_its_step(per_sample: bool) -> None:
+    """A step from zero to one half, and one back to zero, each accepted at once though nothing but rtol allows an error."""
+    options: dict[str, Any] = {"method": "bosh3", "rtol": 0.1, "atol": 1e-12, "control": Control(first_step=0.5), "per_sample": per_sample}
+    slope = lambda t, y: (1 + 4 * t**3).expand_as(y)
+    zero = torch.zeros(1, 1, dtype=torch.float64)
+    away = solve(slope, zero, [0.0, 0.5], **options)
+    back = solve(slope, -away.ys[-1], [0.0, 0.5], **options)
+    assert away.ys[-1].item() == pytest.approx(0.5625, rel=0.01) and abs(back.ys[-1].item()) < 1e-15
+    assert away.stats.accepted == back.stats.accepted == 1
+    assert solve(slope, zero, [0.0, 0.5], **{**options, "rtol": 1e-8}).stats.accepted > 1  # it is not exact
 
 
 @pytest.mark.parametrize("adjoint", Adjoints)

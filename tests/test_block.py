@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from problems import MLP, Rates
+from problems import MLP, Convolutions, Rates, image
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -26,24 +26,8 @@ from anodev2.gradients.adjoint import as_adjoint
 from anodev2.testing import observed_order
 
 
-class Branch(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(3, 3, 3, padding=1)
-        self.norm = nn.BatchNorm2d(3)
-        self.conv2 = nn.Conv2d(3, 3, 3, padding=1)
-        self.double()
-
-    def forward(self, t: Tensor, z: Tensor) -> Tensor:
-        return self.conv2(torch.tanh(self.norm(self.conv1(z))))
-
-
-def image() -> Tensor:
-    return torch.randn(2, 3, 5, 5, dtype=torch.float64)
-
-
 def test_an_ode_block_is_odeint_to_the_end() -> None:
-    block, z = ODEBlock(Branch(), steps=4, method="midpoint", t=(0.0, 2.0)), image()
+    block, z = ODEBlock(Convolutions(), steps=4, method="midpoint", t=(0.0, 2.0)), image()
     expected = odeint(block.f, z, [0.0, 2.0], steps=4, method="midpoint")
     assert torch.equal(block.eval()(z), odeint(block.f, z, [0.0, 2.0], steps=4, method="midpoint")[-1])
     path = block.trajectory(z)
@@ -52,7 +36,7 @@ def test_an_ode_block_is_odeint_to_the_end() -> None:
 
 
 def test_one_euler_step_is_a_residual_block() -> None:
-    branch, z = Branch(), image()
+    branch, z = Convolutions(), image()
     assert torch.equal(ODEBlock(branch, steps=1)(z), z + branch(torch.tensor(0.0), z))
 
 
@@ -70,7 +54,7 @@ def test_a_tree_passes_through_a_block() -> None:
 @pytest.mark.parametrize("method", ["euler", "midpoint", "rk4"])
 @pytest.mark.parametrize("weights", ["along", "final"])
 def test_standing_weights_compute_the_ode_block_to_the_bit(dynamics: Any, method: str, weights: Any) -> None:
-    branch, z = Branch(), image()
+    branch, z = Convolutions(), image()
     dynamics = copy.deepcopy(dynamics)
     coupled = CoupledODEBlock(copy.deepcopy(branch), dynamics, steps=3, method=method, weights=weights)
     plain = ODEBlock(branch, steps=3, method=method)
@@ -93,7 +77,7 @@ def joint(block: CoupledODEBlock, z: Tensor, steps: int, method: str) -> Tensor:
     "dynamics", [lambda: ReactionDiffusionAdvection(0.1, 0.4, 0.3), lambda: NeuralDynamics(Rates())], ids=["closed", "stepped"]
 )
 def test_block_and_joint_system_agree_at_the_order_of_the_method(dynamics: Any, method: str, order: int) -> None:
-    branch, q, z = Branch().eval(), dynamics(), image()
+    branch, q, z = Convolutions().eval(), dynamics(), image()
     gaps = []
     for steps in (8, 16):
         block = CoupledODEBlock(branch, copy.deepcopy(q), evolve="conv*.weight", steps=steps, method=method).eval()
@@ -144,7 +128,7 @@ def test_configuration_2_has_a_finer_grid_for_the_weights() -> None:
         return {name: -w for name, w in theta.items()}
 
     options: dict[str, Any] = {"evolve": "conv*.weight", "adjoint": "direct"}
-    block = CoupledODEBlock(Branch(), NeuralDynamics(q), steps=2, weight_steps=10, weight_method="euler", **options)
+    block = CoupledODEBlock(Convolutions(), NeuralDynamics(q), steps=2, weight_steps=10, weight_method="euler", **options)
     block(image())
     assert calls == 5  # z reads theta(0) and theta(1/2)
     calls = 0
@@ -152,7 +136,7 @@ def test_configuration_2_has_a_finer_grid_for_the_weights() -> None:
     assert calls == 10
     torch.testing.assert_close(theta["conv1.weight"], 0.9**10 * block.f.get_parameter("conv1.weight"))
     calls = 0
-    CoupledODEBlock(Branch(), NeuralDynamics(q), steps=2, weight_steps=10, weights="final", **options)(image())
+    CoupledODEBlock(Convolutions(), NeuralDynamics(q), steps=2, weight_steps=10, weights="final", **options)(image())
     assert calls == 10
 
 
@@ -183,7 +167,7 @@ def test_weights_are_solved_once_per_forward_pass_whatever_the_batch(adjoint: st
     rates = Rates()
     calls = []
     rates.register_forward_pre_hook(lambda *_: calls.append(1))
-    block = CoupledODEBlock(Branch(), NeuralDynamics(rates), evolve="conv*.weight", steps=4, adjoint=adjoint)
+    block = CoupledODEBlock(Convolutions(), NeuralDynamics(rates), evolve="conv*.weight", steps=4, adjoint=adjoint)
     for batch in (1, 64):
         calls.clear()
         loss = block(torch.randn(batch, 3, 5, 5, dtype=torch.float64)).sum()
@@ -198,7 +182,7 @@ def test_weights_are_solved_once_per_forward_pass_whatever_the_batch(adjoint: st
 )
 @pytest.mark.parametrize("weights", ["along", "final"])
 def test_checkpointed_gradients_are_exact(dynamics: Any, method: str, weights: Any) -> None:
-    branch, q, z = Branch(), dynamics(), image()
+    branch, q, z = Convolutions(), dynamics(), image()
     ends = []
     for adjoint in ("direct", "checkpoint"):
         block = CoupledODEBlock(
@@ -214,7 +198,7 @@ def test_checkpointed_gradients_are_exact(dynamics: Any, method: str, weights: A
 
 
 def test_state_dict_names_are_those_of_f() -> None:
-    plain, coupled = ODEBlock(Branch(), steps=2), CoupledODEBlock(Branch(), ReactionDiffusionAdvection(), steps=2)
+    plain, coupled = ODEBlock(Convolutions(), steps=2), CoupledODEBlock(Convolutions(), ReactionDiffusionAdvection(), steps=2)
     more = [name for name in coupled.state_dict() if name not in plain.state_dict()]
     assert set(plain.state_dict()) <= set(coupled.state_dict()) and all(name.startswith("dynamics.") for name in more)
     assert coupled.evolving == ("conv1.weight", "conv2.weight")
@@ -225,7 +209,7 @@ def test_state_dict_names_are_those_of_f() -> None:
 
 
 def test_a_copied_block_is_independent() -> None:
-    block, z = CoupledODEBlock(Branch(), ReactionDiffusionAdvection(0.1), steps=2).eval(), image()
+    block, z = CoupledODEBlock(Convolutions(), ReactionDiffusionAdvection(0.1), steps=2).eval(), image()
     other = copy.deepcopy(block)
     before = block(z)
     with torch.no_grad():
@@ -234,11 +218,11 @@ def test_a_copied_block_is_independent() -> None:
 
 
 def test_weights_along_the_way() -> None:
-    block = CoupledODEBlock(Branch(), ReactionDiffusionAdvection(0.1), steps=2)
+    block = CoupledODEBlock(Convolutions(), ReactionDiffusionAdvection(0.1), steps=2)
     path = block.weights([0.0, 0.5, 1.0])
     assert path["conv1.weight"].shape == (3, 3, 3, 3, 3)
     torch.testing.assert_close(path["conv1.weight"][1], block.weights(0.5)["conv1.weight"])
-    stepped = CoupledODEBlock(Branch(), NeuralDynamics(Rates()), evolve="conv1.*", steps=4)
+    stepped = CoupledODEBlock(Convolutions(), NeuralDynamics(Rates()), evolve="conv1.*", steps=4)
     assert torch.equal(stepped.weights(0.0)["conv1.bias"], stepped.f.get_parameter("conv1.bias"))
     unsorted = stepped.weights([0.5, 0.0, 0.5])["conv1.bias"]
     assert torch.equal(unsorted[1], stepped.f.get_parameter("conv1.bias")) and torch.equal(unsorted[0], unsorted[2])
@@ -250,7 +234,7 @@ def test_weights_along_the_way() -> None:
 
 @pytest.mark.parametrize("adjoint", ["direct", "checkpoint"])
 def test_weights_may_be_swapped_in_from_outside(adjoint: str) -> None:
-    block, z = CoupledODEBlock(Branch(), ReactionDiffusionAdvection(0.1), steps=2, adjoint=adjoint), image()
+    block, z = CoupledODEBlock(Convolutions(), ReactionDiffusionAdvection(0.1), steps=2, adjoint=adjoint), image()
     swapped = {name: (2 * p).detach().requires_grad_() for name, p in block.named_parameters()}
     expected = copy.deepcopy(block)
     with torch.no_grad():
@@ -288,7 +272,7 @@ def test_evaluation_first_does_not_spoil_training() -> None:
     from anodev2 import dynamics
 
     dynamics._modes.cache_clear()
-    block = CoupledODEBlock(Branch(), ReactionDiffusionAdvection(0.1), steps=2)
+    block = CoupledODEBlock(Convolutions(), ReactionDiffusionAdvection(0.1), steps=2)
     with torch.inference_mode():
         block(image())
     block(image()).sum().backward()
@@ -296,13 +280,13 @@ def test_evaluation_first_does_not_spoil_training() -> None:
 
 
 def test_a_whole_block_can_be_saved(tmp_path: Any) -> None:
-    block, z = CoupledODEBlock(Branch(), ReactionDiffusionAdvection(0.1), steps=2).eval(), image()
+    block, z = CoupledODEBlock(Convolutions(), ReactionDiffusionAdvection(0.1), steps=2).eval(), image()
     torch.save(block, tmp_path / "block.pt")
     assert torch.equal(torch.load(tmp_path / "block.pt", weights_only=False)(z), block(z))
 
 
 def test_weight_dynamics_keep_their_precision_under_autocast() -> None:
-    block = CoupledODEBlock(Branch().float(), ReactionDiffusionAdvection(0.1), steps=2)
+    block = CoupledODEBlock(Convolutions().float(), ReactionDiffusionAdvection(0.1), steps=2)
     expected = block.weights(1.0)["conv1.weight"]
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(block.weights(1.0)["conv1.weight"], expected)
@@ -331,7 +315,7 @@ def test_weight_dynamics_keep_their_precision_under_autocast() -> None:
 def test_user_mistakes_are_named(options: dict[str, Any], error: type[Exception], message: str) -> None:
     if isinstance(options.get("f"), nn.Linear):
         options["f"].forward = lambda t, z: z
-    call: dict[str, Any] = {"f": Branch(), "dynamics": ReactionDiffusionAdvection(), **options}
+    call: dict[str, Any] = {"f": Convolutions(), "dynamics": ReactionDiffusionAdvection(), **options}
     with pytest.raises(error, match=message):
         CoupledODEBlock(call.pop("f"), call.pop("dynamics"), **call)
 
@@ -386,7 +370,7 @@ def test_what_f_would_run_again_with_other_weights_is_refused(how: str, adjoint:
 
 
 def test_repr_reads_well() -> None:
-    text = repr(CoupledODEBlock(Branch(), ReactionDiffusionAdvection(), steps=2))
+    text = repr(CoupledODEBlock(Convolutions(), ReactionDiffusionAdvection(), steps=2))
     assert "steps=2, method='euler'" in text and "evolving=['conv1.weight', 'conv2.weight']" in text
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from hiding import EasyDict
 from test_adjoint import CHECKPOINTS, agree
 from torch import Tensor, nn
 
@@ -70,10 +71,6 @@ class ClassAttribute:
 def class_attribute(weight: Tensor) -> Callable[..., Tensor]:
     ClassAttribute.weight = weight
     return ClassAttribute.f
-
-
-class EasyDict(dict):
-    __getattr__ = dict.__getitem__
 
 
 WAYS: dict[str, Callable[[Tensor], Callable[..., Any]]] = {

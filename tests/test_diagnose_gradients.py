@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from problems import van_der_pol, vector
 from torch import Tensor, nn
 
 from anodev2 import BacksolveAdjoint, CheckpointAdjoint, ODEBlock, ReversibleAdjoint
@@ -27,10 +28,6 @@ class Decay(nn.Module):
 
     def forward(self, t: Tensor, y: Tensor) -> Tensor:
         return torch.stack([-20 * y[0], self.w * y[0]])
-
-
-def van_der_pol(t: Tensor, y: Tensor) -> Tensor:
-    return torch.stack([y[1], 5 * (1 - y[0] ** 2) * y[1] - y[0]])
 
 
 class ConvField(nn.Module):
@@ -59,12 +56,8 @@ class _Doubled(torch.autograd.Function):
         return 2 * ctx.saved_tensors[0] * gradients[0]
 
 
-def double(*numbers: float) -> Tensor:
-    return torch.tensor(numbers, dtype=torch.float64)
-
-
 def test_the_reverse_solve_of_the_closed_form_case_is_named_and_nothing_else() -> None:
-    report = gradient_report(Decay(), double(1.0, 0.0), method="dopri5", rtol=1e-6, atol=1e-6, loss=lambda end: end[1])
+    report = gradient_report(Decay(), vector(1.0, 0.0), method="dopri5", rtol=1e-6, atol=1e-6, loss=lambda end: end[1])
     assert report.bad == ("backsolve",) and not report.ok and not report.refuted
     assert report.lengths["w"] == pytest.approx((1 - math.exp(-20)) / 20, rel=1e-6)
     assert report.errors["direct"] == {"z0": 0.0, "w": 0.0} and report.errors["checkpoint"]["w"] < 1e-14
@@ -80,7 +73,7 @@ def test_the_reverse_solve_of_the_closed_form_case_is_named_and_nothing_else() -
 
 @pytest.mark.parametrize("loss", [lambda end: end[0] ** 2 + end[1], None])
 def test_the_reverse_solve_of_van_der_pol_is_named_and_nothing_else(loss: Any) -> None:
-    report = gradient_report(van_der_pol, double(2.0, 0.0), (0.0, 3.0), method="dopri8", rtol=1e-6, atol=1e-6, loss=loss)
+    report = gradient_report(van_der_pol, vector(2.0, 0.0), (0.0, 3.0), method="dopri8", rtol=1e-6, atol=1e-6, loss=loss)
     assert report.bad == ("backsolve",) and report.groups == ("z0",)
     assert report.errors["backsolve"]["z0"] > 0.5 and report.angles["backsolve"]["z0"] > 20
     assert report.errors["direct"]["z0"] == report.errors["checkpoint"]["z0"] == 0.0
@@ -101,7 +94,7 @@ def test_the_steps_of_error_control_are_constants_for_the_differences_too() -> N
     def f(t: Tensor, z: Tensor, rate: Tensor) -> Tensor:
         return rate * torch.sin(3 * z) * (1 + t)
 
-    rate = double(2.0)[0].requires_grad_()
+    rate = vector(2.0)[0].requires_grad_()
     report = gradient_report(f, torch.randn(5, dtype=torch.float64), (0.0, 2.0), method="bosh3", rtol=1e-2, atol=1e-2, args=(rate,))
     assert report.groups == ("z0", "args[0]") and max(report.differences.values()) < 1e-8
     assert all(report.errors[name][group] < 1e-14 for name in ("direct", "checkpoint") for group in report.groups)
@@ -274,7 +267,7 @@ def test_states_and_arguments_are_trees_and_groups_have_names() -> None:
         def forward(self, t: Tensor, z: Tensor, net: nn.Module, scale: dict[str, Tensor]) -> Tensor:
             return scale["by"] * net(z) + scale["plus"]
 
-    scale = {"by": double(0.5).requires_grad_(), "plus": double(1.0)}
+    scale = {"by": vector(0.5).requires_grad_(), "plus": vector(1.0)}
     net = nn.Linear(4, 4).double()
     report = gradient_report(Field(), torch.randn(3, 4, dtype=torch.float64), steps=4, args=(net, scale))
     assert report.groups == ("z0", "args[1]", "args[0].weight", "args[0].bias") and not report.refuted
@@ -311,14 +304,14 @@ def test_a_backward_solve_that_ends_early_is_bad() -> None:
     def f(t: Tensor, y: Tensor, mu: Tensor) -> Tensor:
         return torch.stack([y[1], mu * (1 - y[0] ** 2) * y[1] - y[0]])
 
-    mu = double(5.0)[0].requires_grad_()
-    report = gradient_report(f, double(2.0, 0.0), (0.0, 3.0), method="dopri5", rtol=1e-6, atol=1e-6, args=(mu,), directions=0)
+    mu = vector(5.0)[0].requires_grad_()
+    report = gradient_report(f, vector(2.0, 0.0), (0.0, 3.0), method="dopri5", rtol=1e-6, atol=1e-6, args=(mu,), directions=0)
     assert report.bad == ("backsolve",) and "step size fell" in report.failed["backsolve"]
     assert "backsolve: failed" in str(report)
 
 
 def test_the_plot_shows_every_adjoint_and_group() -> None:
-    report = gradient_report(Decay(), double(1.0, 0.0), method="dopri5", rtol=1e-6, atol=1e-6)
+    report = gradient_report(Decay(), vector(1.0, 0.0), method="dopri5", rtol=1e-6, atol=1e-6)
     ax = report.plot()
     assert [label.get_text() for label in ax.get_yticklabels()] == ["z0", "w"] and ax.get_xscale() == "log"
     labels = [text.get_text() for text in ax.get_legend().get_texts()]

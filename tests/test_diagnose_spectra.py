@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from problems import MLP, Reacting
+from problems import MLP, Reacting, vector
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
@@ -21,10 +21,6 @@ def distance(found: Tensor, expected: Tensor) -> float:
     assert len(found) == len(expected)
     between = (found[:, None] - expected.to(found)[None, :]).abs()
     return between[linear_sum_assignment(between.numpy())].max().item()
-
-
-def double(*values: float) -> Tensor:
-    return torch.tensor(values, dtype=torch.float64)
 
 
 def linear(A: Tensor) -> Any:
@@ -60,10 +56,10 @@ class Convolution(nn.Module):
 
 MATRICES = {
     "any": torch.randn(12, 12, generator=torch.Generator().manual_seed(1), dtype=torch.float64),
-    "far from normal": torch.diag(double(-1, -2, -3, -4, -5)) + 30 * torch.triu(torch.ones(5, 5, dtype=torch.float64), 1),
+    "far from normal": torch.diag(vector(-1, -2, -3, -4, -5)) + 30 * torch.triu(torch.ones(5, 5, dtype=torch.float64), 1),
     "rotations": torch.block_diag(*(w * torch.tensor([[0.0, 1.0], [-1.0, 0.0]], dtype=torch.float64) for w in (1, 2, 2, 5))),
-    "multiple": torch.diag(double(-3, -3, -3, -1, -1, 0)),
-    "one unknown": double(-7)[:, None],
+    "multiple": torch.diag(vector(-3, -3, -3, -1, -1, 0)),
+    "one unknown": vector(-7)[:, None],
     "nothing": torch.zeros(4, 4, dtype=torch.float64),
     "largest done completely": torch.randn(64, 64, generator=torch.Generator().manual_seed(2), dtype=torch.float64),
 }
@@ -127,7 +123,7 @@ def test_a_solve_blows_up_beyond_the_step_and_not_below(method: str) -> None:
 
 
 def test_the_steps_needed_are_inside_and_one_less_is_not() -> None:
-    f = linear(torch.diag(double(-30, -1)))
+    f = linear(torch.diag(vector(-30, -1)))
     few = stability(f, torch.ones(2, dtype=torch.float64), (0.0, 4.0), method="euler", steps=10)
     assert few.inside is False and few.z.steps_needed == 60 and few.z.step == 0.4
     assert "60 steps instead of 10 are inside" in str(few) and "stability region, which ends at 0.0667" in str(few)
@@ -138,7 +134,7 @@ def test_the_steps_needed_are_inside_and_one_less_is_not() -> None:
 
 
 def test_growing_modes_limit_no_step_and_are_named() -> None:
-    report = stability(linear(torch.diag(double(2, 0, -5))), torch.ones(3, dtype=torch.float64), method="euler", steps=10)
+    report = stability(linear(torch.diag(vector(2, 0, -5))), torch.ones(3, dtype=torch.float64), method="euler", steps=10)
     assert report.z.limit == pytest.approx(0.4, rel=1e-5) and report.inside
     assert report.z.growing(report.z.spectra[0]).tolist() == pytest.approx([2])
     assert "grow in the ODE itself, by 7.39 over t for 2;" in str(report)
@@ -162,13 +158,13 @@ def test_on_the_imaginary_axis_no_step_of_euler_is_stable_and_rk4_takes_its_own(
 
 
 def test_time_that_falls_turns_growth_into_decay() -> None:
-    report = stability(linear(double(3)[:, None]), double(1), (1.0, 0.0), method="euler", steps=2)
+    report = stability(linear(vector(3)[:, None]), vector(1), (1.0, 0.0), method="euler", steps=2)
     assert report.z.limit == pytest.approx(2 / 3) and report.inside
     assert report.z.spectra[0].eigenvalues.real.item() == pytest.approx(3) and "grow in the ODE" not in str(report)
 
 
 def test_without_steps_the_limit_alone_is_told() -> None:
-    f, z0 = linear(torch.diag(double(-30, -1))), torch.ones(2, dtype=torch.float64)
+    f, z0 = linear(torch.diag(vector(-30, -1))), torch.ones(2, dtype=torch.float64)
     for report in (stability(f, z0, method="euler"), stability(f, z0, method="dopri5", rtol=1e-6, atol=1e-8)):
         assert report.inside is None and report.z.step is None and 0 < report.z.limit < 1
         assert "is stable up to a step of" in str(report)
@@ -302,7 +298,7 @@ def test_reaction_diffusion_advection_has_the_eigenvalues_of_its_formula(groups:
     report = stability(block, torch.randn(1, 6, 3, 3, dtype=torch.float64))
     k = 2 * math.pi * torch.fft.fftfreq(3, dtype=torch.float64)
     k = torch.cartesian_prod(k, k)
-    formula = torch.complex(rho - tau * (k**2).sum(1), k @ double(*upsilon))
+    formula = torch.complex(rho - tau * (k**2).sum(1), k @ vector(*upsilon))
     assert report.theta is not None and report.theta.step is None and "theta: known in closed form" in str(report)
     for spectrum in report.theta.spectra:  # 54 unknowns: each mode as often as there are kernels; 324: each once, in 9 products
         assert distance(spectrum.eigenvalues, formula.repeat(6 if groups == 6 else 1)) < 1e-6
@@ -351,7 +347,7 @@ def test_the_picture_shows_modes_times_the_step() -> None:
     assert start.get_xdata() == pytest.approx([-0.6]) and start.get_ydata() == pytest.approx([0])
     assert right.get_title().startswith("dq/dtheta, euler")
     assert report.plot([left, right]) == [left, right] and len(left.lines) == 10
-    alone = stability(linear(torch.diag(double(-1, 2))), double(1, 1), method="rk4")
+    alone = stability(linear(torch.diag(vector(-1, 2))), vector(1, 1), method="rk4")
     assert alone.plot(left) is left and left.get_title().startswith("df/dz, rk4, the largest stable step h = 2.79")
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from problems import MLP, Pendulum, pendulum_state
+from problems import MLP, Pendulum, pendulum_state, vector
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
@@ -21,10 +21,6 @@ STEPPINGS: dict[str, dict[str, Any]] = {
     "grid": {"method": "rk4", "steps": 7},
     "adaptive": {"method": "dopri5", "rtol": 1e-9, "atol": 1e-11},
 }
-
-
-def vector(*values: float) -> Tensor:
-    return torch.tensor(values, dtype=torch.float64)
 
 
 @pytest.mark.parametrize("stepping", STEPPINGS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import torchvision
 from torch import Tensor, nn
 from torch.utils.data import Subset
 from torchvision.transforms.v2.functional import to_pil_image
+from trained import mistake
 
 from anodev2 import CheckpointAdjoint, CoupledODEBlock, DirectAdjoint
 from examples import finetune
@@ -159,6 +161,61 @@ def test_training_shows_every_network_the_same_images_in_the_same_order(folder: 
     assert first == second
 
 
+def cosine(start: float, end: float, share: float) -> float:
+    return end + (start - end) * (1 + math.cos(math.pi * share)) / 2
+
+
+def adamw(model: nn.Module, batches: list[tuple[Tensor, Tensor]], largest: float) -> list[float]:
+    """AdamW by hand (weights decay by 0.01 of the rate), its rate and first beta on one cycle, up for three tenths; the losses."""
+    losses, first, second, top, last = [], {}, {}, 0.3 * len(batches) - 1, len(batches) - 1
+    for k, (x, y) in enumerate(batches):
+        share = k / top if k <= top else (k - top) / (last - top)
+        rate = cosine(largest / 25, largest, share) if k <= top else cosine(largest, largest / 25e4, share)
+        beta = cosine(0.95, 0.85, share) if k <= top else cosine(0.85, 0.95, share)
+        loss = -model(x).log_softmax(1)[range(len(y)), y].mean()
+        losses.append(loss.item())
+        parameters = list(model.parameters())
+        for place, (p, slope) in enumerate(zip(parameters, torch.autograd.grad(loss, parameters), strict=True)):
+            first[place] = beta * first.get(place, 0) + (1 - beta) * slope
+            second[place] = 0.999 * second.get(place, 0) + 0.001 * slope**2
+            p.data *= 1 - 0.01 * rate
+            p.data -= rate * first[place] / (1 - beta ** (k + 1)) / ((second[place] / (1 - 0.999 ** (k + 1))).sqrt() + 1e-8)
+    return losses
+
+
+def test_training_is_that_of_a_loop_in_double_precision() -> None:
+    """Two epochs of four batches, then three of four test images told: what the network says of them, but for every fourth."""
+    model: Any = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(12), nn.Linear(12, 3)).double()
+    training: Any = [(torch.randn(5, 3, 2, 2).double(), torch.randint(3, (5,))) for _ in range(4)]
+    x, alone = torch.randn(12, 3, 2, 2).double(), copy.deepcopy(model)
+    losses = adamw(alone, training * 2, 0.05)
+    labels = (alone.eval()(x).argmax(1) + (torch.arange(12) % 4 == 0)) % 3
+    testing: Any = [(x[:7], labels[:7]), (x[7:], labels[7:])]
+    means, accuracy = finetune.train(model.eval(), training, testing, finetune.Config(epochs=2, lr=0.05))
+    assert means == pytest.approx([sum(losses[:4]) / 4, sum(losses[4:]) / 4], rel=1e-10)
+    torch.testing.assert_close(dict(model.state_dict()), dict(alone.state_dict()), rtol=1e-10, atol=1e-12)
+    assert accuracy == pytest.approx(75.0)
+
+
+def test_training_images_are_cut_and_mirrored_and_test_images_are_as_they_are(tmp_path: Path) -> None:
+    """Images that become lighter to the right, and from one to the next."""
+    plain = torch.stack([(5 * torch.arange(33) + 7 * number).expand(3, 33, 33) for number in range(6)]).to(torch.uint8)
+    for part in ("train", "test"):
+        for number, image in enumerate(plain):
+            path = tmp_path / part / "ab"[number // 3] / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            to_pil_image(image).save(path)
+    batches: Any = finetune.load_folder(tmp_path, finetune.Config(size=33, batch_size=6))[:2]
+    passes = [one for _ in range(8) for one in batches[0]]
+    rises = torch.stack([x[:, 0, 16, -1] - x[:, 0, 16, 0] for x, _ in passes]).flatten()
+    assert 10 < (rises > 0).sum() < 38 and len(rises.abs().unique()) > 20  # of 48
+    assert all(sorted(y) == [0, 0, 0, 1, 1, 1] for _, y in passes) and len({tuple(y.tolist()) for _, y in passes}) > 1
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    ((x, y),) = batches[1]
+    torch.testing.assert_close(x, (plain / 255 - mean[:, None, None]) / std[:, None, None])
+    assert y.tolist() == [0, 0, 0, 1, 1, 1]
+
+
 def gradients(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
     nn.functional.cross_entropy(model(x), torch.tensor([0, 2])).backward()
     found = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
@@ -223,12 +280,8 @@ def test_the_images_in_the_repository_are_written_out_as_they_are(tmp_path: Path
     assert label == 1 and np.array_equal(np.asarray(image), x[2])
 
 
-def mistake(arguments: list[str]) -> str:
-    with pytest.raises(SystemExit) as caught:
-        finetune.main(arguments)
-    message = str(caught.value)
-    assert message.startswith("error: ") and "\n" not in message
-    return message
+def refused(arguments: list[str]) -> str:
+    return mistake(finetune.main, arguments)
 
 
 @pytest.mark.parametrize(
@@ -246,7 +299,7 @@ def mistake(arguments: list[str]) -> str:
     ],
 )
 def test_mistakes_get_one_sentence(arguments: list[str], sentence: str, folder: Path) -> None:
-    assert sentence in mistake(options(folder, *arguments))
+    assert sentence in refused(options(folder, *arguments))
 
 
 def test_mistakes_about_folders_and_files_get_one_sentence(folder: Path, weights: Path, tmp_path: Path) -> None:
@@ -263,8 +316,8 @@ def test_mistakes_about_folders_and_files_get_one_sentence(folder: Path, weights
     write_images(tmp_path / "lost" / "test")
     cases = {"one": "but ['dark']", "apart": "['dark', 'red']", "lost": "one train/ is needed", "broken": "0.png"}
     for name, sentence in cases.items():
-        assert sentence in mistake(options(tmp_path / name))
-    assert "state_dict of torchvision's resnet34" in mistake(options(folder, "--network", "resnet34", "--weights", str(weights)))
+        assert sentence in refused(options(tmp_path / name))
+    assert "state_dict of torchvision's resnet34" in refused(options(folder, "--network", "resnet34", "--weights", str(weights)))
 
 
 def test_without_a_connection_it_says_what_to_do(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -273,7 +326,7 @@ def test_without_a_connection_it_says_what_to_do(folder: Path, tmp_path: Path, m
 
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr("torch.hub.urlopen", refuse)
-    message = mistake(options(folder, "--weights", "imagenet"))
+    message = refused(options(folder, "--weights", "imagenet"))
     assert "no route to host" in message and "imagenet (needs a connection)" in message
 
 

@@ -5,12 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from test_examples import is_picture
 
 from examples import irreversibility, residual_is_euler
-
-
-def is_picture(path: Path) -> bool:
-    return path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size < 150_000
 
 
 @pytest.mark.slow

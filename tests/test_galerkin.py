@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from problems import Convolutions, image
 from torch import Tensor, nn
 
 from anodev2 import CoupledODEBlock, CoupledSystem, Galerkin, ODEBlock, odeint
@@ -31,17 +32,6 @@ def bound(theta: dict[str, Tensor], basis: str, size: int, length: float = 1.0) 
     return dynamics
 
 
-class Branch(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv1, self.norm = nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3)
-        self.conv2 = nn.Conv2d(3, 3, 3, padding=1)
-        self.double()
-
-    def forward(self, t: Tensor, z: Tensor) -> Tensor:
-        return self.conv2(torch.tanh(self.norm(self.conv1(z))))
-
-
 class Dense(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -49,10 +39,6 @@ class Dense(nn.Module):
 
     def forward(self, t: Tensor, z: Tensor) -> Tensor:
         return torch.tanh(self.one(z))
-
-
-def image() -> Tensor:
-    return torch.randn(2, 3, 5, 5, dtype=torch.float64)
 
 
 def expected(basis: str, start: Tensor, a: Tensor, s: float) -> Tensor:
@@ -131,7 +117,7 @@ def test_z_and_theta_may_be_stepped_together(basis: str, size: int, method: str,
 
 @pytest.mark.parametrize(("basis", "size"), BASES)
 def test_an_untrained_block_is_the_ode_block_to_the_bit(basis: str, size: int) -> None:
-    branch, z = Branch(), image()
+    branch, z = Convolutions(), image()
     for t, method in (((0.0, 1.0), "rk4"), ((1.0, 3.0), "euler"), ((2.0, 1.0), "midpoint")):
         coupled = CoupledODEBlock(copy.deepcopy(branch), Galerkin(basis, size, length=t[1] - t[0]), steps=3, method=method, t=t)
         plain = ODEBlock(copy.deepcopy(branch), steps=3, method=method, t=t)
@@ -143,7 +129,7 @@ def test_an_untrained_block_is_the_ode_block_to_the_bit(basis: str, size: int) -
 def test_a_piece_per_step_is_a_residual_network_whose_layers_have_their_own_weights() -> None:
     torch.manual_seed(0)
     z, steps = image(), 4
-    block = CoupledODEBlock(Branch().eval(), Galerkin("constant", steps), steps=steps, t=(0.0, 1.0))
+    block = CoupledODEBlock(Convolutions().eval(), Galerkin("constant", steps), steps=steps, t=(0.0, 1.0))
     for parameter in block.dynamics.parameters():
         parameter.data.normal_(std=0.1)
     layers = [copy.deepcopy(block.f) for _ in range(steps)]
@@ -166,7 +152,7 @@ def test_a_piece_per_step_is_a_residual_network_whose_layers_have_their_own_weig
 
 @pytest.mark.parametrize(("basis", "size"), BASES)
 def test_checkpointed_gradients_are_exact(basis: str, size: int) -> None:
-    branch, z, ends = Branch(), image(), []
+    branch, z, ends = Convolutions(), image(), []
     for adjoint in ("direct", "checkpoint"):
         torch.manual_seed(1)
         block = CoupledODEBlock(copy.deepcopy(branch), Galerkin(basis, size), steps=4, method="midpoint", adjoint=adjoint)
@@ -238,7 +224,7 @@ def test_user_mistakes_are_named(options: dict[str, Any], message: str) -> None:
 
 def test_times_beyond_the_length_and_other_misuse_are_refused() -> None:
     for t in ((0.0, 2.0), (1.0, 0.0), (0.0, 1.1)):
-        block = CoupledODEBlock(Branch(), Galerkin("linear", 3), steps=2, method="rk4", t=t)
+        block = CoupledODEBlock(Convolutions(), Galerkin("linear", 3), steps=2, method="rk4", t=t)
         with pytest.raises(ValueError, match=r"length=1.0 of this Galerkin does not reach .*t=\(t0, t1\), length=t1 - t0"):
             block(image())
     theta = weights()

@@ -6,6 +6,7 @@ import ast
 import re
 import subprocess
 import sys
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -181,3 +182,14 @@ class Seen(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.seen.append(func)
         return func(*args, **(kwargs or {}))
+
+
+def test_every_test_belongs_to_an_area_that_can_be_run_alone() -> None:
+    """In the table of CONTRIBUTING.md, once."""
+    rows = re.findall(r"^\| [^|]+ \| ([a-z_*, ]+) \|$", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE)
+    patterns = [pattern for row in rows for pattern in row.split(", ")]
+    found = {path.stem.removeprefix("test_") for path in (ROOT / "tests").glob("test_*.py")}
+    for name in found:
+        rows_of_it = [pattern for pattern in patterns if fnmatch(name, pattern)]
+        assert name in rows_of_it or len(rows_of_it) == 1, f"tests/test_{name}.py is in {len(rows_of_it)} rows of the table"
+    assert all(any(fnmatch(name, pattern) for name in found) for pattern in patterns) and len(set(patterns)) == len(patterns)

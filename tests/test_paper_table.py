@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from examples import paper_table
+from examples import paper_table, train_cifar
 from examples.options import parse, refuse_idle
 from examples.train_cifar import ACTS
 from examples.train_cifar import Config as TrainingConfig
@@ -15,7 +15,22 @@ from examples.train_cifar import Config as TrainingConfig
 SMALL = ["--models", "resnet4", "--seeds", "0", "1", "--epochs", "1", "--subset", "40", "--recipe=--batch-size 20"]
 
 
+@pytest.fixture
+def within(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs of the table happen in this process, which saves each its imports."""
+
+    def run(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        try:
+            train_cifar.main(command[2:])
+        except SystemExit as end:
+            return subprocess.CompletedProcess(command, 1, stderr=str(end.code))
+        return subprocess.CompletedProcess(command, 0, stderr="")
+
+    monkeypatch.setattr(subprocess, "run", run)
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("within")
 def test_the_table_is_made_run_by_run_and_continued(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "table"
     arguments = [*SMALL, "--out", str(out), "--variants", "residual"]
@@ -44,6 +59,7 @@ def test_the_table_is_made_run_by_run_and_continued(tmp_path: Path, capsys: pyte
 
 @pytest.mark.slow
 def test_a_run_that_diverges_is_told_and_the_others_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each in a process of its own."""
     out = tmp_path / "table"
     recipe = "--recipe=--batch-size 20 --lr 1e30"
     for _ in range(2):  # what has diverged is not tried again
@@ -52,6 +68,7 @@ def test_a_run_that_diverges_is_told_and_the_others_go_on(tmp_path: Path, monkey
     assert "| residual | 2 of 2 diverged |" in (out / "table.md").read_text()
 
 
+@pytest.mark.usefixtures("within")
 def test_any_other_failure_ends_with_its_sentence(tmp_path: Path) -> None:
     out = str(tmp_path / "deep" / "table")
     with pytest.raises(SystemExit, match="--batch-size 41 must be a multiple"):

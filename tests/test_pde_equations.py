@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from problems import points
 from torch import Tensor, nn
 
 from anodev2 import FourierOperator, odeint
@@ -17,10 +18,6 @@ from pde import Advection, Burgers, Diffusion, Dirichlet, Grid1D, Neumann, React
 ZERO = torch.zeros((), dtype=torch.float64)
 L = 2.0
 TIMES = [0.0, 0.3, 0.8]
-
-
-def points(grid: Grid1D) -> Tensor:
-    return grid.points(torch.empty(0, dtype=torch.float64))
 
 
 def smooth(x: Tensor) -> Tensor:

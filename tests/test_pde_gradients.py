@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from problems import points
 from torch import Tensor, nn
 
 from anodev2 import CoupledSystem, odeint
@@ -17,10 +18,6 @@ T = torch.tensor(0.3, dtype=torch.float64)
 N = 12
 FIRST = ["upwind1", "upwind3", "upwind5", "central2", "central4", "central6", "weno5", "spectral"]
 GRID = Grid1D(N, 2.0)
-
-
-def points(grid: Grid1D = GRID) -> Tensor:
-    return grid.points(torch.empty(0, dtype=torch.float64))
 
 
 def walled(kind: Callable[..., Any], left: Any, right: Any) -> Grid1D:
@@ -65,14 +62,14 @@ CASES: dict[str, Case] = {
 @pytest.mark.parametrize("name", CASES)
 def test_gradcheck_in_coefficients_and_field(name: str) -> None:
     make, coefficients = CASES[name]
-    u = torch.sin(3 * points()) + 0.3 * torch.cos(7 * points()) + 0.15
+    u = torch.sin(3 * points(GRID)) + 0.3 * torch.cos(7 * points(GRID)) + 0.15
     inputs = [x.clone().requires_grad_() for x in (u, *coefficients)]
     assert torch.autograd.gradcheck(lambda u, *c: make(*c)(T, u), inputs)
 
 
 @pytest.mark.parametrize("speed", [numbers(0.9), field(0.5, 1.2)], ids=["number", "field"])
 def test_gradcheck_of_the_wave(speed: list[Tensor]) -> None:
-    inputs = [x.clone().requires_grad_() for x in (torch.sin(3 * points()), torch.cos(points()), *speed)]
+    inputs = [x.clone().requires_grad_() for x in (torch.sin(3 * points(GRID)), torch.cos(points(GRID)), *speed)]
     assert torch.autograd.gradcheck(lambda u, v, c: Wave(GRID, c)(T, (u, v)), inputs)
 
 
@@ -84,7 +81,7 @@ def objective(equation: Any, u0: Tensor) -> Tensor:
 @pytest.mark.parametrize("name", CASES)
 def test_taylor_remainders_of_a_solve_fall_with_slope_two(name: str) -> None:
     make, start = CASES[name]
-    u0 = torch.sin(math.pi * points()) + 0.15
+    u0 = torch.sin(math.pi * points(GRID)) + 0.15
     start = [x.clone().requires_grad_() for x in start]
     gradient = torch.autograd.grad(objective(make(*start), u0), start)
     direction = [0.5 * torch.ones_like(x) if x.ndim == 0 else torch.sin(torch.arange(N).double()) / 2 for x in start]
@@ -116,9 +113,9 @@ PARAMETERS: dict[str, Callable[[Any], Any]] = {
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_a_parameter_gets_the_gradient_of_the_solve(name: str, adjoint: Any) -> None:
     p = nn.Parameter(torch.tensor(0.4, dtype=torch.float64))
-    u0 = torch.sin(math.pi * points())
+    u0 = torch.sin(math.pi * points(GRID))
     equation = PARAMETERS[name](p)
-    loss = lambda e: odeint(e, u0, [0.0, 0.1], steps=8, adjoint=adjoint)[-1].square().mul(points()).sum()
+    loss = lambda e: odeint(e, u0, [0.0, 0.1], steps=8, adjoint=adjoint)[-1].square().mul(points(GRID)).sum()
     loss(equation).backward()
     with torch.no_grad():
         above, below = (loss(PARAMETERS[name](p.item() + e)) for e in (1e-5, -1e-5))
@@ -129,13 +126,13 @@ def test_a_parameter_gets_the_gradient_of_the_solve(name: str, adjoint: Any) -> 
 
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_a_parameter_of_another_precision_gets_its_gradient(name: str) -> None:
-    u0 = torch.sin(math.pi * points())
+    u0 = torch.sin(math.pi * points(GRID))
     gradients = []
     for parameter, field in ((torch.float64, torch.float64), (torch.float64, torch.float32), (torch.float32, torch.float64)):
         p = nn.Parameter(torch.tensor(0.4, dtype=parameter))
         du = PARAMETERS[name](p)(T.to(field), u0.to(field))
         assert du.dtype == field
-        (du.square() * points().to(field)).sum().backward()
+        (du.square() * points(GRID).to(field)).sum().backward()
         assert p.grad is not None and p.grad.dtype == parameter
         gradients.append(p.grad.item())
     assert gradients[1:] == pytest.approx([gradients[0]] * 2, rel=1e-4)
@@ -165,7 +162,7 @@ def test_a_learned_boundary_that_moves() -> None:
 
 @pytest.mark.parametrize("kind", ["periodic", "dirichlet", "neumann"])
 def test_gradcheck_of_flows(kind: str) -> None:
-    u = torch.sin(3 * points()) + 0.15
+    u = torch.sin(3 * points(GRID)) + 0.15
     if kind == "periodic":
         flow: Any = lambda u, D, c, r: ReactionDiffusionAdvection(GRID, D, c, r).flow(u, [0.0, 0.4])
         coefficients = numbers(0.1, -0.5, 0.3)
@@ -180,7 +177,7 @@ def test_gradcheck_of_flows(kind: str) -> None:
 def test_gradcheck_of_the_waves_flow(boundary: Any) -> None:
     """Through the standing mode too, where sin(w t) / w is t."""
     grid = GRID if boundary is None else Grid1D(N, 2.0, boundary)
-    inputs = [x.clone().requires_grad_() for x in (torch.sin(3 * points()) + 0.2, torch.cos(points()), *numbers(0.9))]
+    inputs = [x.clone().requires_grad_() for x in (torch.sin(3 * points(GRID)) + 0.2, torch.cos(points(GRID)), *numbers(0.9))]
     flow: Any = lambda u, v, c: Wave(grid, c).flow((u, v), [0.4])
     assert torch.autograd.gradcheck(flow, inputs)
 
@@ -212,8 +209,8 @@ def test_second_derivatives_in_a_coefficient() -> None:
     """d2J/dc2 through the spectral flow: J = sum w u0(x - c t)^2 in closed form."""
     c = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
     z0 = lambda x: torch.sin(math.pi * x + 0.4)
-    w = torch.cos(2 * math.pi * points() + 0.3)
-    J = (odeint(Advection(GRID, c), z0(points()), [0.0, 1.0], method="dopri8", steps=40, adjoint="direct")[-1].square() * w).sum()
-    exact = (z0(points() - c).square() * w).sum()
+    w = torch.cos(2 * math.pi * points(GRID) + 0.3)
+    J = (odeint(Advection(GRID, c), z0(points(GRID)), [0.0, 1.0], method="dopri8", steps=40, adjoint="direct")[-1].square() * w).sum()
+    exact = (z0(points(GRID) - c).square() * w).sum()
     second = [torch.autograd.grad(torch.autograd.grad(j, c, create_graph=True)[0], c)[0] for j in (J, exact)]
     torch.testing.assert_close(second[0], second[1], rtol=1e-8, atol=0)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from problems import RUNGE_KUTTA
+from problems import RUNGE_KUTTA, points
 from torch import Tensor
 
 from anodev2 import METHODS, Tableau, odeint
@@ -29,10 +29,6 @@ EQUATIONS: dict[str, Callable[[], Any]] = {
     "advection and diffusion": lambda: Advection(GRID, -0.9, "upwind3") + Diffusion(GRID, 0.02, "central4"),
     "decay": lambda: ReactionDiffusionAdvection(GRID, reaction=-1.7),
 }
-
-
-def points(grid: Grid1D) -> Tensor:
-    return grid.points(torch.empty(0, dtype=torch.float64))
 
 
 def polynomial(method: str) -> list[Fraction]:
@@ -109,6 +105,19 @@ def test_an_eigenmode_is_multiplied_by_R(method: str, name: str) -> None:
     real, imaginary = unwarned(lambda: odeint(equation, pairs, [0.0, h], method=method, steps=1))[-1]
     expected = R(method, h * equation.symbol(k).to(torch.complex128))[:, None] * modes
     torch.testing.assert_close(torch.complex(real, imaginary), expected, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("speed", [0.9, -0.9])
+@pytest.mark.parametrize("scheme", UPWIND_ADVECTION)
+def test_a_learned_speed_has_the_symbol_of_its_sign(scheme: str, speed: float) -> None:
+    """The eigenvalue of the right-hand side on exp(i k x): information comes from where the field does, so that all waves are damped."""
+    equation = Advection(GRID, torch.tensor(speed, dtype=torch.float64), scheme)
+    k = 2 * math.pi / GRID.length * torch.arange(1, GRID.n // 2, dtype=torch.float64)
+    modes = torch.exp(1j * k[:, None] * points(GRID))
+    eigenvalues = torch.complex(equation(ZERO, modes.real), equation(ZERO, modes.imag)) / modes
+    torch.testing.assert_close(equation.symbol(k)[:, None].expand_as(modes), eigenvalues, rtol=1e-11, atol=1e-11)
+    assert (equation.symbol(k).real < 0).all()
+    assert equation.max_stable_step("rk4") == pytest.approx(Advection(GRID, speed, scheme).max_stable_step("rk4"), rel=1e-9)
 
 
 @pytest.mark.parametrize("method", NEVER)
@@ -263,6 +272,15 @@ def test_leapfrog_on_the_wave_is_stable_up_to_two_over_its_frequency(scheme: str
     with pytest.warns(UserWarning, match="stable"):
         u = odeint(wave, u0, [0.0, 1.05 * h * 200], method="leapfrog", steps=200)[0][-1]
     assert u.norm() > 1e6 * u0[0].norm()
+
+
+def test_a_wave_of_varying_speed_is_limited_where_it_is_fastest() -> None:
+    """Of either sign; leapfrog stays bounded there."""
+    speed = torch.linspace(-1.2, 0.4, 16, dtype=torch.float64)
+    h = Wave(GRID, speed).max_stable_step("leapfrog")
+    assert h == pytest.approx(GRID.spacing / 1.2, rel=1e-3)
+    u0 = (torch.randn(16).double(), torch.zeros(16).double())
+    assert odeint(Wave(GRID, speed), u0, [0.0, 0.98 * h * 400], method="leapfrog", steps=400)[0][-1].norm() < 20 * u0[0].norm()
 
 
 @pytest.mark.parametrize("method", ["rk4", "dopri5"])

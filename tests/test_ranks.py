@@ -1,8 +1,8 @@
-"""Several processes train one network: the same steps, one writer, and an end when one is lost."""
+"""Several processes train one network: the same steps as one (which are right by test_train_cifar_steps.py), one writer, and an end when
+one is lost."""
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import socket
@@ -14,13 +14,10 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+from trained import MINI, ROOT, recounted, result
+from two_ranks import JOBS, five_steps, options
 
 from examples import train_cifar
-
-ROOT = Path(__file__).parent.parent
-SCRIPT = str(ROOT / "examples" / "train_cifar.py")
-FIVE_STEPS = str(ROOT / "tests" / "five_steps.py")
-MINI = ROOT / "examples" / "data" / "cifar10_mini.npz"
 
 
 @pytest.fixture(scope="module")
@@ -31,33 +28,38 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def launch(*arguments: str, **environment: str) -> subprocess.Popen[str]:
-    everything = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environment}
+    everything = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]), **environment}
     return subprocess.Popen([sys.executable, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=everything)
 
 
-def torchrun(*arguments: str) -> subprocess.Popen[str]:
-    return launch("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *arguments)
+def free_ports(count: int) -> list[str]:
+    """That nobody uses, as far as can be known beforehand."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [str(one.getsockname()[1]) for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports
 
 
-def finished(process: subprocess.Popen[str]) -> str:
-    """What it printed."""
-    out, err = process.communicate()
+@pytest.fixture(scope="module")
+def two(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two processes of one start leave: see two_ranks.py."""
+    folder = tmp_path_factory.mktemp("two")
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    process = launch(*torchrun, str(ROOT / "tests" / "two_ranks.py"), str(data), str(folder), *free_ports(len(JOBS)))
+    try:
+        _, err = process.communicate(timeout=500)
+    finally:
+        process.kill()
     assert process.returncode == 0, err
-    return out
+    return folder
 
 
-def options(data: Path, run: Path, *more: str) -> list[str]:
-    fixed = ["--data", "cifar10", "--data-dir", str(data), "--subset", "100", "--batch-size", "20", "--lr", "0.02"]
-    fixed += [] if "residual" in more else ["--steps", "2"]
-    return [*fixed, "--schedule", "paper", "--device", "cpu", "--out", str(run), *more]
-
-
-@pytest.mark.parametrize("accumulate", ["1", "2"])
+@pytest.mark.parametrize("name", ["two", "parts"])
 @pytest.mark.slow
-def test_two_processes_take_the_steps_of_one(accumulate: str, data: Path, tmp_path: Path) -> None:
-    finished(launch(FIVE_STEPS, str(data), str(tmp_path / "one"), "1"))
-    finished(torchrun(FIVE_STEPS, str(data), str(tmp_path / "two"), accumulate))
-    alone, first, second = (torch.load(tmp_path / name) for name in ("one.0", "two.0", "two.1"))
+def test_two_processes_take_the_steps_of_one(name: str, two: Path, data: Path, tmp_path: Path) -> None:
+    five_steps(data, tmp_path / "one", 1)
+    alone, first, second = (torch.load(path) for path in (tmp_path / "one.0", two / f"{name}.0", two / f"{name}.1"))
     torch.manual_seed(0)
     start = dict(train_cifar.make_model(train_cifar.Config(steps=2), 10).named_parameters())
     assert start.keys() == alone.keys() and not any(torch.equal(start[name], alone[name]) for name in start)
@@ -66,51 +68,30 @@ def test_two_processes_take_the_steps_of_one(accumulate: str, data: Path, tmp_pa
         torch.testing.assert_close(first[name], parameter, rtol=0, atol=1e-6)
 
 
-def lengthen(run: Path, epochs: int) -> None:
-    """As if the run had been started with more epochs and interrupted where it ended."""
-    config = json.loads((run / "config.json").read_text())
-    (run / "config.json").write_text(json.dumps({**config, "epochs": epochs}))
-    (run / "result.json").unlink()
-
-
 @pytest.mark.slow
-def test_a_run_goes_on_in_another_number_of_processes(data: Path, tmp_path: Path) -> None:
+def test_a_run_goes_on_in_another_number_of_processes(two: Path) -> None:
     """One epoch in two processes, one in one, one in two again; with an average of the weights."""
-    run = tmp_path / "run"
-    out = finished(torchrun(SCRIPT, *options(data, run, "--epochs", "1", "--ema", "0.9")))
-    assert out.count("epoch   1/1") == 1 and "2 processes" in out  # one speaks
-    lengthen(run, 2)
-    first = safetensors.torch.load_file(run / "last.safetensors")
-    train_cifar.main(["--resume", str(run)])
-    lengthen(run, 3)
-    finished(torchrun(SCRIPT, "--resume", str(run)))
-    result = json.loads((run / "result.json").read_text())
+    run, out = two / "run", (two / "begin.0.txt").read_text()
+    assert out.count("epoch   1/1") == 1 and "2 processes" in out and not (two / "begin.1.txt").read_text()  # one speaks
     history = (run / "metrics.csv").read_text().splitlines()
-    assert [row.split(",")[0] for row in history[1:]] == ["1", "2", "3"] and result["processes"] == 2
+    assert [row.split(",")[0] for row in history[1:]] == ["1", "2", "3"] and result(run)["processes"] == 2
     last = torch.load(run / "last.pt", weights_only=True)
     assert last["scheduler"]["last_epoch"] == 15 and int(last["average"]["n_averaged"]) == 15
+    first = safetensors.torch.load_file(two / "first.safetensors")
     assert not all(torch.equal(first[name], value) for name, value in safetensors.torch.load_file(run / "last.safetensors").items())
 
 
 @pytest.mark.slow
-def test_the_accuracy_is_that_of_all_test_images(data: Path, tmp_path: Path) -> None:
+def test_the_accuracy_is_that_of_all_test_images(two: Path, data: Path) -> None:
     """What two ranks count of a checkpoint together, one process counts alone."""
-    run = tmp_path / "run"
-    finished(torchrun(SCRIPT, *options(data, run, "--epochs", "1", "--subset", "99", "--block", "residual")))
-    model = train_cifar.make_model(train_cifar.Config(block="residual"), 10).eval()
-    model.load_state_dict(safetensors.torch.load_file(run / "last.safetensors"))
-    images = train_cifar.load_images("cifar10", data, torch.device("cpu"), 99)
-    right = (model(images.normalised(images.x_test)).argmax(1) == images.y_test).sum().item()
-    assert json.loads((run / "result.json").read_text())["test_accuracy"] == pytest.approx(100 * right / 99)
+    assert result(two / "tested")["test_accuracy"] == pytest.approx(recounted(two / "tested", data))
 
 
 @pytest.mark.slow
 def test_a_lost_rank_ends_the_others(data: Path, tmp_path: Path) -> None:
     """Without torchrun's agent, which would end them itself."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    arguments = [SCRIPT, *options(data, tmp_path / "run", "--epochs", "1000")]
+    (port,) = free_ports(1)
+    arguments = [str(ROOT / "examples" / "train_cifar.py"), *options(data, tmp_path / "run", "--epochs", "1000")]
     both = [
         launch(*arguments, RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
         for rank in range(2)
@@ -119,7 +100,7 @@ def test_a_lost_rank_ends_the_others(data: Path, tmp_path: Path) -> None:
     while not (tmp_path / "run" / "last.pt").exists() and time.monotonic() < deadline:
         time.sleep(0.1)
     both[1].send_signal(signal.SIGKILL)
-    both[1].communicate()
+    both[1].communicate(timeout=60)
     lost = time.monotonic()
     try:
         _, err = both[0].communicate(timeout=60)
@@ -130,8 +111,10 @@ def test_a_lost_rank_ends_the_others(data: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_batch_that_cannot_be_shared_is_one_sentence(data: Path, tmp_path: Path) -> None:
-    process = torchrun(SCRIPT, *options(data, tmp_path / "run", "--batch-size", "21"))
-    _, err = process.communicate()
-    assert process.returncode != 0 and "error: --batch-size 21 must be a multiple of 2 processes times --accumulate 1" in err
-    assert not (tmp_path / "run" / "config.json").exists()
+def test_a_batch_that_cannot_be_shared_is_one_sentence(two: Path) -> None:
+    for rank in (0, 1):
+        said = (two / f"refuse.{rank}.txt").read_text()
+        assert said == (
+            "error: --batch-size 21 must be a multiple of 2 processes times --accumulate 1, and at most the 100 training images"
+        )
+    assert not (two / "refused").exists()

@@ -96,6 +96,16 @@ def test_a_matrix_and_its_symbol_act_alike(shape: tuple[int, ...]) -> None:
     torch.testing.assert_close(fourier.solve(0.7, u) - 0.7 * fourier(fourier.solve(0.7, u)), u)
 
 
+def test_an_equation_may_be_solved_with_other_steps_afterwards() -> None:
+    """What it keeps of one size of step does not serve another."""
+    equation, start = Burgers(Grid1D(16), 0.05), torch.sin(2 * math.pi * torch.arange(16, dtype=torch.float64) / 16)
+    with torch.no_grad():
+        exact = odeint(equation, start, [0.0, 0.2], method="dopri8", steps=30)[-1]
+        run = lambda steps: odeint(equation, start, [0.0, 0.2], method="etdrk4", steps=steps)[-1]
+        errors = [(run(steps) - exact).abs().max().item() for steps in (20, 80)]
+    assert 0 < errors[1] < errors[0] / 100
+
+
 @pytest.mark.parametrize("z", [0.0, 1e-9, 0.3j, -0.99, 1.01j, -1.01, -30.0, 2 + 5j])
 def test_phi_functions_are_integrals_of_exponentials(z: complex) -> None:
     s, w = torch.linspace(0, 1, 4001, dtype=torch.float64), torch.tensor(z, dtype=torch.complex128)

@@ -1,4 +1,7 @@
-"""The main job: it learns, survives a kill at any moment to the bit, and says what is wrong in one sentence."""
+"""The main job: it learns, survives a kill at any moment to the bit, and says what is wrong in one sentence.
+
+A run that was resumed is compared with one that was not; that its steps are right is for test_train_cifar_steps.py.
+"""
 
 from __future__ import annotations
 
@@ -11,63 +14,45 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import pytest
 import safetensors.torch
 import torch
-from killed import Downloaded
+from killed import Downloaded, Killed, arrange, interrupt, stop
 from test_examples_options import OTHERWISE
+from trained import ROOT, mistake, options, recounted, result, weights, write_small
 
 from anodev2 import CoupledODEBlock
 from examples import runs, train_cifar
 from examples.runs import RunError
 
-ROOT = Path(__file__).parent.parent
-KILLED = str(ROOT / "tests" / "killed.py")
-
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cifar10.npz of 200 training and 100 test images that can be told apart."""
-    import numpy as np
-
-    folder = tmp_path_factory.mktemp("data")
-    with np.load(ROOT / "examples" / "data" / "cifar10_mini.npz") as mini:
-        cut = {name: mini[name][: 200 if "train" in name else 100] for name in mini.files}
-    np.savez(folder / "cifar10.npz", **cut)
-    return folder
+    return write_small(tmp_path_factory.mktemp("data"))
 
 
-def options(small: Path, run: Path, *more: str) -> list[str]:
-    fixed = ["--data", "cifar10", "--data-dir", str(small), "--out", str(run), *([] if "residual" in more else ["--steps", "2"])]
-    return [*fixed, "--epochs", "3", "--batch-size", "25", "--lr", "0.03", "--device", "cpu", *more]
-
-
-def killed(moment: str, *arguments: str, **environment: str) -> tuple[int, str]:
-    """Exit code, and what was printed, of a run that ends at a given moment."""
+def killed(moment: str, *arguments: str, **environment: str) -> None:
+    """A process that is killed at a given moment."""
     everything = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", **environment}
-    command = [sys.executable, KILLED, moment, *arguments]
+    command = [sys.executable, str(ROOT / "tests" / "killed.py"), moment, *arguments]
     process = subprocess.run(command, capture_output=True, text=True, env=everything, timeout=300)
-    return process.returncode, process.stdout + process.stderr
+    assert process.returncode == -signal.SIGKILL, process.stdout + process.stderr
 
 
-def mistake(arguments: list[str]) -> str:
-    """The sentence with which the script refuses a command line."""
-    with pytest.raises(SystemExit) as caught:
+def ended(moment: str, arguments: list[str], end: Callable[..., Any] = stop) -> BaseException:
+    """What ends a run of this process at a given moment."""
+    with pytest.MonkeyPatch.context() as patch, pytest.raises((Killed, SystemExit)) as caught:
+        arrange(moment, end, patch.setattr)
         train_cifar.main(arguments)
-    message = str(caught.value)
-    assert message.startswith("error: ") and "\n" not in message, message
-    return message
+    return caught.value
 
 
-def weights(run: Path, name: str = "last.safetensors") -> dict[str, torch.Tensor]:
-    return safetensors.torch.load_file(run / name)
-
-
-def result(run: Path) -> dict[str, Any]:
-    return json.loads((run / "result.json").read_text())
+def refused(arguments: list[str]) -> str:
+    return mistake(train_cifar.main, arguments)
 
 
 def curve(run: Path) -> list[list[str]]:
@@ -90,13 +75,15 @@ def whole(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
-def test_a_run_leaves_its_files_and_the_weights_moved(whole: Path) -> None:
+def test_a_run_leaves_its_files_and_the_weights_moved(whole: Path, small: Path) -> None:
     names = {"config.json", "metrics.csv", "curves.png", "last.pt", "best.safetensors", "last.safetensors", "result.json"}
     assert {p.name for p in whole.iterdir()} == names
     rows = list(csv.DictReader((whole / "metrics.csv").read_text().splitlines()))
     assert [row["epoch"] for row in rows] == ["1", "2", "3"] and float(rows[2]["loss"]) < float(rows[0]["loss"])
     found = result(whole)
-    assert 0 <= found["test_accuracy"] <= 100 and found["test_accuracy"] == float(rows[2]["test_accuracy"])
+    assert found["test_accuracy"] == float(rows[2]["test_accuracy"]) == pytest.approx(recounted(whole, small))
+    assert found["test_accuracy"] != pytest.approx(recounted(whole, small, part="train"))
+    assert found["best_test_accuracy"] == pytest.approx(recounted(whole, small, "best.safetensors"))
     assert found["peak_memory_mib"] > 100 and found["images_per_second"] > 1 and found["config"]["batch_size"] == 25
     assert set(found["weights"]) == {"3.f.conv1.weight", "3.f.conv2.weight"}
     for layer in found["weights"].values():
@@ -129,8 +116,11 @@ QUICK = ("second epoch", "checkpoint half written")
 @pytest.mark.parametrize("moment", [pytest.param(m, marks=() if m in QUICK else pytest.mark.slow) for m in MOMENTS])
 def test_killed_and_resumed_it_ends_with_the_same_weights(moment: str, small: Path, brief: Path, tmp_path: Path) -> None:
     run = tmp_path / "killed"
-    status, out = killed(moment, *options(small, run, "--epochs", "2", "--subset", "100"))
-    assert status == -signal.SIGKILL, out
+    arguments = options(small, run, "--epochs", "2", "--subset", "100")
+    if moment == "checkpoint half written":
+        killed(moment, *arguments)
+    else:
+        assert isinstance(ended(moment, arguments), Killed)
     assert not (run / "result.json").exists()
     train_cifar.main(["--resume", str(run)])
     assert the_same(run, brief)
@@ -143,8 +133,7 @@ def test_killed_while_it_keeps_what_it_downloaded_it_leaves_no_run_and_no_cache(
 ) -> None:
     data = tmp_path / "data"
     arguments = options(data, tmp_path / "run", "--epochs", "2", "--subset", "100")
-    status, out = killed("cache half written", *arguments, DOWNLOAD=str(small / "cifar10.npz"))
-    assert status == -signal.SIGKILL, out
+    killed("cache half written", *arguments, DOWNLOAD=str(small / "cifar10.npz"))
     assert not (data / "cifar10.npz").exists() and not (tmp_path / "run").exists() and len(list(data.iterdir())) > 0  # only what is partial
     monkeypatch.setenv("DOWNLOAD", str(small / "cifar10.npz"))
     monkeypatch.setattr("torchvision.datasets.CIFAR10", Downloaded)
@@ -158,16 +147,16 @@ def test_killed_while_it_keeps_what_it_downloaded_it_leaves_no_run_and_no_cache(
 def test_killed_and_resumed_with_all_that_can_be_kept(precision: str, small: Path, tmp_path: Path) -> None:
     more = ["--subset", "100", "--ema", "0.9", "--accumulate", "5", "--precision", precision, "--cutout", "6", "--per", "channel"]
     train_cifar.main(options(small, tmp_path / "whole", *more))
-    status, out = killed("second epoch", *options(small, tmp_path / "killed", *more))
-    assert status == -signal.SIGKILL, out
+    assert isinstance(ended("second epoch", options(small, tmp_path / "killed", *more)), Killed)
     train_cifar.main(["--resume", str(tmp_path / "killed")])
     assert the_same(tmp_path / "killed", tmp_path / "whole")
 
 
-def test_ctrl_c_ends_with_a_word_and_a_resumable_run(small: Path, brief: Path, tmp_path: Path) -> None:
+def test_ctrl_c_ends_with_a_word_and_a_resumable_run(small: Path, brief: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "stopped"
-    status, out = killed("Ctrl-C", *options(small, run, "--epochs", "2", "--subset", "100"))
-    assert status == 130 and f"--resume {run}" in out and "Traceback" not in out, out
+    end = ended("second epoch", options(small, run, "--epochs", "2", "--subset", "100"), interrupt)
+    out = capsys.readouterr().out
+    assert isinstance(end, SystemExit) and end.code == 130 and f"--resume {run}" in out and "Traceback" not in out, out
     train_cifar.main(["--resume", str(run)])
     assert the_same(run, brief)
 
@@ -292,18 +281,18 @@ def test_seeds_decide_and_runs_get_folders_of_their_own(small: Path, tmp_path: P
     ],
 )
 def test_mistakes_get_one_sentence_and_leave_nothing_behind(arguments: list[str], sentence: str, small: Path, tmp_path: Path) -> None:
-    assert sentence in mistake([*options(small, tmp_path / "deep" / "run"), *arguments])
+    assert sentence in refused([*options(small, tmp_path / "deep" / "run"), *arguments])
     assert not list(tmp_path.iterdir())
 
 
 def test_a_loss_that_is_not_finite_is_one_sentence(small: Path, tmp_path: Path) -> None:
-    assert "the loss became" in mistake(options(small, tmp_path / "run", "--lr", "1e30"))
+    assert "the loss became" in refused(options(small, tmp_path / "run", "--lr", "1e30"))
 
 
 @pytest.mark.parametrize("out", ["file", "file/run", "/proc/run"])
 def test_where_no_run_can_be_written_is_one_sentence(out: str, small: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    assert f"--out {tmp_path / out}" in mistake(options(small, tmp_path / out, "--subset", "25"))
+    assert f"--out {tmp_path / out}" in refused(options(small, tmp_path / out, "--subset", "25"))
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
@@ -337,13 +326,13 @@ def test_mistakes_about_runs_get_one_sentence(small: Path, whole: Path, tmp_path
         (options(small, whole), "already holds a run"),
     ]
     for arguments, sentence in cases:
-        assert sentence in mistake(arguments)
+        assert sentence in refused(arguments)
     for name in OTHERWISE:  # also where what is given is the default
         given = "--no-time" if name == "time" else f"--{name.replace('_', '-')}"
         if not isinstance(HINTS[name], type) or HINTS[name] is not bool or name == "time":
             value = train_cifar.Config.__dataclass_fields__[name].default
             words = [] if name == "time" else [str(part) for part in (value if isinstance(value, tuple) else [value])]
-            assert "drop the other options" in mistake(["--resume", str(whole), given, *words]), name
+            assert "drop the other options" in refused(["--resume", str(whole), given, *words]), name
 
 
 def test_a_changed_setting_is_refused_by_its_file_and_its_name(whole: Path, tmp_path: Path) -> None:
@@ -363,7 +352,7 @@ def test_a_changed_setting_is_refused_by_its_file_and_its_name(whole: Path, tmp_
             wrong.append("nope")
         for value in wrong:
             (run / "config.json").write_text(json.dumps({**saved, name: value}))
-            assert f"error: {run / 'config.json'}: {name} " in mistake(["--resume", str(run)]), (name, value)
+            assert f"error: {run / 'config.json'}: {name} " in refused(["--resume", str(run)]), (name, value)
 
 
 def test_a_checkpoint_that_has_changed_in_any_place_is_refused(whole: Path, tmp_path: Path) -> None:
@@ -371,7 +360,7 @@ def test_a_checkpoint_that_has_changed_in_any_place_is_refused(whole: Path, tmp_
     good = (run / "last.pt").read_bytes()
     for length in (0, 1, 100, len(good) // 2, len(good) - 1):
         (run / "last.pt").write_bytes(good[:length])
-        assert f"{run / 'last.pt'} is not a readable checkpoint" in mistake(["--resume", str(run)]), length
+        assert f"{run / 'last.pt'} is not a readable checkpoint" in refused(["--resume", str(run)]), length
     kept = {name: torch.load(whole / "last.pt", weights_only=True)["model"][name] for name in ("0.weight", "3.f.conv1.weight")}
     for tensor in kept.values():  # as it lies in the file
         flat = tensor.permute(0, 2, 3, 1).numpy().tobytes()
@@ -381,7 +370,7 @@ def test_a_checkpoint_that_has_changed_in_any_place_is_refused(whole: Path, tmp_
             runs.load_checkpoint(run / "last.pt")
     for content in ({}, [], 3, {name: 5 for name in torch.load(whole / "last.pt", weights_only=True)}):
         torch.save(content, run / "last.pt")
-        assert "is not a readable checkpoint of this run" in mistake(["--resume", str(run)]), content
+        assert "is not a readable checkpoint of this run" in refused(["--resume", str(run)]), content
 
 
 QUICK = ["config.json", "last.pt in the second epoch"]
@@ -405,7 +394,7 @@ def test_a_full_disk_loses_nothing_past_the_last_epoch(
     run = tmp_path / "deep" / "run"
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
-        message = mistake(options(small, run, "--epochs", "2", "--subset", "100"))
+        message = refused(options(small, run, "--epochs", "2", "--subset", "100"))
     assert f"{run / name} cannot be written (No space left on device)" in message
     if name == "config.json":
         assert not list(tmp_path.iterdir())
@@ -421,7 +410,7 @@ def test_a_file_that_may_grow_no_more_is_one_sentence(small: Path, brief: Path, 
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, hard))
     try:
-        message = mistake(options(small, tmp_path / "run", "--epochs", "2", "--subset", "100"))
+        message = refused(options(small, tmp_path / "run", "--epochs", "2", "--subset", "100"))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert f"{tmp_path / 'run' / 'last.pt'} cannot be written (File too large)" in message

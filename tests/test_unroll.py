@@ -8,7 +8,7 @@ from typing import Any
 import onnxruntime
 import pytest
 import torch
-from problems import Rates
+from problems import Rates, image
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -41,10 +41,6 @@ class Counted(Layers):
 
     def forward(self, t: Tensor, z: Tensor, *, step: int, stage: int) -> Tensor:
         return (1 + step + 0.1 * stage) * self.apply_to(t, z)
-
-
-def image(dtype: torch.dtype = torch.float64) -> Tensor:
-    return torch.randn(2, 3, 5, 5, dtype=dtype)
 
 
 def rates() -> NeuralDynamics:
