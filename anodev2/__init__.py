@@ -1,5 +1,8 @@
 """Coupled neural ODEs: features z(t) and weights theta(t) evolve together, with exact discrete gradients."""
 
+from importlib import import_module
+from typing import Any
+
 from . import diagnose, testing
 from .block import CoupledODEBlock, ODEBlock
 from .dynamics import Dynamics, FieldDynamics, Galerkin, NeuralDynamics, ReactionDiffusionAdvection, Static
@@ -56,6 +59,12 @@ __all__ = [
     "testing",
     "unroll",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("models", "pde"):  # imported where they are asked for
+        return import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from anodev2 import Adjoint, CheckpointAdjoint, CoupledODEBlock, ODEBlock, ReactionDiffusionAdvection, ReversibleAdjoint
-from models import MODELS
+from anodev2.models import MODELS
 
 
 class Branch(nn.Module):

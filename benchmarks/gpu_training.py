@@ -20,11 +20,12 @@ from typing import Any
 
 import torch
 
-from examples import paper_table
-from examples.images import DOWNLOADED
-from examples.options import Acts, Count, mistakes_told, parse, refuse_idle
-from examples.ranks import choose_device
-from examples.runs import RunError, read_json, write
+import paper_table
+import scripts  # noqa: F401 # isort: split
+from images import DOWNLOADED
+from options import Acts, Count, mistakes_told, parse, refuse_idle
+from ranks import choose_device
+from runs import RunError, read_json, write
 
 SCRIPT = Path(__file__).parent.parent / "examples" / "train_cifar.py"
 FAST = ["--batch-size", "512", "--lr", "0.4", "--label-smoothing", "0.1", "--cutout", "8", "--ema", "0.99", "--precision", "bfloat16"]

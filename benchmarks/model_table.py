@@ -13,8 +13,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from anodev2 import Galerkin, ODEBlock
-from models import MODELS
-from models.blocks import ResidualBlock
+from anodev2.models import MODELS
+from anodev2.models.blocks import ResidualBlock
 
 HEAD = ["network", "block", "norm", "parameters", "in ODE blocks", "multiply-adds"]
 VARIANTS: dict[str, dict[str, Any]] = {

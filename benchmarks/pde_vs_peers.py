@@ -30,7 +30,7 @@ from scipy.integrate import solve_ivp
 from torch import Tensor
 
 from anodev2 import odeint
-from pde import Advection, Burgers, Diffusion, Equation, Grid1D
+from anodev2.pde import Advection, Burgers, Diffusion, Equation, Grid1D
 
 STEPS, ROUNDS = 200, 7
 SPEED, DIFFUSIVITY, VISCOSITY = 1.0, 1.0, 0.05
@@ -39,7 +39,7 @@ BEST = {"advection": ("spectral", "exponential_euler"), "diffusion": ("spectral"
 PEER = """
 import json, sys, time, statistics, logging
 import numpy as np
-import pde
+from anodev2 import pde
 logging.disable(logging.CRITICAL)
 name, n, T, steps, c, nu, rounds = json.loads(sys.argv[1])
 grid = pde.CartesianGrid([[0.0, 1.0]], n, periodic=True)

@@ -13,11 +13,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+import scripts  # noqa: F401 # isort: split
 from anodev2 import ODEBlock
-from examples.images import Images, load_images
-from examples.runs import load_checkpoint, read_json
-from examples.train_cifar import Config
-from models import MODELS
+from anodev2.models import MODELS
+from images import Images, load_images
+from runs import load_checkpoint, read_json
+from train_cifar import Config
 
 
 def gradients(model: nn.Module, images: Images) -> list[tuple[str, Tensor]]:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from anodev2 import unroll
-from models import MODELS
+from anodev2.models import MODELS
 
 STEPS = 5
 

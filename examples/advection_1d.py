@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from anodev2 import odeint
-from examples.options import picture_script
-from pde import Advection, Grid1D
+from anodev2.pde import Advection, Grid1D
+from options import picture_script
 
 END = 0.9  # the field has then moved by 0.48: no whole number of points on any of the grids
 ORDERS = {"upwind1": 1, "central2": 2, "upwind3": 3, "central4": 4, "weno5": 5, "central6": 6, "spectral": math.inf}

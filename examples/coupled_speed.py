@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from anodev2 import CoupledSystem, odeint
-from examples.options import picture_script
-from pde import Advection, Grid1D, ReactionDiffusionAdvection
+from anodev2.pde import Advection, Grid1D, ReactionDiffusionAdvection
+from options import picture_script
 
 OBSERVED, LATER = [0.25, 0.5, 0.75, 1.0], 2.0
 GRID = Grid1D(48)

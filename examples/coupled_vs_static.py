@@ -37,7 +37,7 @@ import torch
 from torch import Tensor, nn
 
 from anodev2 import CoupledODEBlock, NeuralDynamics, ODEBlock
-from examples.options import picture_script
+from options import picture_script
 
 STRETCH = (0.5, 2.0)
 FLOOR = (STRETCH[1] - STRETCH[0]) ** 2 / 8

@@ -32,11 +32,11 @@ from torchvision.transforms import v2
 from tqdm import tqdm
 
 from anodev2 import CoupledODEBlock, ReactionDiffusionAdvection
-from examples.images import MINI, readable, splits
-from examples.options import Count, CountFrom0, NotNegative, Positive, Rule, Seed, mistakes_told, parse
-from examples.ranks import choose_device
-from examples.runs import RunError, in_words, save_weights, writable
-from models.blocks import PerStepNorm2d
+from anodev2.models.blocks import PerStepNorm2d
+from images import MINI, readable, splits
+from options import Count, CountFrom0, NotNegative, Positive, Rule, Seed, mistakes_told, parse
+from ranks import choose_device
+from runs import RunError, in_words, save_weights, writable
 
 
 @dataclass(frozen=True)

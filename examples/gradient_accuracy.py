@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from anodev2 import odeint
-from examples.options import picture_script
+from options import picture_script
 
 SIZE = 3
 METHODS = ("euler", "midpoint")

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from filelock import FileLock
 from torch import Tensor
 
-from examples.runs import NotWritten, RunError, in_words, replacing, unharmed
+from runs import NotWritten, RunError, in_words, replacing, unharmed
 
 MINI = Path(__file__).parent / "data" / "cifar10_mini.npz"
 DOWNLOADED = {"cifar10": 10, "cifar100": 100}  # classes

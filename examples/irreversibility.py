@@ -29,8 +29,8 @@ import torch
 from torch import Tensor, nn
 
 from anodev2 import diagnose, odeint
-from examples.images import load_images
-from examples.options import picture_script
+from images import load_images
+from options import picture_script
 
 ACTIVATIONS: dict[str, nn.Module] = {"ReLU": nn.ReLU(), "leaky ReLU": nn.LeakyReLU(), "softplus": nn.Softplus(), "tanh": nn.Tanh()}
 PICTURED = ("ReLU", "softplus", "tanh")

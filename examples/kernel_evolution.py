@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from anodev2 import ReactionDiffusionAdvection, odeint
-from examples.options import picture_script
+from options import picture_script
 
 
 @dataclass(frozen=True)

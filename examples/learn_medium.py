@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from anodev2 import odeint
-from examples.options import picture_script
-from pde import Grid1D, Neumann, Wave
+from anodev2.pde import Grid1D, Neumann, Wave
+from options import picture_script
 
 SOURCES, WIDTH = [0.08, 0.5, 0.92], 0.04  # places of the pulses and their width; the medium is 1 long
 RECEIVERS = [0.05, 0.35, 0.65, 0.95]

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import tyro
 
-from examples.images import MINI, read_arrays
-from examples.options import mistakes_told
-from examples.runs import replacing
+from images import MINI, read_arrays
+from options import mistakes_told
+from runs import replacing
 
 
 def balanced(labels: np.ndarray, per_class: int, seed: int) -> np.ndarray:

@@ -36,8 +36,8 @@ import tyro
 from torch import Tensor, nn
 
 from anodev2 import Adjoint, BacksolveAdjoint, CheckpointAdjoint, DirectAdjoint, ODEBlock, Plan, ReversibleAdjoint, plan
-from examples.live_bytes import LiveBytes
-from examples.options import Picture, picture_script
+from live_bytes import LiveBytes
+from options import Picture, picture_script
 
 STATE = (2048, 4)  # 32 KiB
 WIDTH = 8

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, get_args
 import torch
 import tyro
 
-from examples.runs import RunError, in_words, writable
+from runs import RunError, in_words, writable
 
 T = TypeVar("T")
 Acts = Mapping[str, tuple[str, Callable[[Any], bool]]]  # of an option: where it has an effect, in words and as a question to the settings

@@ -21,10 +21,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from examples import train_cifar
-from examples.images import DOWNLOADED
-from examples.options import DIFFERENT, Acts, Count, Seed, acting, mistakes_told, option, parse, refuse_idle
-from examples.runs import RunError, in_words, read_json, replacing, write, write_json
+import train_cifar
+from images import DOWNLOADED
+from options import DIFFERENT, Acts, Count, Seed, acting, mistakes_told, option, parse, refuse_idle
+from runs import RunError, in_words, read_json, replacing, write, write_json
 
 Variant = Literal["residual", "ode", "coupled-1", "coupled-2", "ode-backsolve"]
 Model = Literal["resnet4", "resnet10", "alexnet", "resnet18", "squeezenext"]

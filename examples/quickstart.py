@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from anodev2 import CoupledODEBlock, CoupledSystem, ReactionDiffusionAdvection, odeint
-from pde import Advection, Grid1D
+from anodev2.pde import Advection, Grid1D
 
 
 def main() -> dict[str, float]:

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from examples.runs import RunError, in_words
+from runs import RunError, in_words
 
 T = TypeVar("T")
 

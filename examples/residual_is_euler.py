@@ -26,8 +26,8 @@ import torch
 from torch import Tensor, nn
 
 from anodev2 import ODEBlock
-from examples.options import picture_script
-from models import resnet4
+from anodev2.models import resnet4
+from options import picture_script
 
 METHODS = {"euler": 1, "rk4": 4}  # and their orders
 

@@ -32,8 +32,9 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from anodev2 import Adjoint, CheckpointAdjoint, CoupledODEBlock, Dynamics, Galerkin, ReactionDiffusionAdvection, Static
-from examples.images import DOWNLOADED, Images, augment, drawn, load_images
-from examples.options import (
+from anodev2.models import MODELS
+from images import DOWNLOADED, Images, augment, drawn, load_images
+from options import (
     DIFFERENT,
     Acts,
     Count,
@@ -47,8 +48,8 @@ from examples.options import (
     parse,
     refuse_idle,
 )
-from examples.ranks import Ranks, joined, peak_memory
-from examples.runs import (
+from ranks import Ranks, joined, peak_memory
+from runs import (
     NotWritten,
     RunError,
     in_words,
@@ -62,7 +63,6 @@ from examples.runs import (
     write_json,
     write_tensorboard,
 )
-from models import MODELS
 
 
 @dataclass(frozen=True)

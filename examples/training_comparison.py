@@ -32,12 +32,12 @@ import torch.nn.functional as F
 import tyro
 from torch import Tensor, nn
 
+import train_cifar
 from anodev2 import Adjoint, BacksolveAdjoint, CheckpointAdjoint, DirectAdjoint, ODEBlock, SolveError
-from examples import train_cifar
-from examples.images import DOWNLOADED, Images, load_images
-from examples.options import DIFFERENT, Acts, Count, Positive, Seed, drawable, mistakes_told, parse, refuse_idle
-from examples.ranks import Ranks, joined
-from examples.runs import RunError, write_json
+from images import DOWNLOADED, Images, load_images
+from options import DIFFERENT, Acts, Count, Positive, Seed, drawable, mistakes_told, parse, refuse_idle
+from ranks import Ranks, joined
+from runs import RunError, write_json
 
 VARIANTS = ("exact", "reverse")
 TITLES = {"exact": "exact gradients", "reverse": "reverse solve"}

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from anodev2 import odeint
-from examples.options import picture_script
-from pde import Dirichlet, Grid1D, Neumann, Wave
+from anodev2.pde import Dirichlet, Grid1D, Neumann, Wave
+from options import picture_script
 
 C, START, WIDTH = 1.0, 0.4, 0.05  # speed, centre and width of the bump; the length is 1
 ENDS = {"fixed": Dirichlet(), "free": Neumann()}

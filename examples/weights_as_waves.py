@@ -23,9 +23,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from anodev2 import CoupledODEBlock, Dynamics, FieldDynamics, Static
-from examples.images import Images, augment, drawn, load_images
-from examples.options import picture_script
-from pde import Grid1D, Wave
+from anodev2.pde import Grid1D, Wave
+from images import Images, augment, drawn, load_images
+from options import picture_script
 
 CHANNELS = 16
 SPEED = 2.0  # channels per unit of t, at first

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from anodev2 import CoupledODEBlock, Dynamics, FieldDynamics, Galerkin, NeuralDynamics, ODEBlock, ReactionDiffusionAdvection, Static
-from pde import Advection, Diffusion, Dirichlet, Grid1D, Neumann, Wave
+from anodev2.pde import Advection, Diffusion, Dirichlet, Grid1D, Neumann, Wave
 
 CHANNELS = "o i h w -> (o h w) i"
 

@@ -16,7 +16,8 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from examples import runs, train_cifar
+import runs
+import train_cifar
 
 Patch = Callable[[Any, str, Any], None]
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from anodev2 import METHODS, FourierOperator, Method, Tableau
-from pde import Grid1D
+from anodev2.pde import Grid1D
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from problems import CONTROLLED, MLP, Pendulum, pendulum_state, van_der_pol, vector
 from scipy.integrate import solve_ivp
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from anodev2 import METHODS, CheckpointAdjoint, Control, Solution, SolveError, Tableau, odeint, solve
 from anodev2.stepping import StepSizes
+from problems import CONTROLLED, MLP, Pendulum, pendulum_state, van_der_pol, vector
 
 Adjoints = {"direct": "direct", "checkpoint": "checkpoint", "slots": CheckpointAdjoint(slots=3)}
 

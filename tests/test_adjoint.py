@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from problems import MLP, RUNGE_KUTTA, Pendulum, Rates, pendulum_state
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from anodev2 import CheckpointAdjoint, CoupledSystem, odeint, solve
 from anodev2.testing import taylor_test
+from problems import MLP, RUNGE_KUTTA, Pendulum, Rates, pendulum_state
 
 
 def coupled_tensor() -> tuple[nn.Module, Any]:

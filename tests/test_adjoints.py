@@ -11,15 +11,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from problems import CONTROLLED, MLP, RUNGE_KUTTA, separable
-from test_adjoint import SYSTEMS, gradients
-from test_composition import StoredReversible
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from anodev2 import Adjoint, BacksolveAdjoint, CheckpointAdjoint, Leapfrog, ReversibleAdjoint, SolveError, odeint, plan, solve
 from anodev2.gradients import backsolve
 from anodev2.testing import observed_order
+from problems import CONTROLLED, MLP, RUNGE_KUTTA, separable
+from test_adjoint import SYSTEMS, gradients
+from test_composition import StoredReversible
 
 SCHEDULES: dict[str, Adjoint] = {
     "per step": CheckpointAdjoint(),

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from problems import MLP, Convolutions, Rates, image
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -24,6 +23,7 @@ from anodev2 import (
 )
 from anodev2.gradients.adjoint import as_adjoint
 from anodev2.testing import observed_order
+from problems import MLP, Convolutions, Rates, image
 
 
 def test_an_ode_block_is_odeint_to_the_end() -> None:

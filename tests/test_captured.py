@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from hiding import EasyDict
-from test_adjoint import CHECKPOINTS, agree
 from torch import Tensor, nn
 
 from anodev2 import CheckpointAdjoint, DirectAdjoint, ReversibleAdjoint, odeint, solve
 from anodev2.integrate.captured import reachable
+from hiding import EasyDict
+from test_adjoint import CHECKPOINTS, agree
 
 GLOBAL = torch.full((3,), 0.5, requires_grad=True)
 

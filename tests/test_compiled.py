@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from anodev2 import METHODS, CheckpointAdjoint, Compile, CoupledODEBlock, ODEBlock, ReactionDiffusionAdvection, Tableau, odeint
 from anodev2.integrate import compiled
 from anodev2.integrate.compiled import Runs
+from anodev2.models import resnet4
 from anodev2.solvers import RungeKutta
 from anodev2.stepping import Grid
-from models import resnet4
 
 FAST = Compile(steps=3, backend="aot_eager")  # the same tracing, guards and autograd nodes; no code is generated
 

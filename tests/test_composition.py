@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from anodev2 import Adjoint, BacksolveAdjoint, CheckpointAdjoint, DirectAdjoint, ODEBlock, ReversibleAdjoint, odeint
+from anodev2.models import resnet4
 from anodev2.problem import Problem, Run
 from anodev2.solvers import Leaves
-from models import resnet4
 
 COUPLING = 0.999
 

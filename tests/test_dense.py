@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from problems import MLP, RUNGE_KUTTA, Pendulum, pendulum_state
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from anodev2 import CheckpointAdjoint, solve
+from problems import MLP, RUNGE_KUTTA, Pendulum, pendulum_state
 
 decay = lambda t, y: -2 * t * y**2
 exact = lambda t: 1 / (1 + t**2)

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from problems import van_der_pol, vector
 from torch import Tensor, nn
 
 from anodev2 import BacksolveAdjoint, CheckpointAdjoint, ODEBlock, ReversibleAdjoint
 from anodev2.diagnose.gradients import GradientReport, gradient_report
-from models import resnet4
+from anodev2.models import resnet4
+from problems import van_der_pol, vector
 from tests.problems import MLP, Pendulum, pendulum_state
 
 EXACT = ("direct", "checkpoint", "reversible")

@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from problems import MLP
 from torch import Tensor, nn
 
 from anodev2 import CoupledODEBlock, NeuralDynamics, ODEBlock, ReactionDiffusionAdvection, SolveError, Static, odeint
 from anodev2.diagnose import reversal
 from anodev2.diagnose.reversal import Reversibility, reversibility
+from problems import MLP
 
 DOUBLE = torch.float64
 

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from problems import MLP, Reacting, vector
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from anodev2 import CoupledODEBlock, Galerkin, NeuralDynamics, ODEBlock, ReactionDiffusionAdvection, odeint
 from anodev2.diagnose.spectra import Stability, stability
-from pde import Advection, Diffusion, Grid1D, Wave
+from anodev2.pde import Advection, Diffusion, Grid1D, Wave
+from problems import MLP, Reacting, vector
 
 
 def distance(found: Tensor, expected: Tensor) -> float:

@@ -16,9 +16,7 @@ import torch
 import yaml
 
 import anodev2
-import models
-import pde
-from anodev2 import diagnose, testing
+from anodev2 import diagnose, models, pde, testing
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"

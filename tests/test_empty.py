@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from problems import CONTROLLED, IMPLICIT, RUNGE_KUTTA, SPLITTING, Reacting
 from torch import Tensor
 
 from anodev2 import odeint, solve
+from problems import CONTROLLED, IMPLICIT, RUNGE_KUTTA, SPLITTING, Reacting
 
 SHAPES = [(0,), (0, 3), (2, 0)]
 

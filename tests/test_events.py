@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from problems import MLP, Pendulum, pendulum_state, vector
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from anodev2 import CheckpointAdjoint, Solution, SolveError, odeint, solve
+from problems import MLP, Pendulum, pendulum_state, vector
 
 ADJOINTS = {"direct": "direct", "checkpoint": "checkpoint", "slots": CheckpointAdjoint(slots=2)}
 STEPPINGS: dict[str, dict[str, Any]] = {

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from examples import advection_1d, coupled_speed, wave_1d
+import advection_1d
+import coupled_speed
+import wave_1d
 
 
 def is_picture(path: Path) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from examples import coupled_vs_static
+import coupled_vs_static
 
 
 def test_weights_that_turn_solve_what_static_ones_cannot(tmp_path: Path) -> None:

@@ -16,10 +16,10 @@ import torchvision
 from torch import Tensor, nn
 from torch.utils.data import Subset
 from torchvision.transforms.v2.functional import to_pil_image
-from trained import mistake
 
+import finetune
 from anodev2 import CheckpointAdjoint, CoupledODEBlock, DirectAdjoint
-from examples import finetune
+from trained import mistake
 
 
 def network(name: str = "resnet18", classes: int = 3) -> nn.Module:

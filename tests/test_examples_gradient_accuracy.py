@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from examples import gradient_accuracy
+import gradient_accuracy
 
 ORDERS = {"euler": 1, "midpoint": 2}
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from test_examples import is_picture
 
-from examples import irreversibility, residual_is_euler
+import irreversibility
+import residual_is_euler
+from test_examples import is_picture
 
 
 @pytest.mark.slow

@@ -15,10 +15,10 @@ import safetensors.torch
 import torch
 from torch import nn
 
+import train_cifar
 from anodev2 import ODEBlock
-from examples import train_cifar
-from examples.options import DIFFERENT, Count, NotNegative, Rule, Share, checked, parse
-from examples.runs import RunError
+from options import DIFFERENT, Count, NotNegative, Rule, Share, checked, parse
+from runs import RunError
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = sorted(
@@ -57,7 +57,7 @@ def test_a_picture_that_cannot_be_written_is_refused_before_the_work(script: Pat
 NUMBERS = [
     (path, name)
     for path in CONFIGURED
-    for name, hint in get_type_hints(importlib.import_module(f"{path.parent}.{path.stem}").Config).items()
+    for name, hint in get_type_hints(importlib.import_module(path.stem).Config).items()
     if any(kind in str(hint) for kind in ("int", "float"))
 ]
 
@@ -65,7 +65,7 @@ NUMBERS = [
 @pytest.mark.parametrize(("script", "name"), NUMBERS, ids=lambda value: str(getattr(value, "stem", value)))
 def test_no_number_may_be_below_0_or_none(script: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Counts, rates, sizes: whatever takes a number says which."""
-    hint = str(get_type_hints(importlib.import_module(f"{script.parent}.{script.stem}").Config)[name])
+    hint = str(get_type_hints(importlib.import_module(script.stem).Config)[name])
     for value in ["-1", *(["nan", "inf", "-inf"] if "float" in hint else [])]:
         message = end(script, monkeypatch, f"--{name.replace('_', '-')}", value)
         assert message == 2 or (f"--{name.replace('_', '-')} " in message and "must be" in message)

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from examples import kernel_evolution, learn_medium, weights_as_waves
+import kernel_evolution
+import learn_medium
+import weights_as_waves
 
 
 def test_recordings_tell_the_medium_up_to_the_noise(tmp_path: Path) -> None:

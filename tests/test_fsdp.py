@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from blocks import DYNAMICS, Branch, block_of, stirred
 from torch import Tensor, nn
 
 from anodev2 import CoupledODEBlock, ReactionDiffusionAdvection, Static
+from blocks import DYNAMICS, Branch, block_of, stirred
 
 ROOT = Path(__file__).parent.parent
 

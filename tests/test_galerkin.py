@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from problems import Convolutions, image
 from torch import Tensor, nn
 
 from anodev2 import CoupledODEBlock, CoupledSystem, Galerkin, ODEBlock, odeint
+from problems import Convolutions, image
 
 BASES = [("constant", 4), ("linear", 4), ("fourier", 5), ("chebyshev", 4), ("linear", 2), ("chebyshev", 2)]
 SMOOTH = [row for row in BASES if row[0] in ("fourier", "chebyshev")]

@@ -12,10 +12,10 @@ import pytest
 import torch
 from PIL import Image
 
-from examples import images as images_module
-from examples import make_mini
-from examples.images import MINI, DataError, augment, drawn, load_images
-from examples.runs import RunError
+import images as images_module
+import make_mini
+from images import MINI, DataError, augment, drawn, load_images
+from runs import RunError
 
 CPU = torch.device("cpu")
 

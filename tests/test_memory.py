@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from anodev2 import Adjoint, BacksolveAdjoint, CheckpointAdjoint, DirectAdjoint, ODEBlock, ReversibleAdjoint, odeint, plan, solve
 from anodev2.integrate.recording import Sample
-from examples.live_bytes import LiveBytes
+from live_bytes import LiveBytes
 
 MIB = 2**20
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
+from anodev2.models import resnet4
 from benchmarks import model_table
-from models import resnet4
 
 PAGE = Path(__file__).parent.parent / "docs" / "models.md"
 

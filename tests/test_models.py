@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from anodev2 import Adjoint, CheckpointAdjoint, CoupledODEBlock, Galerkin, NeuralDynamics, ODEBlock, ReactionDiffusionAdvection, Static
-from models import MODELS
-from models.blocks import BranchConv2d, PerStepNorm2d
-from models.squeezenext import SqueezeBranch
+from anodev2.models import MODELS
+from anodev2.models.blocks import BranchConv2d, PerStepNorm2d
+from anodev2.models.squeezenext import SqueezeBranch
 
 TOTALS = {"resnet4": 7_706, "resnet10": 44_186, "alexnet": 1_756_682, "resnet18": 11_173_962, "squeezenext": 461_466}
 IN_ODES = {"resnet4": 4_672, "resnet10": 27_904, "alexnet": 102_592, "resnet18": 6_270_720, "squeezenext": 199_800}

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from anodev2 import BacksolveAdjoint, CheckpointAdjoint, CoupledODEBlock, DirectAdjoint, ODEBlock, ReversibleAdjoint
-from models import MODELS
+from anodev2.models import MODELS
 
 State = dict[str, Tensor]
 

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-from blocks import DYNAMICS, block_of, stirred
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from anodev2 import Compile, odeint
-from pde import Advection, Burgers, Diffusion, Dirichlet, Grid1D, Neumann, ReactionDiffusionAdvection, Wave
+from anodev2.pde import Advection, Burgers, Diffusion, Dirichlet, Grid1D, Neumann, ReactionDiffusionAdvection, Wave
+from blocks import DYNAMICS, block_of, stirred
 
 
 @pytest.fixture(autouse=True)

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from problems import IMPLICIT, MLP
 from scipy.optimize import brentq
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from anodev2 import BackwardEuler, ImplicitMidpoint, SolveError, odeint, solve
-from pde import Diffusion, Grid1D
+from anodev2.pde import Diffusion, Grid1D
+from problems import IMPLICIT, MLP
 
 DTYPES = [torch.float32, torch.float64]
 SIZES = torch.logspace(-6, 6, 13, dtype=torch.float64)

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from examples import paper_table, train_cifar
-from examples.options import parse, refuse_idle
-from examples.train_cifar import ACTS
-from examples.train_cifar import Config as TrainingConfig
+import paper_table
+import train_cifar
+from options import parse, refuse_idle
+from train_cifar import ACTS
+from train_cifar import Config as TrainingConfig
 
 SMALL = ["--models", "resnet4", "--seeds", "0", "1", "--epochs", "1", "--subset", "40", "--recipe=--batch-size 20"]
 

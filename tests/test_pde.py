@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from anodev2 import odeint
-from pde import Advection, Grid1D
+from anodev2.pde import Advection, Grid1D
 
 
 @pytest.mark.parametrize("n", [32, 33])

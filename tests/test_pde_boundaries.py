@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from anodev2 import odeint
+from anodev2.pde import Advection, Burgers, Diffusion, Dirichlet, Grid1D, Neumann, Periodic, ReactionDiffusionAdvection, Wave
+from anodev2.pde.stencils import derivative
 from anodev2.testing import observed_order
-from pde import Advection, Burgers, Diffusion, Dirichlet, Grid1D, Neumann, Periodic, ReactionDiffusionAdvection, Wave
-from pde.stencils import derivative
 
 UPWIND = ["upwind1", "upwind3", "upwind5"]
 CENTRAL = ["central2", "central4", "central6"]

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from problems import points
 from torch import Tensor, nn
 
 from anodev2 import FourierOperator, odeint
+from anodev2.pde import Advection, Burgers, Diffusion, Dirichlet, Grid1D, Neumann, ReactionDiffusionAdvection, Wave
 from anodev2.testing import observed_order
-from pde import Advection, Burgers, Diffusion, Dirichlet, Grid1D, Neumann, ReactionDiffusionAdvection, Wave
+from problems import points
 
 ZERO = torch.zeros((), dtype=torch.float64)
 L = 2.0

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from problems import points
 from torch import Tensor, nn
 
 from anodev2 import CoupledSystem, odeint
-from pde import Advection, Burgers, Diffusion, Dirichlet, Grid1D, Neumann, ReactionDiffusionAdvection, Wave
+from anodev2.pde import Advection, Burgers, Diffusion, Dirichlet, Grid1D, Neumann, ReactionDiffusionAdvection, Wave
+from problems import points
 
 T = torch.tensor(0.3, dtype=torch.float64)
 N = 12

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from anodev2 import odeint
+from anodev2.pde import Advection, Diffusion, Grid1D, Periodic
+from anodev2.pde.stencils import derivative
 from anodev2.testing import observed_order
-from pde import Advection, Diffusion, Grid1D, Periodic
-from pde.stencils import derivative
 
 FIRST = {"upwind1": 1, "central2": 2, "upwind3": 3, "central4": 4, "upwind5": 5, "central6": 6, "weno5": 5}
 SECOND = {"central2": 2, "central4": 4, "central6": 6}

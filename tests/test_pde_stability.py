@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 import torch
-from problems import RUNGE_KUTTA, points
 from torch import Tensor
 
 from anodev2 import METHODS, Tableau, odeint
-from pde import Advection, Burgers, Diffusion, Dirichlet, Grid1D, Neumann, ReactionDiffusionAdvection, Wave
+from anodev2.pde import Advection, Burgers, Diffusion, Dirichlet, Grid1D, Neumann, ReactionDiffusionAdvection, Wave
+from problems import RUNGE_KUTTA, points
 
 ZERO = torch.zeros((), dtype=torch.float64)
 GRID = Grid1D(16, length=2.0)

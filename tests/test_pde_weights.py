@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from anodev2 import CoupledODEBlock, FieldDynamics
-from pde import Advection, Diffusion, Dirichlet, Equation, Grid1D, Neumann, ReactionDiffusionAdvection, Wave
+from anodev2.pde import Advection, Diffusion, Dirichlet, Equation, Grid1D, Neumann, ReactionDiffusionAdvection, Wave
 
 
 class Squash(nn.Module):

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from problems import MLP
 from scipy.integrate import solve_ivp
-from test_composition import StoredReversible
 from torch import Tensor, nn
 
 from anodev2 import CheckpointAdjoint, Control, ReversibleAdjoint, SolveError, odeint, solve
+from problems import MLP
+from test_composition import StoredReversible
 
 STIFFNESS = torch.tensor([0.5, 3.0, 8.0]).double()[:, None]
 

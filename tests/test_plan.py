@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from problems import MLP, Pendulum, pendulum_state
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from anodev2 import Adjoint, BacksolveAdjoint, CheckpointAdjoint, DirectAdjoint, ReversibleAdjoint, odeint, plan, solve
-from examples.live_bytes import LiveBytes
+from live_bytes import LiveBytes
+from problems import MLP, Pendulum, pendulum_state
 
 ADJOINTS = [
     DirectAdjoint(),

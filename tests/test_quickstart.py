@@ -3,7 +3,7 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
-from examples import quickstart
+import quickstart
 
 ROOT = Path(__file__).parent.parent
 

@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+
+import train_cifar
 from trained import MINI, ROOT, recounted, result
 from two_ranks import JOBS, five_steps, options
-
-from examples import train_cifar
 
 
 @pytest.fixture(scope="module")

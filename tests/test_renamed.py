@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from blocks import DYNAMICS, Branch, block_of, stirred
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize, prune, spectral_norm, weight_norm
 
 from anodev2 import CoupledODEBlock
+from blocks import DYNAMICS, Branch, block_of, stirred
 
 
 class Adapter(nn.Module):

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 import torch
-from problems import MLP, Pendulum, pendulum_state
 from torch import Tensor, nn
 
 from anodev2 import DirectAdjoint, odeint, solve
+from problems import MLP, Pendulum, pendulum_state
 
 
 def decay(t: Tensor, y: Any) -> Any:

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from problems import EXACT, RUNGE_KUTTA, Exact, separable
 from scipy.integrate import solve_ivp
 from torch import Tensor, nn
 
 from anodev2 import METHODS, odeint, solve
 from anodev2.testing import observed_order
+from problems import EXACT, RUNGE_KUTTA, Exact, separable
 
 STEPS = (4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 

@@ -12,7 +12,7 @@ import torch
 from anodev2.gradients.schedule import redone_by
 from benchmarks.speed.scaling import measured, slope
 from benchmarks.speed.workloads import FIXED, OURS, WORKLOADS, prepare, scaling
-from examples.live_bytes import LiveBytes
+from live_bytes import LiveBytes
 
 ROOT = Path(__file__).parent.parent
 INEXACT = "torchdiffeq adjoint"

@@ -6,9 +6,9 @@ import math
 
 import pytest
 import torch
-from problems import IMPLICIT, RUNGE_KUTTA, SPLITTING
 
 from anodev2 import METHODS, Method, Tableau, odeint, stability_function
+from problems import IMPLICIT, RUNGE_KUTTA, SPLITTING
 
 
 @pytest.mark.parametrize("method", RUNGE_KUTTA + IMPLICIT)

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from problems import IMPLICIT, MLP, SPLITTING, Reacting
 from torch import Tensor
 
 from anodev2 import METHODS, Adjoint, BackwardEuler, CheckpointAdjoint, DirectAdjoint, FourierOperator, SolveError, odeint, solve
+from anodev2.pde import Burgers, Grid1D
 from anodev2.solvers.linear import DenseOperator, phi_functions
 from anodev2.testing import observed_order
-from pde import Burgers, Grid1D
+from problems import IMPLICIT, MLP, SPLITTING, Reacting
 
 EXACT_ADJOINTS = [CheckpointAdjoint(), CheckpointAdjoint(slots=2), CheckpointAdjoint(memory="64MiB")]
 

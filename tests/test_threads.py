@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 import torch
-from blocks import DYNAMICS, stirred
 from torch import Tensor, nn
 
 from anodev2 import CoupledODEBlock, Dynamics, Galerkin, ODEBlock, ReactionDiffusionAdvection, unroll
+from blocks import DYNAMICS, stirred
 
 
 class Conv(nn.Module):

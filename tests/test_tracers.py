@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from blocks import DYNAMICS, Branch, block_of, stirred
-from test_modes import nothing_kept
 from torch import Tensor, nn
 
 from anodev2 import CoupledODEBlock, ODEBlock
+from blocks import DYNAMICS, Branch, block_of, stirred
+from test_modes import nothing_kept
 
 pytestmark = [
     pytest.mark.usefixtures("nothing_kept"),

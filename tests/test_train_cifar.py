@@ -21,13 +21,14 @@ from typing import Any, get_args, get_type_hints
 import pytest
 import safetensors.torch
 import torch
+
+import runs
+import train_cifar
+from anodev2 import CoupledODEBlock
 from killed import Downloaded, Killed, arrange, interrupt, stop
+from runs import RunError
 from test_examples_options import OTHERWISE
 from trained import ROOT, mistake, options, recounted, result, weights, write_small
-
-from anodev2 import CoupledODEBlock
-from examples import runs, train_cifar
-from examples.runs import RunError
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import train_cifar
 from anodev2 import (
     BacksolveAdjoint,
     CheckpointAdjoint,
@@ -23,11 +24,10 @@ from anodev2 import (
     ReversibleAdjoint,
     Static,
 )
-from examples import train_cifar
-from examples.images import Images
-from examples.ranks import Ranks
-from examples.train_cifar import Training, train_epoch
-from models.blocks import PerStepNorm2d, ResidualBlock, SharedNorm2d
+from anodev2.models.blocks import PerStepNorm2d, ResidualBlock, SharedNorm2d
+from images import Images
+from ranks import Ranks
+from train_cifar import Training, train_epoch
 
 COUNT = 12  # training images, and as many test images
 FOURIER = ["--dynamics", "fourier"]

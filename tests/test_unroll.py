@@ -8,14 +8,14 @@ from typing import Any
 import onnxruntime
 import pytest
 import torch
-from problems import Rates, image
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
 from anodev2 import METHODS, CoupledODEBlock, FourierOperator, NeuralDynamics, ODEBlock, ReactionDiffusionAdvection, Static, unroll
-from models import MODELS
+from anodev2.models import MODELS
+from problems import Rates, image
 
 
 class Layers(nn.Module):

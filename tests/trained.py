@@ -12,7 +12,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from examples import train_cifar
+import train_cifar
 
 ROOT = Path(__file__).parent.parent
 MINI = ROOT / "examples" / "data" / "cifar10_mini.npz"

@@ -17,9 +17,9 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from examples.images import load_images
-from examples.ranks import joined
-from examples.train_cifar import Config, Training, main, train_epoch
+from images import load_images
+from ranks import joined
+from train_cifar import Config, Training, main, train_epoch
 
 
 def options(data: Path, run: Path, *more: str) -> list[str]:

@@ -25,8 +25,8 @@ from anodev2 import (
     solve,
     unroll,
 )
-from models import MODELS
-from models.blocks import BasicBranch
+from anodev2.models import MODELS
+from anodev2.models.blocks import BasicBranch
 
 Run = Callable[[], list[Tensor]]
 
