@@ -15,6 +15,8 @@ ROOT = Path(__file__).parent.parent
 ORDER = [
     *(
         "pytree",
+        "tables",
+        "spectral",
         "tableau",
         "stepping",
         "linear",
