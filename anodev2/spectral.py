@@ -66,6 +66,9 @@ def convolved(symbols: Tensor, weights: Tensor) -> Tensor:
     """
     kernels, _, inner, *space = weights.shape
     rows, times, places = *symbols.shape[:2], math.prod(space)
+    if places == 1:  # the mean alone
+        factors = symbols.reshape(kernels, -1, times, 2)[..., 0].movedim(2, 0).to(weights.dtype)
+        return factors.reshape(*factors.shape, *(1,) * (weights.ndim - 2)) * weights
     where = (tuple(space), symbols.dtype, weights.device)
     if places <= LARGE:
         matrices = symbols.flatten(2) @ kept(_circulants, *where)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from anodev2 import CoupledODEBlock, Dynamics, FieldDynamics, NeuralDynamics, ReactionDiffusionAdvection, Static, odeint
 
-SHAPES = [(4, 3, 3, 3), (2, 3, 5, 3), (4, 2, 4, 4), (3, 2, 7), (2, 2, 2, 3, 5), (3, 1, 1, 3), (2, 1, 9, 8)]
+SHAPES = [(4, 3, 3, 3), (2, 3, 5, 3), (4, 2, 4, 4), (3, 2, 7), (2, 2, 2, 3, 5), (3, 1, 1, 3), (2, 1, 9, 8), (4, 3, 1, 1)]
 
 
 def kernels(shape: tuple[int, ...], dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
@@ -124,15 +124,14 @@ def test_per_layer_and_per_channel_coefficients() -> None:
 
 
 def test_kernels_of_one_shape_move_together_as_each_alone() -> None:
-    theta = {name: torch.randn(4, 3, 3, 3, dtype=torch.float64) for name in ("a", "b")} | {
-        "c": torch.randn(3, 4, 3, 3, dtype=torch.float64)
-    }
+    shapes = {"a": (4, 3, 3, 3), "b": (4, 3, 3, 3), "c": (3, 4, 3, 3), "d": (4, 3, 1, 1), "e": (4, 3, 1, 1)}
+    theta = {name: torch.randn(shape, dtype=torch.float64) for name, shape in shapes.items()}
     theta["b"] = theta["b"].contiguous(memory_format=torch.channels_last)
     together = bound(theta, 0.1, [0.2, -0.3], 0.1, per="channel")
     for parameter in together.parameters():
         parameter.data *= 1 + torch.rand_like(parameter)
     path = together.flow(theta, [0.0, 0.5, 1.0])
-    assert path is not None and list(path) == ["a", "b", "c"]
+    assert path is not None and list(path) == list(shapes)
     for name, weight in theta.items():
         alone = bound({name: weight}, per="channel")
         alone.load_state_dict({key: value for key, value in together.state_dict().items() if key.endswith(f".{name}")})
