@@ -49,6 +49,13 @@ WAITS = {  # files that wait for the device where it could be done without, and 
 }
 NOT_CAPTURED = {f"field {equation} {adjoint}": WAITS["pde/closed_form.py"] for equation in ("diffusion", "wave") for adjoint in BOTH}
 NOT_KEPT = {"tests/test_cuda.py": WAITS["anodev2/replay.py"]}
+CONTROLS = {  # what may not be in a capture, and what is said of it
+    "a number is read": "cudaStreamSynchronize",
+    "a copy from the host": "unless the CPU tensor is pinned",
+    "an event is asked for": "cudaEventQuery",
+    "work outside of the graph": "vectorized_elementwise_kernel",
+    "work that is not waited for": "end of the capture",
+}
 EPOCHS = [
     "--block residual --schedule paper --momentum 0.8 --weight-decay 1e-4 --lr 0.05",
     "--block ode --steps 2 --method midpoint --norm shared --time --no-channels-last",
@@ -76,6 +83,7 @@ QUICK = {  # rows of the tables above that are asked for in the quick part
     },
     "captures": {name for name in captures.CASES if name.startswith(("residual", "ode", "coupled"))},
     "epochs": set(EPOCHS[2:3]),
+    "controls": set(CONTROLS),
     "promises": {"tests/test_cuda.py"},
 }
 ROWS = {
@@ -83,6 +91,7 @@ ROWS = {
     "waits": list(waits.CASES),
     "captures": list(captures.CASES),
     "epochs": EPOCHS,
+    "controls": list(CONTROLS),
     "promises": ["tests/test_cuda.py"],
 }
 
@@ -127,6 +136,12 @@ def test_files_that_wait(null_device: NullDevice, file: str) -> None:
 @rows("captures", NOT_CAPTURED)
 def test_a_training_step_is_captured_in_a_graph(null_device: NullDevice, row: str) -> None:
     assert answer(null_device, "captures", row) == []
+
+
+@rows("controls")
+def test_the_null_device_notices_mistakes(null_device: NullDevice, row: str) -> None:
+    found = answer(null_device, "controls", row)
+    assert len(found) == 1 and CONTROLS[row] in found[0]
 
 
 @rows("epochs")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import sys
 
-from tests.null_cuda import captures, epochs, launches, promises, waits
+from tests.null_cuda import captures, controls, epochs, launches, promises, waits
 
-TABLES = {"launches": launches, "waits": waits, "captures": captures, "epochs": epochs, "promises": promises}
+TABLES = {"launches": launches, "waits": waits, "captures": captures, "controls": controls, "epochs": epochs, "promises": promises}
 
 if __name__ == "__main__":
     asked = json.loads(sys.argv[1])
