@@ -188,7 +188,9 @@ class CoupledODEBlock(ODEBlock):
         """The solve as a module of fixed weights, a copy of f for each time at which z reads theta; see ``unroll``."""
         start = self._theta0()
         readings = self._readings(both_ways=isinstance(self.adjoint, ReversibleAdjoint))
-        copies = [with_weights(self.f, {start[name]: theta[name] for name in start}) for theta in self._path(start, readings.times)]
+        solved = self._readings(both_ways=self.adjoint.both_ways)
+        path = dict(zip(solved.times, self._path(start, solved.times), strict=True))  # with other times round-off would be another
+        copies = [with_weights(self.f, {start[name]: path[time][name] for name in start}) for time in readings.times]
         return self._unrolled(copies, readings)
 
     @property

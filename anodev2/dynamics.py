@@ -9,16 +9,16 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
-from torch._C._functorch import peek_interpreter_stack
 
+from .spectral import alike, convolved, expm1, growth, moving, stacked
 from .stepping import as_count
 from .system import check_call
+from .tables import kept
 
 Theta = dict[str, Tensor]
 
@@ -143,18 +143,18 @@ class ReactionDiffusionAdvection(Dynamics):
             )
         tau, upsilon, rho = self.initial
         for name, weight in theta.items():
-            axes, moving = weight.ndim - 2, _moving(weight.shape[2:])
+            axes, moved = weight.ndim - 2, moving(weight.shape[2:])
             self.spaces[name] = weight.shape[2:]
             velocity = torch.as_tensor(upsilon, dtype=weight.dtype, device=weight.device)
             if velocity.ndim > 1 or (velocity.ndim == 1 and len(velocity) != axes):
                 raise ValueError(f"upsilon={upsilon} must be one number or one per spatial axis; {name} has {axes} spatial axes")
-            velocity = velocity.expand(axes)[moving]
+            velocity = velocity.expand(axes)[moved]
             lead = () if self.per == "layer" else (weight.shape[0],)
             alone = lead or (1,)  # never 0-dimensional: fully_shard refuses that
             if max(weight.shape[2:]) > 1:
                 self.signed_tau[_key(name)] = nn.Parameter(weight.new_full(alone, tau), self.learnable)
-            if moving:
-                self.upsilon[_key(name)] = nn.Parameter(velocity.expand(*lead, len(moving)).clone(), self.learnable)
+            if moved:
+                self.upsilon[_key(name)] = nn.Parameter(velocity.expand(*lead, len(moved)).clone(), self.learnable)
             self.rho[_key(name)] = nn.Parameter(weight.new_full(alone, rho), self.learnable)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
@@ -168,36 +168,39 @@ class ReactionDiffusionAdvection(Dynamics):
         rho = self.rho[key][place]
         signed = self.signed_tau[key][place] if key in self.signed_tau else torch.zeros_like(rho)
         columns = [torch.zeros_like(rho)] * len(self.spaces[name])
-        for column, axis in enumerate(_moving(self.spaces[name])):
+        for column, axis in enumerate(moving(self.spaces[name])):
             columns[axis] = self.upsilon[key][..., column]
         return torch.where(signed >= 0, signed, -signed), torch.stack(columns, -1), rho
 
     def forward(self, t: Tensor | float, theta: Theta) -> Theta:
-        slopes = {name: _convolve(*self._growth(name, weight), weight) for name, weight in theta.items()}
-        if self.nonlinearity is None:
-            return slopes
-        return {name: self.nonlinearity(slope) for name, slope in slopes.items()}
+        slopes: Theta = {}
+        for weights in alike(theta):
+            found = convolved(self._symbols(weights, (1.0,)), stacked(weights))[0]
+            slopes |= zip(weights, (found if self.nonlinearity is None else self.nonlinearity(found)).unbind(), strict=True)
+        return {name: slopes[name] for name in theta}
 
     def flow(self, theta: Theta, times: Sequence[float]) -> Theta | None:
         if self.nonlinearity is not None:
             return None
         path: Theta = {}
-        for name, weight in theta.items():
-            growth, turning = self._growth(name, weight)
-            elapsed = torch.tensor(times, dtype=growth.dtype, device=weight.device).view(-1, 1, 1)
-            growth, turning = growth * elapsed, turning * elapsed
-            # expm1(growth + i turning), exactly 0 where both are
-            real = torch.expm1(growth) * torch.cos(turning) - 2 * torch.sin(turning / 2) ** 2
-            path[name] = weight + _convolve(real, torch.exp(growth) * torch.sin(turning), weight)
-        return path
+        for weights in alike(theta):
+            start = stacked(weights)
+            found = start + convolved(expm1(self._symbols(weights, tuple(times))), start)
+            path |= zip(weights, found.unbind(1), strict=True)
+        return {name: path[name] for name in theta}
 
-    def _growth(self, name: str, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """-tau |k|^2 + rho and k . upsilon at every wavenumber k of the kernel: shapes (channels or 1, modes)."""
+    def _symbols(self, weights: Theta, times: tuple[float, ...]) -> Tensor:
+        """(-tau |k|^2 + rho + i k . upsilon) t of kernels of one shape: (rows, times, modes, 2), a row for each set of coefficients."""
+        keys, weight = [_key(name) for name in weights], next(iter(weights.values()))
+        columns = [torch.cat([self.rho[key] for key in keys])[:, None]]
+        if keys[0] in self.upsilon:
+            columns.append(torch.cat([torch.atleast_2d(self.upsilon[key]) for key in keys]))
+        if keys[0] in self.signed_tau:
+            signed = torch.cat([self.signed_tau[key] for key in keys])[:, None]
+            columns.append(signed * (2.0 * (signed.detach() >= 0) - 1.0))
         dtype = torch.promote_types(weight.dtype, torch.float32)
-        tau, upsilon, rho = (coefficient.to(dtype) for coefficient in self.coefficients(name))
-        modes = _kept(_modes)(tuple(weight.shape[2:]), dtype, weight.device)
-        growth = rho.reshape(-1, 1) - tau.reshape(-1, 1) * modes.squared
-        return growth, upsilon.reshape(len(growth), -1) @ modes.slopes
+        table = kept(growth, tuple(weight.shape[2:]), times, dtype, weight.device)
+        return (torch.cat(columns, 1).to(dtype) @ table).unflatten(1, (len(times), -1, 2))
 
     def extra_repr(self) -> str:
         tau, upsilon, rho = self.initial
@@ -263,7 +266,8 @@ class Galerkin(Dynamics):
         if slope is None:
             raise ValueError(f"Galerkin({self.basis!r}) jumps and has no dtheta/dt to step; use its flow, as a CoupledODEBlock does")
         s = (t if isinstance(t, Tensor) else torch.tensor(t, dtype=torch.float64, device="cpu")).reshape(1) / self.length
-        return {name: part[0] for name, part in self._sums(slope(s, self.size) / self.length, theta).items()}
+        values = slope(s, self.size) / self.length
+        return {name: part[0] for name, part in self._sums(values.to, theta).items()}
 
     def flow(self, theta: Theta, times: Sequence[float]) -> Theta:
         for time in times:
@@ -272,16 +276,16 @@ class Galerkin(Dynamics):
                     f"length={self.length} of this Galerkin does not reach the time {time} after the start: give it the length of the "
                     "block's t=(t0, t1), length=t1 - t0"
                 )
-        s = (torch.tensor(times, dtype=torch.float64, device="cpu") / self.length).clamp(0, 1)
-        sums = self._sums(_BASES[self.basis][0](s, self.size), theta)
+        s = tuple(min(max(time / self.length, 0.0), 1.0) for time in times)
+        sums = self._sums(lambda like: kept(_basis, self.basis, self.size, s, like.dtype, like.device), theta)
         return {name: weight + sums[name] for name, weight in theta.items()}
 
-    def _sums(self, values: Tensor, theta: Theta) -> Theta:
-        """sum_k values[i, k] a_k for every weight, i in front."""
+    def _sums(self, values: Callable[[Tensor], Tensor], theta: Theta) -> Theta:
+        """sum_k values[i, k] a_k for every weight, i in front; ``values`` like a given weight."""
         found: Theta = {}
         for name, weight in theta.items():
             a = self.coefficients[_key(name)]
-            found[name] = (values.to(weight) @ a.flatten(1)).unflatten(1, weight.shape)
+            found[name] = (values(weight) @ a.flatten(1)).unflatten(1, weight.shape)
         return found
 
     def extra_repr(self) -> str:
@@ -448,58 +452,10 @@ _BASES: dict[str, tuple[Callable[[Tensor, int], Tensor], Callable[[Tensor, int],
 }
 
 
-def _moving(space: Sequence[int]) -> list[int]:
-    """The axes along which a kernel can be carried: those with a mode between the mean and Nyquist."""
-    return [axis for axis, size in enumerate(space) if size > 2]
+def _basis(basis: str, size: int, s: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """phi_k at every s: (len(s), size - 1)."""
+    return _BASES[basis][0](torch.tensor(s, dtype=torch.float64, device="cpu"), size).to(device, dtype)
 
 
 def _key(name: str) -> str:
     return name.replace(".", "/")  # a ParameterDict key may not contain a dot
-
-
-class _Modes(NamedTuple):
-    """The Fourier modes exp(i k . x) of a kernel, in rows: |k|^2; k without that of Nyquist, (axes, modes); cos and sin of k . x over the
-    number of modes, (modes, places); and for places x, x' the number of the place x - x'."""
-
-    squared: Tensor
-    slopes: Tensor
-    cos: Tensor
-    sin: Tensor
-    differences: Tensor
-
-
-@lru_cache(maxsize=64)
-@torch.inference_mode(False)  # what is kept must serve training too, whoever comes first
-def _modes(space: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> _Modes:
-    whole = torch.cartesian_prod(*(torch.arange(size, device="cpu") for size in space)).reshape(-1, len(space))  # the places, and the modes
-    sizes = torch.tensor(space, device="cpu")
-    k = 2 * math.pi * torch.where(2 * whole < sizes, whole, whole - sizes).double() / sizes  # -pi is that of Nyquist
-    slopes = torch.where(2 * whole == sizes, 0.0, k)
-    phase = 2 * math.pi * (whole[:, None] * whole / sizes.double()).sum(-1)
-    steps = torch.tensor([math.prod(space[axis + 1 :]) for axis in range(len(space))], device="cpu")
-    differences = ((whole[:, None] - whole) % sizes * steps).sum(-1)
-    tables = ((k**2).sum(-1), slopes.mT, torch.cos(phase) / len(whole), torch.sin(phase) / len(whole))
-    squared, slopes, cos, sin = (table.to(device, dtype) for table in tables)
-    return _Modes(squared, slopes, cos, sin, differences.to(device))
-
-
-def _kept(function: Any) -> Any:
-    """What is kept of a cached function; under a compiler, a tracer, a transform or a mode it is called anew, and nothing is kept."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or peek_interpreter_stack() is not None:  # pyright: ignore[reportPrivateImportUsage]
-        return function.__wrapped__
-    return function.__wrapped__ if torch._C._len_torch_dispatch_stack() else function
-
-
-def _convolve(real: Tensor, imaginary: Tensor, weight: Tensor) -> Tensor:
-    """F^-1 [(real + i imaginary) F weight] over the spatial axes, as a product with a small real circulant matrix per symbol.
-
-    ``real``, ``imaginary``: ([times,] channels or 1, modes), even and odd in k; result: ([times,] *weight.shape).
-    """
-    space = tuple(weight.shape[2:])
-    modes = _kept(_modes)(space, real.dtype, weight.device)
-    kernel = real @ modes.cos - imaginary @ modes.sin
-    times, channels, places = math.prod(real.shape[:-2]), real.shape[-2], math.prod(space)
-    matrix = kernel.view(times, channels, places)[..., modes.differences].to(weight.dtype)
-    fields = weight.reshape(channels, -1, places)
-    moved = matrix.movedim(0, 1).reshape(channels, times * places, places) @ fields.mT  # all times at once: few long rows
-    return moved.view(channels, times, places, -1).movedim(0, 1).mT.flatten().view(*real.shape[:-2], *weight.shape)

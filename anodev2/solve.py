@@ -8,9 +8,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .events import Observer
 from .gradients.adjoint import Adjoint, CheckpointAdjoint, DirectAdjoint, as_adjoint
@@ -305,7 +306,7 @@ def problem_of(
     if isinstance(chosen, Leapfrog):
         check_separable(problem, leaves, args)
     if grid is None and isinstance(stepping, Grid):
-        _warn_of_instability(func, chosen, stepping)
+        _warn_of_instability(func, chosen, stepping, leaves)
     return problem, leaves
 
 
@@ -319,12 +320,23 @@ def _check_splits(func: Callable[..., Any], method: Method, structure: Structure
         raise ValueError(f"{method.name} needs a single tensor as y0, got {structure}")
 
 
-def _warn_of_instability(func: Callable[..., Any], method: Method, grid: Grid) -> None:
-    """Where func knows the largest stable step of a method: only here the steps are known too (those of ``grid=`` are trusted)."""
+_limits: WeakKeyDictionary[nn.Module, dict[Method, float]] = WeakKeyDictionary()  # of what is solved on a GPU
+
+
+def _warn_of_instability(func: Callable[..., Any], method: Method, grid: Grid, y: Leaves) -> None:
+    """Where func knows the largest stable step of a method: only here the steps are known too (those of ``grid=`` are trusted).
+
+    On a GPU a module is asked once: it reads its coefficients, for which the host would wait in every solve while they are trained.
+    """
     if not callable(getattr(func, "max_stable_step", None)) or torch.compiler.is_compiling() or transformed():
         return
-    with torch.no_grad():
-        limit = float(func.max_stable_step(method))  # pyright: ignore[reportFunctionMemberAccess]
+    known = _limits.setdefault(func, {}) if y[0].is_cuda and isinstance(func, nn.Module) else {}
+    if method not in known:
+        if y[0].is_cuda and torch.cuda.is_current_stream_capturing():
+            return
+        with torch.no_grad():
+            known[method] = float(func.max_stable_step(method))  # pyright: ignore[reportCallIssue, reportFunctionMemberAccess]
+    limit = known[method]
     longest = max(abs(b - a) / count for (a, b), count in zip(pairwise(numbers(grid.times)), grid.counts, strict=True))
     if longest > limit * (1 + 1e-9):
         why = "no step is stable" if limit == 0 else f"beyond the largest stable one, {limit:.4g}"

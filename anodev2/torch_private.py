@@ -16,9 +16,10 @@ from torch.autograd import forward_ad
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm  # base class of all; else: a tuple of those that are public
 from torch.nn.modules.module import _global_forward_hooks as hooks_of_all_modules  # else: no early end of a redone step
 from torch.utils._python_dispatch import TorchDispatchMode  # the only way to see operations with their schemas
+from torch.utils._python_dispatch import _disable_current_modes as no_dispatch_modes  # else: make tables when a module is made
 from torch.utils._pytree import tree_leaves  # of an operation's arguments; else: torch.utils.pytree, once that is the same
 
-__all__ = ["BatchNorm", "TorchDispatchMode", "hooks_of_all_modules", "tree_leaves"]
+__all__ = ["BatchNorm", "TorchDispatchMode", "hooks_of_all_modules", "no_dispatch_modes", "tree_leaves"]
 
 
 def in_transform() -> bool:
@@ -39,6 +40,12 @@ def in_dispatch_mode() -> bool:
 def in_fake_mode() -> bool:
     """Whether tensors made here hold no numbers. Else: make one and look at its type."""
     return torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE) is not None  # pyright: ignore[reportPrivateImportUsage]
+
+
+def in_tracing_mode() -> bool:
+    """Whether operations are noted rather than done: fake tensors, make_fx, functionalization. Else: as above."""
+    kinds = torch._C._TorchDispatchModeKey
+    return any(torch._C._get_dispatch_mode(kind) is not None for kind in (kinds.FAKE, kinds.PROXY, kinds.FUNCTIONAL))
 
 
 def no_torch_functions() -> Any:

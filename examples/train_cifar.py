@@ -28,11 +28,11 @@ import torch
 import torch.nn.functional as F
 import tyro
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from anodev2 import Adjoint, CheckpointAdjoint, CoupledODEBlock, Dynamics, Galerkin, ReactionDiffusionAdvection, Static
 from anodev2.models import MODELS
+from average import Average
 from images import DOWNLOADED, Images, augment, drawn, load_images
 from options import (
     DIFFERENT,
@@ -252,9 +252,7 @@ class Training:
         self.model = make_model(config, images.classes).to(ranks.device)
         if config.channels_last:
             lay_out(self.model)
-        self.average = None
-        if config.ema:
-            self.average = AveragedModel(self.model, ranks.device, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True)
+        self.average = Average(self.model, config.ema) if config.ema else None
         self.optimizer = make_optimizer(config, self.model)
         self.scheduler = make_scheduler(config, self.optimizer, len(images.y_train) // config.batch_size)
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=config.precision == "float16")

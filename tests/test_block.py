@@ -269,9 +269,9 @@ def test_f_may_be_replaced_or_compiled_after_construction() -> None:
 
 
 def test_evaluation_first_does_not_spoil_training() -> None:
-    from anodev2 import dynamics
+    from anodev2 import tables
 
-    dynamics._modes.cache_clear()
+    tables._made.cache_clear()
     block = CoupledODEBlock(Convolutions(), ReactionDiffusionAdvection(0.1), steps=2)
     with torch.inference_mode():
         block(image())

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from anodev2 import CoupledODEBlock, Dynamics, FieldDynamics, NeuralDynamics, ReactionDiffusionAdvection, Static, odeint
 
-SHAPES = [(4, 3, 3, 3), (2, 3, 5, 3), (4, 2, 4, 4), (3, 2, 7), (2, 2, 2, 3, 5), (3, 1, 1, 3)]
+SHAPES = [(4, 3, 3, 3), (2, 3, 5, 3), (4, 2, 4, 4), (3, 2, 7), (2, 2, 2, 3, 5), (3, 1, 1, 3), (2, 1, 9, 8), (4, 3, 1, 1)]
 
 
 def kernels(shape: tuple[int, ...], dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
@@ -121,6 +121,29 @@ def test_per_layer_and_per_channel_coefficients() -> None:
     assert [c.shape for c in channel.coefficients("b.weight")] == [(6,), (6, 2), (6,)]
     assert sum(p.numel() for p in layer.parameters()) == 8 and sum(p.numel() for p in channel.parameters()) == 40
     assert not any(p.requires_grad for p in bound(theta, learnable=False).parameters())
+
+
+def test_kernels_of_one_shape_move_together_as_each_alone() -> None:
+    shapes = {"a": (4, 3, 3, 3), "b": (4, 3, 3, 3), "c": (3, 4, 3, 3), "d": (4, 3, 1, 1), "e": (4, 3, 1, 1)}
+    theta = {name: torch.randn(shape, dtype=torch.float64) for name, shape in shapes.items()}
+    theta["b"] = theta["b"].contiguous(memory_format=torch.channels_last)
+    together = bound(theta, 0.1, [0.2, -0.3], 0.1, per="channel")
+    for parameter in together.parameters():
+        parameter.data *= 1 + torch.rand_like(parameter)
+    path = together.flow(theta, [0.0, 0.5, 1.0])
+    assert path is not None and list(path) == list(shapes)
+    for name, weight in theta.items():
+        alone = bound({name: weight}, per="channel")
+        alone.load_state_dict({key: value for key, value in together.state_dict().items() if key.endswith(f".{name}")})
+        expected = alone.flow({name: weight}, [0.0, 0.5, 1.0])
+        assert expected is not None
+        torch.testing.assert_close(path[name], expected[name], rtol=1e-14, atol=1e-14)
+
+
+def test_weights_keep_their_layout_in_memory() -> None:
+    theta = {"w": torch.randn(4, 3, 3, 3).contiguous(memory_format=torch.channels_last)}
+    path = bound(theta, 0.1).flow(theta, [0.0, 0.5])
+    assert path is not None and all(weight.is_contiguous(memory_format=torch.channels_last) for weight in path["w"])
 
 
 def test_parameters_without_effect_are_not_made() -> None:

@@ -24,6 +24,8 @@ ORDER = [
     *(
         "torch_private",
         "pytree",
+        "tables",
+        "spectral",
         "stepping",
         "solvers",
         "problem",

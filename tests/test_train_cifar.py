@@ -21,10 +21,12 @@ from typing import Any, get_args, get_type_hints
 import pytest
 import safetensors.torch
 import torch
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import runs
 import train_cifar
 from anodev2 import CoupledODEBlock
+from average import Average
 from killed import Downloaded, Killed, arrange, interrupt, stop
 from runs import RunError
 from test_examples_options import OTHERWISE
@@ -218,6 +220,21 @@ def test_an_average_of_the_weights_is_what_is_tested_and_saved(small: Path, tmp_
     for name, layer in result(tmp_path / "ema")["weights"].items():
         key = name.replace("f.", "dynamics.signed_tau.f/").replace(".weight", "/weight").replace("tau.f/", "tau.")
         assert layer["tau"]["end"] == pytest.approx(last[key].item())
+
+
+def test_the_average_is_that_of_torch() -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
+    ours, theirs = Average(model, 0.7), AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.7), use_buffers=True)
+    for _ in range(3):
+        model(torch.randn(5, 3, 6, 6))
+        with torch.no_grad():
+            next(model.parameters()).add_(1)
+        for average in (ours, theirs):
+            average.update_parameters(model)
+    own, expected = ours.state_dict(), theirs.state_dict()
+    assert own.keys() == expected.keys() and own.pop("module.1.num_batches_tracked") == 3
+    assert all(torch.equal(value, expected[name]) for name, value in own.items())
 
 
 @pytest.mark.slow

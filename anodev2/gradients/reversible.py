@@ -136,14 +136,35 @@ class Undo:
     def _warn(self, y0: Leaves, sizes: Leaves, back: _Undoing) -> None:
         """Where y0 was not found again, relative to the larger of its size and that of the end."""
         for start, size, *found in zip(y0, sizes, back.y, back.z, strict=True):
-            gap = max((torch.linalg.vector_norm(leaf - start) / size.clamp_min(1e-30)).item() for leaf in found)
-            if not gap <= ROUND_OFF.get(start.real.dtype if start.is_complex() else start.dtype, COARSE_ROUND_OFF):
-                warnings.warn(
-                    f"ReversibleAdjoint found y0 again only to {gap:.1e} (relative): the steps cannot be undone to round-off, and the "
-                    "gradient is off by that or more; take more steps, or adjoint='checkpoint'",
-                    RuntimeWarning,
-                    stacklevel=2,
-                )
+            gap = torch.stack([torch.linalg.vector_norm(leaf - start) / size.clamp_min(1e-30) for leaf in found]).max()
+            limit = ROUND_OFF.get(start.real.dtype if start.is_complex() else start.dtype, COARSE_ROUND_OFF)
+            if not gap.is_cuda:
+                _judge(gap, limit)
+            elif not torch.cuda.is_current_stream_capturing():
+                _judge_later(gap, limit)
+
+
+def _judge(gap: Tensor, limit: float) -> None:
+    if not gap.item() <= limit:
+        warnings.warn(
+            f"ReversibleAdjoint found y0 again only to {gap.item():.1e} (relative): the steps cannot be undone to round-off, and the "
+            "gradient is off by that or more; take more steps, or adjoint='checkpoint'",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+
+
+_coming: list[tuple[Tensor, float, torch.Event]] = []
+
+
+def _judge_later(gap: Tensor, limit: float) -> None:
+    """What a GPU has found is looked at in a later backward pass, when it has come to the host, which does not wait for it."""
+    while _coming and _coming[0][2].query():
+        _judge(*_coming.pop(0)[:2])
+    home, event = torch.empty_like(gap, device="cpu", pin_memory=True), torch.Event(gap.device)
+    home.copy_(gap, non_blocking=True)
+    event.record()
+    _coming.append((home, limit, event))
 
 
 class _Undoing:

@@ -1,0 +1,24 @@
+"""Tables of known numbers, made once and kept where they are used, so that a GPU gets them once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .torch_private import in_tracing_mode, in_transform, no_dispatch_modes
+
+
+def kept(make: Callable[..., Tensor], *key: Any) -> Tensor:
+    """make(*key), kept; under a compiler, a tracer or a transform it is made anew, and not kept."""
+    passing = torch.compiler.is_compiling() or torch.jit.is_tracing() or in_transform()  # pyright: ignore[reportPrivateImportUsage]
+    return make(*key) if passing or in_tracing_mode() else _made(make, *key)
+
+
+@lru_cache(maxsize=256)
+def _made(make: Callable[..., Tensor], *key: Any) -> Tensor:
+    with torch.inference_mode(False), no_dispatch_modes():  # what is kept must serve everywhere, whoever comes first
+        return make(*key)

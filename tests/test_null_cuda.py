@@ -1,0 +1,161 @@
+"""What a GPU would show, on a CUDA device without a device: how much a step launches, where it waits, and whether it can be captured.
+
+Tables are asked for in a process of its own that runs on the null device (tests/null_cuda), once; each of their rows is a test.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+
+from tests.null_cuda import captures, waits
+from tests.null_cuda.device import NullDevice
+from train_cifar import Config
+
+slow = pytest.mark.slow
+BOTH = ("direct", "checkpoint")
+MEASURED = "2.14"  # the release of torch whose launches are counted below
+LAUNCHES = {  # at most so many in a training step at batch 256, 5 steps, a norm per step; a change that makes fewer lowers them
+    "resnet4 residual": 43,
+    "resnet4 ode direct": 125,
+    "resnet4 ode checkpoint": 802,
+    "resnet4 ode slots=2": 945,
+    "resnet4 coupled direct": 149,
+    "resnet4 coupled checkpoint": 846,
+    "resnet4 coupled slots=2": 969,
+    "resnet10 residual": 103,
+    "resnet10 ode direct": 349,
+    "resnet10 ode checkpoint": 2380,
+    "resnet10 ode slots=2": 2809,
+    "resnet10 coupled direct": 421,
+    "resnet10 coupled checkpoint": 2512,
+    "resnet10 coupled slots=2": 2881,
+    "resnet18 residual": 187,
+    "resnet18 ode direct": 515,
+    "resnet18 ode checkpoint": 3223,
+    "resnet18 ode slots=2": 3795,
+    "resnet18 coupled direct": 611,
+    "resnet18 coupled checkpoint": 3399,
+    "resnet18 coupled slots=2": 3891,
+}
+WAITS = {  # files that wait for the device where it could be done without, and why they do
+    "anodev2/replay.py": "what was redone is compared at the end of a backward pass, and the host looks at the result",
+    "anodev2/linear.py": "a symbol of plain numbers lies on the CPU, and is copied at each use by a method that splits",
+    "pde/grid.py": "wavenumbers: the last mode is set to 0 by a copy of that number",
+    "pde/closed_form.py": "the times of a flow are copied",
+}
+NOT_CAPTURED = {f"field {equation} {adjoint}": WAITS["pde/closed_form.py"] for equation in ("diffusion", "wave") for adjoint in BOTH}
+NOT_KEPT = {"tests/test_cuda.py": WAITS["anodev2/replay.py"]}
+CONTROLS = {  # what may not be in a capture, and what is said of it
+    "a number is read": "cudaStreamSynchronize",
+    "a copy from the host": "unless the CPU tensor is pinned",
+    "an event is asked for": "cudaEventQuery",
+    "work outside of the graph": "vectorized_elementwise_kernel",
+    "work that is not waited for": "end of the capture",
+}
+EPOCHS = [
+    "--block residual --schedule paper --momentum 0.8 --weight-decay 1e-4 --lr 0.05",
+    "--block ode --steps 2 --method midpoint --norm shared --time --no-channels-last",
+    "--ema 0.9 --cutout 8 --label-smoothing 0.1 --precision float16 --accumulate 5",
+    "--precision bfloat16 --slots 2 --per channel --tau 0.1 --tensorboard",
+    "--memory 64MiB --weights final",
+    "--adjoint direct --method heun2 --dynamics static",
+    "--adjoint reversible --steps 3 --dynamics chebyshev --basis-size 4",
+    "--adjoint backsolve --method rk4 --dynamics fourier",
+    "--dynamics constant --seeds 0 1",
+    "--dynamics linear --model resnet10",
+    "--model resnet18",
+    "--model alexnet",
+    "--model squeezenext",
+    "--compile --steps 2",
+]
+QUICK = {  # rows of the tables above that are asked for in the quick part
+    "launches": {row for row in LAUNCHES if "resnet4" in row or row == "resnet18 coupled checkpoint"},
+    "waits": {
+        *(name for name in waits.CASES if name.startswith(("block ode", "network", "augmentation", "average"))),
+        *(name for name in waits.CASES if name.startswith("block") and name.endswith("checkpoint")),
+        *(name for name in waits.CASES if name.startswith("equation") and name.endswith(" rk4 trained")),
+        *(f"solve rk4 {adjoint}" for adjoint in waits.ADJOINTS),
+        "equation diffusion imex2",
+    },
+    "captures": {name for name in captures.CASES if name.startswith(("residual", "ode", "coupled"))},
+    "epochs": set(EPOCHS[2:3]),
+    "controls": set(CONTROLS),
+    "promises": {"tests/test_cuda.py"},
+}
+ROWS = {
+    "launches": list(LAUNCHES),
+    "waits": list(waits.CASES),
+    "captures": list(captures.CASES),
+    "epochs": EPOCHS,
+    "controls": list(CONTROLS),
+    "promises": ["tests/test_cuda.py"],
+}
+
+
+def rows(table: str, lacking: dict[str, str] | None = None) -> pytest.MarkDecorator:
+    """A test for each row of a table, slow but for the quick ones; those ``lacking`` fail, for a reason."""
+    found = []
+    for row in ROWS[table]:
+        marks = [] if row in QUICK[table] else [slow]
+        if lacking and row in lacking:
+            marks.append(pytest.mark.xfail(strict=True, reason=lacking[row]))
+        found.append(pytest.param(row, marks=marks))
+    return pytest.mark.parametrize("row", found, ids=ROWS[table])
+
+
+def answer(device: NullDevice, table: str, row: str) -> Any:
+    """What the null device shows of a row: all quick rows are asked for together, slow ones by their tables."""
+    if row in QUICK[table]:
+        return device.ask({name: [each for each in ROWS[name] if each in QUICK[name]] for name in ROWS})[table][row]
+    return device.ask({table: [each for each in ROWS[table] if each not in QUICK[table]]})[table][row]
+
+
+@rows("launches")
+@pytest.mark.skipif(not torch.__version__.startswith(MEASURED), reason=f"launches are counted with torch {MEASURED}")
+def test_a_training_step_launches_no_more_than_it_did(null_device: NullDevice, row: str) -> None:
+    found = answer(null_device, "launches", row)
+    assert 20 < found <= LAUNCHES[row]
+
+
+@rows("waits")
+def test_nothing_waits_for_the_device(null_device: NullDevice, row: str) -> None:
+    found = answer(null_device, "waits", row)
+    assert [wait for wait in found if not any(file in wait for file in WAITS)] == []
+
+
+@pytest.mark.parametrize("file", [pytest.param(file, marks=pytest.mark.xfail(strict=True, reason=why)) for file, why in WAITS.items()])
+def test_files_that_wait(null_device: NullDevice, file: str) -> None:
+    found = {row: answer(null_device, "waits", row) for row in QUICK["waits"]}
+    assert [row for row, seen in found.items() if file in str(seen)] == []
+
+
+@rows("captures", NOT_CAPTURED)
+def test_a_training_step_is_captured_in_a_graph(null_device: NullDevice, row: str) -> None:
+    assert answer(null_device, "captures", row) == []
+
+
+@rows("controls")
+def test_the_null_device_notices_mistakes(null_device: NullDevice, row: str) -> None:
+    found = answer(null_device, "controls", row)
+    assert len(found) == 1 and CONTROLS[row] in found[0]
+
+
+@rows("epochs")
+def test_one_epoch_is_trained(null_device: NullDevice, row: str) -> None:
+    assert answer(null_device, "epochs", row) == ""
+
+
+def test_every_option_is_in_some_row() -> None:
+    given = {word.lstrip("-").removeprefix("no-").replace("-", "_") for row in EPOCHS for word in row.split() if word.startswith("--")}
+    fixed = {"data", "subset", "batch_size", "epochs", "device", "out"}  # of all rows
+    elsewhere = {"data_dir", "resume"}  # files, which have nothing to do with a device
+    assert {field.name for field in dataclasses.fields(Config)} - fixed - elsewhere == given
+
+
+@rows("promises", NOT_KEPT)
+def test_what_tests_promise_of_a_gpu_holds(null_device: NullDevice, row: str) -> None:
+    assert "passed" in answer(null_device, "promises", row) and "failed" not in answer(null_device, "promises", row)
