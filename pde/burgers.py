@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .advection import check_ends, transported
-from .coefficient import Coefficient, is_constant, is_zero
+from .coefficient import Coefficient, is_constant, is_zero, positive
 from .diffusion import Diffusion
 from .equation import FieldEquation, Term
 from .grid import Grid1D
@@ -110,7 +110,7 @@ class Burgers(FieldEquation):
         if not isinstance(a, int | float) or not abs(a) < 1:
             raise ValueError(f"amplitude={a!r} must be a number between -1 and 1, that of phi at t = 0: no other solution is known")
         like = self.like()
-        nu = torch.as_tensor(self.diffusion.diffusivity, dtype=like.dtype, device=like.device)
+        nu = torch.as_tensor(positive(self.diffusion.diffusivity), dtype=like.dtype, device=like.device)
         k = 2 * math.pi * mode / self.grid.length
         x, t = self.grid.points(like), torch.as_tensor(t, dtype=like.dtype, device=like.device)[..., None]
         decayed = a * torch.exp(-nu * k**2 * t)
