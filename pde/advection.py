@@ -20,7 +20,8 @@ class Advection(Term):
     """du/dt = -c du/dx, so that a constant c > 0 moves the field towards +x: u(t, x) = u(0, x - c t).
 
     With ``conservative``: du/dt = -d(c u)/dx, which keeps the sum of u on periodic grids, to round-off. Fields are (..., n). Upwind
-    schemes take their side by the sign of the speed at each point: c+ D- u + c- D+ u, or D-(c+ u) + D+(c- u), with c+- = (c +- |c|) / 2.
+    schemes take their side by the sign of the speed: c+ D- u + c- D+ u, c+- = (c +- |c|) / 2; with ``conservative`` and a speed that varies
+    by Lax and Friedrichs' splitting, D-(c+ u) + D+(c- u) with c+- = (c +- a) / 2, a the largest |c|: a flux without a kink where c is 0.
     The mode k has the symbol -c D(k), D(k) = i k for "spectral" below Nyquist: rk4 is stable there for dt |c| pi n / length < 2.83,
     Euler for no step; ``max_stable_step`` tells for any scheme and method.
 
@@ -39,7 +40,7 @@ class Advection(Term):
         ValueError: an unknown scheme, "spectral" between walls, or data that do not suit the direction.
         TypeError: a speed of another kind.
 
-    Source: LeVeque, Finite Volume Methods for Hyperbolic Problems (2002), 4 and 9.
+    Source: LeVeque, Finite Volume Methods for Hyperbolic Problems (2002), 4, 9 and 12.5.
     """
 
     name, coefficient = "Advection", "speed"
@@ -66,11 +67,12 @@ class Advection(Term):
         c = evaluate(self.speed, t, lambda: self.grid.points(u), u)
         if not upwinded(self.scheme) or isinstance(c, int | float):
             return self._one_sided(c, t, u)
-        positive, negative = (c + c.abs()) / 2, (c - c.abs()) / 2
         if not self.conservative or is_constant(self.speed):
+            positive, negative = (c + c.abs()) / 2, (c - c.abs()) / 2
             return -(positive * self.forward_side(u, self.grid, t) + negative * self.backward_side(u, self.grid, t))
-        left = transported(self.forward_side, lambda v, c: v * (c + c.abs()) / 2, self.grid, t, u, c)
-        return -(left + transported(self.backward_side, lambda v, c: v * (c - c.abs()) / 2, self.grid, t, u, c))
+        fastest = c.abs().amax(-1, keepdim=True) if c.ndim else c.abs()
+        left = transported(self.forward_side, lambda v, c: v * (c + fastest) / 2, self.grid, t, u, c)
+        return -(left + transported(self.backward_side, lambda v, c: v * (c - fastest) / 2, self.grid, t, u, c))
 
     def symbol(self, k: Tensor) -> Tensor:
         self.need_constant("the symbol")
