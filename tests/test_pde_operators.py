@@ -193,6 +193,17 @@ def test_weno5_keeps_the_total_variation_of_a_square_wave() -> None:
     assert (tv - 2).abs().max() < 0.02
 
 
+@pytest.mark.parametrize(("height", "base"), [(1.0, 0.0), (1e-2, 0.0), (1e-8, 0.0), (1e6, 0.0), (1e-30, 0.0), (1e-3, 5.0)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_weno5_limits_fields_of_any_size(dtype: torch.dtype, height: float, base: float) -> None:
+    grid = Grid1D(128)
+    u0 = (base + height * square(grid)).to(dtype)
+    with torch.no_grad():
+        u = odeint(Advection(grid, 1.0, "weno5"), u0, [0.0, 0.5], method="ssprk3", steps=160, adjoint="direct")[-1].double()
+    round_off = 200 * torch.finfo(dtype).eps * (base + height)
+    assert u.max() - base < 1.001 * height + round_off and u.min() - base > -0.001 * height - round_off
+
+
 def test_central_differences_do_not() -> None:
     assert (revolutions("central2", "rk4", 1.0)[1:] > 2.5).all()
 
