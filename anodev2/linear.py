@@ -78,10 +78,17 @@ class FourierOperator(LinearOperator):
 
 
 class DenseOperator(LinearOperator):
-    """L u = matrix u for fields of shape (..., n): exponentials through ``torch.linalg.matrix_exp``, solves through LU."""
+    """L u = matrix u for fields of shape (..., n): exponentials through ``torch.linalg.matrix_exp``, solves through LU.
+
+    Args:
+        matrix: shape (n, n), or (..., n, n) with axes that broadcast against those in front of n in u, a matrix per field.
+
+    Raises:
+        ValueError: a matrix that is not square.
+    """
 
     def __init__(self, matrix: Tensor) -> None:
-        if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
+        if matrix.ndim < 2 or matrix.shape[-2] != matrix.shape[-1]:
             raise ValueError(f"the linear part of split() must be a square matrix, got shape {tuple(matrix.shape)}")
         self.matrix = matrix
 
@@ -89,22 +96,24 @@ class DenseOperator(LinearOperator):
         return self._times(self.matrix)(u)
 
     def solve(self, scale: Time, u: Tensor) -> Tensor:
-        matrix = torch.eye(len(self.matrix), dtype=self.matrix.dtype, device=self.matrix.device) - scale * self.matrix
-        if u.ndim == 1:
-            return torch.linalg.solve(matrix.to(u.dtype), u)
+        matrix = torch.eye(self.matrix.shape[-1], dtype=self.matrix.dtype, device=self.matrix.device) - scale * self.matrix
+        if u.ndim == 1 or matrix.ndim > 2:
+            return torch.linalg.solve(matrix.to(u.dtype), u[..., None])[..., 0]
         return torch.linalg.solve(matrix.to(u.dtype), u.reshape(-1, u.shape[-1]).mT).mT.reshape(u.shape)
 
     def phi(self, scale: Time, count: int) -> list[Action]:
         """The first block row of exp([[z, 1, 0], [0, 0, 1], [0, 0, 0]]) is phi_0(z), phi_1(z), phi_2(z) (Sidje 1998)."""
-        n = len(self.matrix)
+        n = self.matrix.shape[-1]
         blocks = self.matrix.new_zeros((count + 1) * n, (count + 1) * n)
         blocks = blocks + torch.diag(self.matrix.new_ones(count * n), n) if count else blocks
         top = torch.nn.functional.pad(scale * self.matrix, (0, count * n, 0, count * n))
-        row = torch.linalg.matrix_exp(blocks + top)[:n]
-        return [self._times(row[:, j * n : (j + 1) * n]) for j in range(count + 1)]
+        row = torch.linalg.matrix_exp(blocks + top)[..., :n, :]
+        return [self._times(row[..., j * n : (j + 1) * n]) for j in range(count + 1)]
 
     def _times(self, matrix: Tensor) -> Action:
-        return lambda u: u @ matrix.to(u.dtype).mT
+        if matrix.ndim == 2:
+            return lambda u: u @ matrix.to(u.dtype).mT
+        return lambda u: (matrix.to(u.dtype) @ u[..., None])[..., 0]
 
 
 def as_operator(linear: object) -> LinearOperator:

@@ -99,20 +99,20 @@ class Walls(Boundary):
         for name, value in zip(ENDS, (left, right), strict=True):
             if not (value is None or isinstance(value, int | float | Tensor) or callable(value)):
                 raise TypeError(f"{name}={value!r} must be a number, a tensor, a function of t, or None for an end without data")
-            keep(self, name, value)
+            keep(self, name, _per_field(name, value) if isinstance(value, Tensor) else value)
 
     def data(self) -> tuple[Datum, Datum]:
         return self.left, self.right  # pyright: ignore[reportReturnType]
 
     def pad(self, u: Tensor, reach: Reach, spacing: float, t: Tensor | float = 0.0) -> Tensor:
         ghosts = []
-        for count, datum, mirrored in zip((reach.left, reach.right), self.data(), (False, True), strict=True):
+        for count, datum, mirrored, end in zip((reach.left, reach.right), self.data(), (False, True), ENDS, strict=True):
             if count == 0:
                 ghosts.append(u[..., :0])
             elif datum is None:
                 ghosts.append(_extrapolated(u, reach.tables[False, mirrored], mirrored, None))
             else:
-                ghosts.append(self.beyond(u, reach, mirrored, _at(datum, t), spacing))
+                ghosts.append(self.beyond(u, reach, mirrored, _per_field(end, _at(datum, t)), spacing))
         parts = [ghosts[0], u, ghosts[1]]
         if any(part.ndim != u.ndim or part.shape[:-1] != u.shape[:-1] for part in ghosts):  # data that differ between fields
             lead = torch.broadcast_shapes(*(part.shape[:-1] for part in parts))
@@ -140,6 +140,7 @@ class Dirichlet(Walls):
 
     Raises:
         TypeError: data of another kind.
+        ValueError: a tensor of another shape, also from a function when it is called.
     """
 
     def beyond(self, u: Tensor, reach: Reach, mirrored: bool, datum: Any, spacing: float) -> Tensor:
@@ -153,7 +154,7 @@ class Neumann(Walls):
         left, right: as for ``Dirichlet``, in units of u per length.
 
     Raises:
-        TypeError: data of another kind.
+        TypeError, ValueError: as for ``Dirichlet``.
     """
 
     def beyond(self, u: Tensor, reach: Reach, mirrored: bool, datum: Any, spacing: float) -> Tensor:
@@ -169,6 +170,16 @@ class Neumann(Walls):
 
 def _at(datum: Datum, t: Tensor | float) -> Any:
     return datum(t) if callable(datum) and not isinstance(datum, Tensor) else datum
+
+
+def _per_field(name: str, datum: Any) -> Any:
+    """A wall's datum as it is, ValueError unless it is one number for all fields or (..., 1), one for each."""
+    if isinstance(datum, Tensor) and datum.ndim and datum.shape[-1] != 1:
+        raise ValueError(
+            f"{name} of shape {tuple(datum.shape)} must be one number, or one per field in a last axis of 1: {name}[..., None], "
+            f"of shape {(*datum.shape, 1)}"
+        )
+    return datum
 
 
 def _same(a: Datum, b: Datum) -> bool:

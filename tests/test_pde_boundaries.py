@@ -268,6 +268,15 @@ MISTAKES: dict[str, tuple[Callable[[], Any], str]] = {
     "negative diffusivity": (lambda: Diffusion(G, -0.1), r"diffusivity.*-0\.1"),
     "negative diffusivity in the sum of three": (lambda: ReactionDiffusionAdvection(G, diffusivity=-0.1), r"diffusivity.*-0\.1"),
     "negative viscosity": (lambda: Burgers(G, viscosity=-0.1), r"viscosity.*-0\.1|diffusivity.*-0\.1"),
+    "wall data without an axis for the points": (lambda: Dirichlet(torch.ones(2)), r"left of shape \(2,\).*left\[\.\.\., None\].*\(2, 1\)"),
+    "slopes without it": (lambda: Neumann(0.0, torch.ones(2, 3)), r"right of shape \(2, 3\).*\(2, 3, 1\)"),
+    "wall data of a function without it": (
+        lambda: Diffusion(Grid1D(16, boundary=Dirichlet(lambda t: torch.ones(2), 0.0)), 1.0)(ZERO, ONES.expand(2, -1)),
+        r"left of shape \(2,\).*\(2, 1\)",
+    ),
+    "a diffusivity that is not a number": (lambda: Diffusion(G, torch.tensor(math.nan)), "diffusivity.*finite"),
+    "an infinite speed somewhere": (lambda: Advection(G, torch.full((16,), math.inf)), "speed.*finite"),
+    "a diffusivity that is negative somewhere": (lambda: Diffusion(G, ONES - 1.1), r"diffusivity=-0\.1"),
     "another grid": (lambda: Advection(G, 1.0) + Diffusion(Grid1D(17), 1.0), "grid"),
     "another length": (lambda: Advection(G, 1.0) + Diffusion(Grid1D(16, length=2.0), 1.0), "grid"),
     "another boundary": (lambda: Diffusion(WALLED, 1.0) + Diffusion(Grid1D(16, boundary=Neumann()), 1.0), "grid"),
@@ -307,6 +316,20 @@ def test_an_inflow_end_that_a_varying_speed_makes_is_checked_at_each_call() -> N
     equation(ZERO, u)
     with pytest.raises(ValueError, match=r"speed -1.*(left|right)"):
         equation(ZERO + 2, u)
+
+
+METHODS_BETWEEN_WALLS = ["rk4", "imex2", "imex3", "exponential_euler", "etdrk4", "backward_euler", "implicit_midpoint", "dopri5"]
+
+
+@pytest.mark.parametrize("method", METHODS_BETWEEN_WALLS)
+def test_coefficients_and_data_per_field_between_walls(method: str) -> None:
+    """A batch is its fields one by one, whatever the method."""
+    D, left = torch.tensor([[0.1], [0.3]]).double(), torch.tensor([[1.0], [-0.5]]).double()
+    u0 = torch.rand(2, 12, dtype=torch.float64)
+    together = Diffusion(Grid1D(12, 1.0, Dirichlet(left, 0.2)), D)
+    run = lambda equation, u: odeint(equation, u, [0.0, 0.01], method=method, steps=20)[-1]
+    alone = [run(Diffusion(Grid1D(12, 1.0, Dirichlet(left[i].item(), 0.2)), D[i].item()), u0[i]) for i in range(2)]
+    torch.testing.assert_close(run(together, u0), torch.stack(alone), rtol=1e-9, atol=1e-9)
 
 
 def test_equal_grids_add_and_a_sum_flattens() -> None:
