@@ -155,11 +155,9 @@ def check_ends(
             )
 
 
-def transported(side: Derivative, flux: Callable[..., Tensor], grid: Grid1D, t: Any, u: Tensor, c: Any = None) -> Tensor:
+def transported(side: Derivative, flux: Callable[..., Tensor], grid: Grid1D, t: Any, u: Tensor, c: Any) -> Tensor:
     """D flux(u, c) with the boundary data those of u; c is continued beyond walls as at ends without data."""
     padded = grid.boundary.pad(u, side.reach, grid.spacing, t)
-    if c is None:
-        return side.apply(flux(padded), grid)
     if not isinstance(c, Tensor) or c.ndim == 0 or c.shape[-1] == 1 or isinstance(side, Spectral):
         return side.apply(flux(padded, c), grid)
     return side.apply(flux(padded, continued(c, side.reach, grid)), grid)

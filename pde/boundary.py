@@ -55,6 +55,10 @@ class Boundary(nn.Module, ABC):
     def pad(self, u: Tensor, reach: Reach, spacing: float, t: Tensor | float = 0.0) -> Tensor:
         """u of shape (..., n) with its ghosts: (..., reach.left + n + reach.right)."""
 
+    def pad_self_carried(self, u: Tensor, reach: Reach, spacing: float, t: Tensor | float = 0.0) -> Tensor:
+        """The same for a field that carries itself: data count where u flows in, elsewhere it is extrapolated."""
+        return self.pad(u, reach, spacing, t)
+
     @abstractmethod
     def data(self) -> tuple[Datum, Datum]:
         """What is given at the left and at the right end; None for nothing."""
@@ -119,6 +123,26 @@ class Walls(Boundary):
             parts = [part.expand(*lead, part.shape[-1]) for part in parts]
         return torch.cat(parts, -1)
 
+    def pad_self_carried(self, u: Tensor, reach: Reach, spacing: float, t: Tensor | float = 0.0) -> Tensor:
+        """Told by value and per field: the mean of the wall's value, where there is one, and the nearest is the speed (of a jump there)."""
+        bound, free, n = self.pad(u, reach, spacing, t), self.without_data().pad(u, reach, spacing), u.shape[-1]
+        left, middle, right = bound.tensor_split([reach.left, reach.left + n], -1)
+        without = [
+            _leaving(free[..., : reach.left].flip(-1), -u[..., :1], -u[..., 1:2], -1).flip(-1),
+            _leaving(free[..., reach.left + n :], u[..., -1:], u[..., -2:-1], 1),
+        ]
+        ends = []
+        for datum, near, inwards, given, free_end in zip(
+            self.data(), (u[..., :1], u[..., -1:]), (1, -1), (left, right), without, strict=True
+        ):
+            enters = inwards * self.meeting(near, _at(datum, t)) > 0 if datum is not None else None
+            ends.append(free_end if enters is None else torch.where(enters, given, free_end))
+        return torch.cat([ends[0], middle, ends[1]], -1)
+
+    def meeting(self, nearest: Tensor, datum: Any) -> Tensor:
+        """u at a wall with this datum, between it and the nearest point."""
+        return nearest
+
     def without_data(self) -> Walls:
         """The same walls for a field of which nothing is known there."""
         return Dirichlet(None, None)
@@ -146,6 +170,9 @@ class Dirichlet(Walls):
     def beyond(self, u: Tensor, reach: Reach, mirrored: bool, datum: Any, spacing: float) -> Tensor:
         return _extrapolated(u, reach.tables[True, mirrored], mirrored, datum)
 
+    def meeting(self, nearest: Tensor, datum: Any) -> Tensor:
+        return (nearest + datum) / 2
+
 
 class Neumann(Walls):
     """The slope du/dx, in the direction of +x at both ends, is given at the walls x = 0 and x = length.
@@ -170,6 +197,17 @@ class Neumann(Walls):
 
 def _at(datum: Datum, t: Tensor | float) -> Any:
     return datum(t) if callable(datum) and not isinstance(datum, Tensor) else datum
+
+
+def _leaving(ghosts: Tensor, near: Tensor, next_: Tensor, sign: int) -> Tensor:
+    """Extrapolated ghosts, from the wall outwards, of a field that leaves: beside a shock they neither overshoot nor flow in more.
+
+    A ghost lies between the nearest value and twice as far as the line through the nearest two; ``near`` and ``next_`` are these, times
+    ``sign``, which makes what leaves positive.
+    """
+    steps = 2 * torch.arange(1, ghosts.shape[-1] + 1, dtype=ghosts.dtype, device=ghosts.device) * (near - next_)
+    change = torch.minimum(torch.maximum(sign * ghosts - near, steps.clamp(max=0)), steps.clamp(min=0))
+    return sign * torch.maximum(near + change, near.clamp(max=0))
 
 
 def _per_field(name: str, datum: Any) -> Any:

@@ -28,7 +28,8 @@ class Diffusion(Term):
     scheme, if slopes are given (``Neumann``) or the grid is periodic. No mode grows for any D >= 0. At the midpoints "central2" takes
     the harmonic mean of D at its neighbours, 2 / (1/D + 1/D'), so that two materials have the slopes of their ratio; the other schemes take
     a function there, and interpolate a tensor of n values (to order 6 for "spectral"; the harmonic mean where it changes by a
-    factor of 2). An explicit method needs dt D / h^2 below about 1/2 (Euler, central2); ``max_stable_step`` tells for any scheme and method.
+    factor of 2). An explicit method needs dt D / h^2 below about 1/2 (Euler, central2); ``max_stable_step`` tells for any scheme
+    and method.
 
     A D that is learned and becomes negative counts as 0, with the gradient that it has there, as does a negative value of a function.
 
@@ -38,7 +39,8 @@ class Diffusion(Term):
         scheme: "central2", "central4", "central6", or "spectral" (periodic grids). D that varies between walls: "central2".
 
     Raises:
-        ValueError: a number or tensor D that is negative or not finite, an unknown scheme, no data at an end, or D varying between walls with another scheme.
+        ValueError: a number or tensor D that is negative or not finite, an unknown scheme, no data at an end, or D varying between
+            walls with another scheme.
         TypeError: a diffusivity of another kind.
 
     Source: LeVeque, Finite Difference Methods for Ordinary and Partial Differential Equations (2007), 2.15 and 9.
@@ -50,7 +52,9 @@ class Diffusion(Term):
     def __init__(self, grid: Grid1D, diffusivity: Coefficient, scheme: str = "central2") -> None:
         super().__init__(grid)
         attach(self, "diffusivity", diffusivity, grid.n)
-        known = isinstance(diffusivity, int | float) or (isinstance(diffusivity, Tensor) and diffusivity.numel() > 0 and readable(diffusivity))
+        known = isinstance(diffusivity, int | float) or (
+            isinstance(diffusivity, Tensor) and diffusivity.numel() > 0 and readable(diffusivity)
+        )
         if known and (least := as_tensor(diffusivity).min().item()) < 0:
             raise ValueError(f"diffusivity={least:g} must be at least 0: negative diffusion grows without bound")
         self.scheme = scheme
