@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from .boundary import Boundary, Reach
-from .coefficient import Coefficient, attach, evaluate, extremes, is_constant
+from .coefficient import Coefficient, as_coefficient, attach, evaluate, extremes, is_constant
 from .equation import Term
 from .grid import Grid1D
 from .numbers import as_tensor, readable
+from .stability import Profile
 from .stencils import Derivative, Spectral, derivative, upwinded
 
 
@@ -89,6 +90,10 @@ class Advection(Term):
 
     def frozen(self, value: float, k: Tensor) -> Tensor:
         return self._symbol(value, k)
+
+    def on(self, grid: Grid1D, value: Profile) -> Term:
+        scheme = "upwind5" if self.scheme == "weno5" else self.scheme
+        return Advection(grid, as_coefficient(value), scheme, self.conservative)
 
     def exact(self, t: float | Tensor, u0: Any, **given: Any) -> Tensor:
         """As for every equation; u0 may also be a function of x, then the result is u0(x - c t) for a constant speed.

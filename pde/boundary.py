@@ -67,6 +67,10 @@ class Boundary(nn.Module, ABC):
         """The same ends for a field of which nothing is known there."""
         return self
 
+    def homogeneous(self) -> Boundary:
+        """The same ends with the data 0."""
+        return self
+
     def steady(self) -> bool:
         """Whether the data are the same at all times."""
         return all(isinstance(datum, Tensor) or not callable(datum) for datum in self.data())
@@ -146,6 +150,10 @@ class Walls(Boundary):
     def without_data(self) -> Walls:
         """The same walls for a field of which nothing is known there."""
         return Dirichlet(None, None)
+
+    def homogeneous(self) -> Walls:
+        """The same kind of walls with the data 0, where there are some."""
+        return type(self)(*(None if datum is None else 0.0 for datum in self.data()))
 
     @abstractmethod
     def beyond(self, u: Tensor, reach: Reach, mirrored: bool, datum: Any, spacing: float) -> Tensor:

@@ -66,6 +66,11 @@ def positive(value: Any) -> Any:
     return value - value.detach().clamp(max=0)
 
 
+def as_coefficient(value: float | tuple[float, ...]) -> float | Tensor:
+    """A number, or the values at the points as a tensor."""
+    return torch.tensor(value, dtype=torch.float64) if isinstance(value, tuple) else value
+
+
 def extremes(value: Coefficient, x: Tensor) -> list[float]:
     """Smallest and largest value over points (and fields) at t = 0."""
     if isinstance(value, int | float):

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from .boundary import Reach
-from .coefficient import Coefficient, attach, evaluate, extremes, is_constant, is_zero, positive
+from .coefficient import Coefficient, as_coefficient, attach, evaluate, extremes, is_constant, is_zero, positive
 from .equation import Term
 from .grid import Grid1D
 from .numbers import as_tensor, readable
+from .stability import Profile
 from .stencils import Derivative, Stencil, derivative, stencil_weights
 
 NEXT = Reach(1, 1)
@@ -101,6 +102,9 @@ class Diffusion(Term):
         if self.constant or self.scheme == "spectral":
             return value * self.second.symbol(k, self.grid.spacing)
         return value * self.to_faces.symbol(k, self.grid.spacing) * self.back.symbol(k, self.grid.spacing)
+
+    def on(self, grid: Grid1D, value: Profile) -> Term:
+        return Diffusion(grid, positive(as_coefficient(value)), self.scheme)
 
     def _constant(self, like: Tensor) -> Any:
         return positive(evaluate(self.diffusivity, 0.0, lambda: like, like))

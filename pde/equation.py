@@ -6,7 +6,6 @@ constant coefficients (then it has a symbol), or it is not. All that the sum kno
 
 from __future__ import annotations
 
-import itertools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -16,14 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from anodev2 import FourierOperator, stability_function
+from anodev2 import FourierOperator
 
 from .closed_form import dense_flow, elapsed, fourier_flow, line_between, wall_series
 from .grid import Grid1D
 from .numbers import as_tensor, present, readable
+from .stability import POINTS, VARYING, Profile, few, matrix_limit, mode_limit, profiles, remembered, scaled
 
 Rest = Callable[[Any, Tensor], Tensor]
-MODES = 1024  # looked at by max_stable_step at most
 
 
 class Equation(nn.Module, ABC):
@@ -187,34 +186,38 @@ class FieldEquation(Equation):
     def max_stable_step(self, method: Any, u: Tensor | None = None) -> float:
         """The largest step with which ``method`` amplifies no mode: |R(h lambda)| <= 1 for the symbol lambda of every mode.
 
-        Methods that treat the linear part of ``split()`` by themselves are judged on both parts. Coefficients that vary are frozen
-        at their smallest and largest values at t = 0; between walls the symbols of the scheme away from them are taken, both of
-        which are estimates. Growing reaction and sources are left out; so is transport by u itself unless u is given
-        (Burgers), which is frozen at max |u|. For n > 1024 1024 modes stand for all. Infinite where nothing limits h, and for fake
-        and meta coefficients, which are not known.
+        Methods that treat the linear part of ``split()`` by themselves are judged on both parts. Between walls, and where coefficients
+        vary, also the eigenvalues of the matrix count, on a few points of the same spacing: 0 where one has a positive real part,
+        as with central differences at a speed that changes its sign. Coefficients that vary are those of t = 0; in the symbol they are
+        frozen at their smallest and largest values: an estimate. Growing reaction and sources are left out; so is transport by u
+        itself unless u is given (Burgers), which is frozen at max |u|. For n > 1024 1024 modes stand for all. Infinite where nothing
+        limits h, and for fake and meta coefficients, which are not known.
 
         Source: Hairer, Wanner, Solving Ordinary Differential Equations II, IV.2; LeVeque, Finite Difference Methods, 9.
         """
         if not present(self.like()):
             return math.inf
+        terms = self.terms()
         with torch.no_grad():
-            values = [term.extremes(u) for term in self.terms()]
-        scale = max((abs(value) for found in values for value in found), default=0.0)
-        if scale == 0:
-            return math.inf
-        key = (method, *(tuple(value / scale for value in found) for found in values))  # symbols are linear in the coefficients
-        return remembered(self._limits, key, lambda: self._limit(method, key[1:])) / scale
+            values = [term.extremes(u) for term in terms]
+            scale = max((abs(value) for found in values for value in found), default=0.0)
+            if scale == 0:
+                return math.inf
+            values = [[value / scale for value in found] for found in values]  # symbols are linear in the coefficients
+            known = not self.grid.periodic or not all(term.constant for term in terms)
+            along = [[scaled(profile, scale) for profile in profiles(term)] for term in terms if term.linear] if known else []
+        key = (method, *map(tuple, values), *map(tuple, along))
+        return remembered(self._limits, key, lambda: self._limit(method, values, along)) / scale
 
-    def _limit(self, method: Any, values: Sequence[Sequence[float]]) -> float:
-        """The largest step for terms with coefficients of these values, the smallest one over all their combinations."""
-        stability, k, limit = stability_function(method), some_modes(self.grid), math.inf
-        whole = [stability.acts_on == "whole" or not term.constant for term in self.terms()]
-        for chosen in itertools.product(*values):
-            parts = {True: torch.zeros_like(k, dtype=torch.complex128), False: torch.zeros_like(k, dtype=torch.complex128)}
-            for term, value, where in zip(self.terms(), chosen, whole, strict=True):
-                parts[where] = parts[where] + term.frozen(value, k)
-            limit = min(limit, stability.limit(parts[True], parts[False]))
-        return limit
+    def _limit(self, method: Any, values: Sequence[Sequence[float]], along: Sequence[Sequence[Profile]]) -> float:
+        terms = self.terms()
+        limit = mode_limit(method, terms, values, self.grid)
+        if limit == 0 or not along:
+            return limit
+        linear = [term for term in terms if term.linear]
+        varying = any(isinstance(profile, tuple) for found in along for profile in found)
+        grid = few(self.grid, VARYING if varying else POINTS)
+        return min(limit, matrix_limit(method, linear, along, grid, lambda made: _dense(made, grid, self.like())))
 
     def _check_data(self, t: Any, u: Tensor) -> None:
         """Whether the boundary data suit the terms: with diffusion they stand at both ends, else each term says."""
@@ -293,6 +296,10 @@ class Term(FieldEquation):
     def frozen(self, value: float, k: Tensor) -> Tensor:
         """Its symbol if the coefficient had this value everywhere; linear in it but for its sign."""
 
+    def on(self, grid: Grid1D, value: Profile) -> Term | None:
+        """A linear term with a coefficient of this value, or these at the points, on another grid; None where it limits no step."""
+        return None
+
     def check_inflow(self, t: Any, u: Tensor) -> None:
         """ValueError where boundary data do not suit the term alone."""
         return
@@ -333,21 +340,6 @@ class Sum(FieldEquation):
 
     def terms(self) -> tuple[Term, ...]:
         return tuple(term for part in self.parts for term in part.terms())  # pyright: ignore[reportCallIssue]
-
-
-def remembered(known: dict[Any, float], key: Any, find: Callable[[], float]) -> float:
-    """A number found once per key; the last few are kept."""
-    if key not in known:
-        while len(known) >= 8:
-            known.pop(next(iter(known)))
-        known[key] = find()
-    return known[key]
-
-
-def some_modes(grid: Grid1D) -> Tensor:
-    """Wavenumbers of the real modes of a grid, of n > 1024 points evenly chosen ones, the largest among them."""
-    k = grid.modes(torch.empty(0, dtype=torch.float64))
-    return k if grid.n <= MODES else k[torch.linspace(0, len(k) - 1, MODES).round().long().clamp(max=len(k) - 1)]
 
 
 def _dense(terms: Sequence[Term], grid: Grid1D, like: Tensor) -> Tensor:
