@@ -7,22 +7,25 @@ constant coefficients (then it has a symbol), or it is not. All that the sum kno
 from __future__ import annotations
 
 import math
+import statistics
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from functools import reduce
+from functools import cache, reduce
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from anodev2 import FourierOperator
+from anodev2 import FourierOperator, LinearOperator
 
 from .closed_form import dense_flow, elapsed, fourier_flow, line_between, wall_series
+from .coefficient import evaluate
 from .grid import Grid1D
 from .numbers import as_tensor, present, readable
 from .stability import POINTS, VARYING, Profile, few, matrix_limit, mode_limit, profiles, remembered, scaled
 
 Rest = Callable[[Any, Tensor], Tensor]
+NEAR = 1024  # points up to which implicit methods have a dense matrix to iterate with
 
 
 class Equation(nn.Module, ABC):
@@ -162,21 +165,22 @@ class FieldEquation(Equation):
         pushed = self._from_data(0.0, u)
         return dense_flow(_dense(self.terms(), self.grid, u), pushed, u, times)
 
-    def split(self) -> tuple[FourierOperator | Tensor, Rest]:
+    def split(self) -> tuple[LinearOperator | Tensor, Rest]:
         """(linear, rest) with du/dt = linear u + rest(t, u): all linear terms of constant coefficients, and everything else.
 
-        ``linear`` is a FourierOperator on periodic grids, a dense (n, n) tensor between walls; what boundary data add is in ``rest``.
-        Kept while no coefficient requires grad.
+        ``linear`` is a FourierOperator on periodic grids, a dense (n, n) tensor between walls (an operator with that matrix, if
+        other terms are linear too); what boundary data add is in ``rest``. Implicit methods iterate with all linear terms. Kept
+        while no coefficient requires grad.
         """
         sources = self.tensors()
         live = any(source.requires_grad or source.is_inference() for source in sources)
         if not readable() or live or torch.is_inference_mode_enabled():
-            return self._make_split()
+            return self._make_split(kept=False)
         coefficients = [getattr(term, term.coefficient) for term in self.terms()]
         key = [*((source, source._version, source.dtype, source.device) for source in sources), *((value,) for value in coefficients)]
         key.append((None, self.like().device))
         if self._split is None or not _same_key(self._split[0], key):
-            self._split = (key, self._make_split())
+            self._split = (key, self._make_split(kept=True))
         return self._split[1]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -230,7 +234,7 @@ class FieldEquation(Equation):
         zero = torch.zeros(self.grid.n, dtype=u.dtype, device=u.device)
         return sum((term.tendency(t, zero) for term in (terms if terms is not None else self.terms())), zero)
 
-    def _make_split(self) -> tuple[FourierOperator | Tensor, Rest]:
+    def _make_split(self, kept: bool) -> tuple[LinearOperator | Tensor, Rest]:
         constant = [term for term in self.terms() if term.constant]
         others = [term for term in self.terms() if not term.constant]
 
@@ -239,11 +243,22 @@ class FieldEquation(Equation):
             total = reduce(torch.add, [term.tendency(t, u) for term in others]) if others else torch.zeros_like(u)
             return total if self.grid.periodic else total + self._from_data(t, u, constant)
 
+        near = self._near([term for term in self.terms() if term.linear]) if any(term.linear for term in others) else None
+        near = cache(near) if near is not None and kept else near
         if not self.grid.periodic:
-            return _dense(constant, self.grid, self.like()), rest
+            matrix = _dense(constant, self.grid, self.like())
+            return (matrix if near is None else LinearOperator.of(matrix, near)), rest
         k = self.grid.modes(self.like())
         symbol = sum((term.symbol(k) for term in constant), torch.zeros_like(k, dtype=torch.complex128))
-        return FourierOperator(symbol, self.grid.n), rest
+        return FourierOperator(symbol, self.grid.n, near), rest
+
+    def _near(self, linear: Sequence[Term]) -> Callable[[], LinearOperator]:
+        """All linear terms with the coefficients of t = 0, for implicit methods; of many points on a circle with their means."""
+        if self.grid.n <= NEAR or not self.grid.periodic:
+            return lambda: LinearOperator.of(_dense(linear, self.grid, self.like()))
+        k = self.grid.modes(self.like())
+        means = [(term, statistics.fmean(term.extremes(None))) for term in linear]
+        return lambda: FourierOperator(reduce(torch.add, [term.frozen(mean, k) for term, mean in means]), self.grid.n)
 
     def _exact_series(self, t: float | Tensor, u0: Tensor) -> Tensor:
         self.grid.check(u0)
@@ -344,11 +359,12 @@ class Sum(FieldEquation):
 
 def _dense(terms: Sequence[Term], grid: Grid1D, like: Tensor) -> Tensor:
     """The matrix of linear terms: their values on the unit fields, less what boundary data add. Coefficients (..., 1) lead."""
-    values = [*(getattr(term, term.coefficient) for term in terms), *grid.boundary.data()]
+    t = torch.zeros((), dtype=like.dtype, device=like.device)
+    values = [evaluate(getattr(term, term.coefficient), t, lambda: grid.points(like), like) for term in terms]
+    values += [datum for datum in grid.boundary.data() if isinstance(datum, Tensor)]
     lead = torch.broadcast_shapes((), *(value.shape[:-1] for value in values if isinstance(value, Tensor)))
     fields = torch.eye(grid.n, dtype=like.dtype, device=like.device).reshape(grid.n, *(1,) * len(lead), grid.n)
     fields = fields.expand(grid.n, *lead, grid.n)
-    t = torch.zeros((), dtype=like.dtype, device=like.device)
     zero = torch.zeros_like(fields)
     columns = sum((term.tendency(t, fields) - term.tendency(t, zero[:1]) for term in terms), zero)
     return columns.movedim(0, -1)
