@@ -68,7 +68,7 @@ def positive(value: Any) -> Any:
 
 def as_coefficient(value: float | tuple[float, ...]) -> float | Tensor:
     """A number, or the values at the points as a tensor."""
-    return torch.tensor(value, dtype=torch.float64) if isinstance(value, tuple) else value
+    return torch.tensor(value, dtype=torch.float64, device="cpu") if isinstance(value, tuple) else value
 
 
 def extremes(value: Coefficient, x: Tensor) -> list[float]:

@@ -161,7 +161,7 @@ class FieldEquation(Equation):
             return None
         self._check_data(0.0, u)
         if self.grid.periodic:
-            return fourier_flow(self.symbol(self.grid.modes(u)), u, times)
+            return fourier_flow(self.symbol(self.grid.modes(u.new_empty(0, dtype=torch.float64))), u, times)
         pushed = self._from_data(0.0, u)
         return dense_flow(_dense(self.terms(), self.grid, u), pushed, u, times)
 
@@ -221,7 +221,10 @@ class FieldEquation(Equation):
         linear = [term for term in terms if term.linear]
         varying = any(isinstance(profile, tuple) for found in along for profile in found)
         grid = few(self.grid, VARYING if varying else POINTS)
-        return min(limit, matrix_limit(method, linear, along, grid, lambda made: _dense(made, grid, self.like())))
+        return min(
+            limit,
+            matrix_limit(method, linear, along, grid, lambda made: _dense(made, grid, torch.empty(0, dtype=torch.float64, device="cpu"))),
+        )
 
     def _check_data(self, t: Any, u: Tensor) -> None:
         """Whether the boundary data suit the terms: with diffusion they stand at both ends, else each term says."""
@@ -265,8 +268,9 @@ class FieldEquation(Equation):
         for term in self.terms():
             term.need_exact_symbol()
         if self.grid.periodic:
-            factor = torch.exp(elapsed(t, self.exact_symbol(self.grid.modes(u0)), u0))
-            return torch.fft.irfft(factor * torch.fft.rfft(u0), n=self.grid.n)
+            k = self.grid.modes(u0.new_empty(0, dtype=torch.float64))
+            spectrum, factor = torch.fft.rfft(u0), torch.exp(elapsed(t, self.exact_symbol(k), u0))
+            return torch.fft.irfft(factor.to(spectrum.dtype) * spectrum, n=self.grid.n)
         odd = [term.name for term in self.terms() if not term.even]
         if odd:
             raise ValueError(f"no exact solution with {odd[0]} is known between walls; take a periodic grid, or small steps")
@@ -274,7 +278,7 @@ class FieldEquation(Equation):
         if line is not None and any(not term.diffusive for term in self.terms()):
             raise ValueError("the exact solution with a reaction between walls is known for zero data only; give Dirichlet() or Neumann()")
         series, k = wall_series(self.grid, u0)
-        factor = torch.exp(elapsed(t, self.exact_symbol(k).real, u0))
+        factor = torch.exp(elapsed(t, self.exact_symbol(k).real, u0)).to(u0.dtype)
         decayed = (factor * ((u0 if line is None else u0 - line) @ series.mT)) @ series
         return decayed if line is None else decayed + line
 

@@ -277,6 +277,8 @@ MISTAKES: dict[str, tuple[Callable[[], Any], str]] = {
     "a diffusivity that is not a number": (lambda: Diffusion(G, torch.tensor(math.nan)), "diffusivity.*finite"),
     "an infinite speed somewhere": (lambda: Advection(G, torch.full((16,), math.inf)), "speed.*finite"),
     "a diffusivity that is negative somewhere": (lambda: Diffusion(G, ONES - 1.1), r"diffusivity=-0\.1"),
+    "a complex field": (lambda: Diffusion(G, 1.0, "spectral")(ZERO, ONES + 1j), r"real, got torch\.complex128; stack"),
+    "a complex wave": (lambda: Wave(G, 1.0)(ZERO, (ONES + 1j, ONES)), r"real, got torch\.complex128; stack"),
     "another grid": (lambda: Advection(G, 1.0) + Diffusion(Grid1D(17), 1.0), "grid"),
     "another length": (lambda: Advection(G, 1.0) + Diffusion(Grid1D(16, length=2.0), 1.0), "grid"),
     "another boundary": (lambda: Diffusion(WALLED, 1.0) + Diffusion(Grid1D(16, boundary=Neumann()), 1.0), "grid"),
