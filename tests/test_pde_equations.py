@@ -435,6 +435,10 @@ def test_the_wave_keeps_dtypes_and_returns_the_velocity_itself() -> None:
     assert wave.energy((u, v)).shape == (3,)
 
 
+def fields(state: Any) -> tuple[Tensor, ...]:
+    return (state,) if isinstance(state, Tensor) else state
+
+
 @pytest.mark.parametrize("what", ["flow", "exact"])
 def test_long_times_in_single_precision(what: str) -> None:
     """A wave carried a million times round, and one that swings as often, are where double precision has them."""
@@ -446,9 +450,7 @@ def test_long_times_in_single_precision(what: str) -> None:
             start = (u, 0 * u) if isinstance(equation, Wave) else u
             at: Any = lambda s, e=equation, t=t: e.exact(t, s) if what == "exact" else e.flow(s, [t])
             single = at((u.float(), 0 * u.float()) if isinstance(equation, Wave) else u.float())
-            for found, wanted in zip(
-                (single,) if isinstance(single, Tensor) else single, (x,) if isinstance(x := at(start), Tensor) else x
-            ):
+            for found, wanted in zip(fields(single), fields(at(start)), strict=True):
                 assert found.dtype == torch.float32
                 close(found.double(), wanted, 1e-4)
 
