@@ -93,9 +93,10 @@ class ReactionDiffusionAdvection(Dynamics):
     dw/dt = sigma(tau Lap w + upsilon . grad w + rho w) is stepped.
 
     Args:
-        tau: initial diffusivity, at least 0, in kernel cells squared per unit of t. What is learned is a number whose
-            magnitude is tau, with slope +1 at 0: non-negative, able to be exactly 0 and to leave it again, and weight
-            decay draws it towards 0 (the softplus usual here turns decay into diffusion).
+        tau: initial diffusivity, at least 0, in kernel cells squared per unit of t. What is learned is a number p, and
+            tau = max(p, 0) with the gradient that it has at 0 where p < 0: non-negative, able to be exactly 0 and to leave
+            it again, and weight decay draws it towards 0 (the softplus usual here turns decay into diffusion, and |p|
+            reflects a step too long into strong diffusion).
         upsilon: initial advection velocity in cells per unit of t: one number for all axes, or one per spatial axis.
         rho: initial reaction rate per unit of t.
         per: "layer": one set of coefficients for each kernel tensor; "channel": one for each of its output channels.
@@ -170,7 +171,7 @@ class ReactionDiffusionAdvection(Dynamics):
         columns = [torch.zeros_like(rho)] * len(self.spaces[name])
         for column, axis in enumerate(moving(self.spaces[name])):
             columns[axis] = self.upsilon[key][..., column]
-        return torch.where(signed >= 0, signed, -signed), torch.stack(columns, -1), rho
+        return signed - signed.detach().clamp(max=0), torch.stack(columns, -1), rho
 
     def forward(self, t: Tensor | float, theta: Theta) -> Theta:
         slopes: Theta = {}

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from .boundary import Boundary, Reach
-from .coefficient import Coefficient, attach, evaluate, extremes, is_constant
+from .coefficient import Coefficient, as_coefficient, attach, evaluate, extremes, is_constant
 from .equation import Term
 from .grid import Grid1D
 from .numbers import as_tensor, readable
+from .stability import Profile
 from .stencils import Derivative, Spectral, derivative, upwinded
 
 
@@ -20,7 +21,8 @@ class Advection(Term):
     """du/dt = -c du/dx, so that a constant c > 0 moves the field towards +x: u(t, x) = u(0, x - c t).
 
     With ``conservative``: du/dt = -d(c u)/dx, which keeps the sum of u on periodic grids, to round-off. Fields are (..., n). Upwind
-    schemes take their side by the sign of the speed at each point: c+ D- u + c- D+ u, or D-(c+ u) + D+(c- u), with c+- = (c +- |c|) / 2.
+    schemes take their side by the sign of the speed: c+ D- u + c- D+ u, c+- = (c +- |c|) / 2; with ``conservative`` and a speed that varies
+    by Lax and Friedrichs' splitting, D-(c+ u) + D+(c- u) with c+- = (c +- a) / 2, a the largest |c|: a flux without a kink where c is 0.
     The mode k has the symbol -c D(k), D(k) = i k for "spectral" below Nyquist: rk4 is stable there for dt |c| pi n / length < 2.83,
     Euler for no step; ``max_stable_step`` tells for any scheme and method.
 
@@ -39,7 +41,7 @@ class Advection(Term):
         ValueError: an unknown scheme, "spectral" between walls, or data that do not suit the direction.
         TypeError: a speed of another kind.
 
-    Source: LeVeque, Finite Volume Methods for Hyperbolic Problems (2002), 4 and 9.
+    Source: LeVeque, Finite Volume Methods for Hyperbolic Problems (2002), 4, 9 and 12.5.
     """
 
     name, coefficient = "Advection", "speed"
@@ -66,11 +68,12 @@ class Advection(Term):
         c = evaluate(self.speed, t, lambda: self.grid.points(u), u)
         if not upwinded(self.scheme) or isinstance(c, int | float):
             return self._one_sided(c, t, u)
-        positive, negative = (c + c.abs()) / 2, (c - c.abs()) / 2
         if not self.conservative or is_constant(self.speed):
+            positive, negative = (c + c.abs()) / 2, (c - c.abs()) / 2
             return -(positive * self.forward_side(u, self.grid, t) + negative * self.backward_side(u, self.grid, t))
-        left = transported(self.forward_side, lambda v, c: v * (c + c.abs()) / 2, self.grid, t, u, c)
-        return -(left + transported(self.backward_side, lambda v, c: v * (c - c.abs()) / 2, self.grid, t, u, c))
+        fastest = c.abs().amax(-1, keepdim=True) if c.ndim else c.abs()
+        left = transported(self.forward_side, lambda v, c: v * (c + fastest) / 2, self.grid, t, u, c)
+        return -(left + transported(self.backward_side, lambda v, c: v * (c - fastest) / 2, self.grid, t, u, c))
 
     def symbol(self, k: Tensor) -> Tensor:
         self.need_constant("the symbol")
@@ -87,6 +90,10 @@ class Advection(Term):
 
     def frozen(self, value: float, k: Tensor) -> Tensor:
         return self._symbol(value, k)
+
+    def on(self, grid: Grid1D, value: Profile) -> Term:
+        scheme = "upwind5" if self.scheme == "weno5" else self.scheme
+        return Advection(grid, as_coefficient(value), scheme, self.conservative)
 
     def exact(self, t: float | Tensor, u0: Any, **given: Any) -> Tensor:
         """As for every equation; u0 may also be a function of x, then the result is u0(x - c t) for a constant speed.
@@ -153,11 +160,9 @@ def check_ends(
             )
 
 
-def transported(side: Derivative, flux: Callable[..., Tensor], grid: Grid1D, t: Any, u: Tensor, c: Any = None) -> Tensor:
+def transported(side: Derivative, flux: Callable[..., Tensor], grid: Grid1D, t: Any, u: Tensor, c: Any) -> Tensor:
     """D flux(u, c) with the boundary data those of u; c is continued beyond walls as at ends without data."""
     padded = grid.boundary.pad(u, side.reach, grid.spacing, t)
-    if c is None:
-        return side.apply(flux(padded), grid)
     if not isinstance(c, Tensor) or c.ndim == 0 or c.shape[-1] == 1 or isinstance(side, Spectral):
         return side.apply(flux(padded, c), grid)
     return side.apply(flux(padded, continued(c, side.reach, grid)), grid)

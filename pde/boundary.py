@@ -55,12 +55,20 @@ class Boundary(nn.Module, ABC):
     def pad(self, u: Tensor, reach: Reach, spacing: float, t: Tensor | float = 0.0) -> Tensor:
         """u of shape (..., n) with its ghosts: (..., reach.left + n + reach.right)."""
 
+    def pad_self_carried(self, u: Tensor, reach: Reach, spacing: float, t: Tensor | float = 0.0) -> Tensor:
+        """The same for a field that carries itself: data count where u flows in, elsewhere it is extrapolated."""
+        return self.pad(u, reach, spacing, t)
+
     @abstractmethod
     def data(self) -> tuple[Datum, Datum]:
         """What is given at the left and at the right end; None for nothing."""
 
     def without_data(self) -> Boundary:
         """The same ends for a field of which nothing is known there."""
+        return self
+
+    def homogeneous(self) -> Boundary:
+        """The same ends with the data 0."""
         return self
 
     def steady(self) -> bool:
@@ -99,29 +107,53 @@ class Walls(Boundary):
         for name, value in zip(ENDS, (left, right), strict=True):
             if not (value is None or isinstance(value, int | float | Tensor) or callable(value)):
                 raise TypeError(f"{name}={value!r} must be a number, a tensor, a function of t, or None for an end without data")
-            keep(self, name, value)
+            keep(self, name, _per_field(name, value) if isinstance(value, Tensor) else value)
 
     def data(self) -> tuple[Datum, Datum]:
         return self.left, self.right  # pyright: ignore[reportReturnType]
 
     def pad(self, u: Tensor, reach: Reach, spacing: float, t: Tensor | float = 0.0) -> Tensor:
         ghosts = []
-        for count, datum, mirrored in zip((reach.left, reach.right), self.data(), (False, True), strict=True):
+        for count, datum, mirrored, end in zip((reach.left, reach.right), self.data(), (False, True), ENDS, strict=True):
             if count == 0:
                 ghosts.append(u[..., :0])
             elif datum is None:
                 ghosts.append(_extrapolated(u, reach.tables[False, mirrored], mirrored, None))
             else:
-                ghosts.append(self.beyond(u, reach, mirrored, _at(datum, t), spacing))
+                ghosts.append(self.beyond(u, reach, mirrored, _per_field(end, _at(datum, t)), spacing))
         parts = [ghosts[0], u, ghosts[1]]
         if any(part.ndim != u.ndim or part.shape[:-1] != u.shape[:-1] for part in ghosts):  # data that differ between fields
             lead = torch.broadcast_shapes(*(part.shape[:-1] for part in parts))
             parts = [part.expand(*lead, part.shape[-1]) for part in parts]
         return torch.cat(parts, -1)
 
+    def pad_self_carried(self, u: Tensor, reach: Reach, spacing: float, t: Tensor | float = 0.0) -> Tensor:
+        """Told by value and per field: the mean of the wall's value, where there is one, and the nearest is the speed (of a jump there)."""
+        bound, free, n = self.pad(u, reach, spacing, t), self.without_data().pad(u, reach, spacing), u.shape[-1]
+        left, middle, right = bound.tensor_split([reach.left, reach.left + n], -1)
+        without = [
+            _leaving(free[..., : reach.left].flip(-1), -u[..., :1], -u[..., 1:2], -1).flip(-1),
+            _leaving(free[..., reach.left + n :], u[..., -1:], u[..., -2:-1], 1),
+        ]
+        ends = []
+        for datum, near, inwards, given, free_end in zip(
+            self.data(), (u[..., :1], u[..., -1:]), (1, -1), (left, right), without, strict=True
+        ):
+            enters = inwards * self.meeting(near, _at(datum, t)) > 0 if datum is not None else None
+            ends.append(free_end if enters is None else torch.where(enters, given, free_end))
+        return torch.cat([ends[0], middle, ends[1]], -1)
+
+    def meeting(self, nearest: Tensor, datum: Any) -> Tensor:
+        """u at a wall with this datum, between it and the nearest point."""
+        return nearest
+
     def without_data(self) -> Walls:
         """The same walls for a field of which nothing is known there."""
         return Dirichlet(None, None)
+
+    def homogeneous(self) -> Walls:
+        """The same kind of walls with the data 0, where there are some."""
+        return type(self)(*(None if datum is None else 0.0 for datum in self.data()))
 
     @abstractmethod
     def beyond(self, u: Tensor, reach: Reach, mirrored: bool, datum: Any, spacing: float) -> Tensor:
@@ -140,10 +172,14 @@ class Dirichlet(Walls):
 
     Raises:
         TypeError: data of another kind.
+        ValueError: a tensor of another shape, also from a function when it is called.
     """
 
     def beyond(self, u: Tensor, reach: Reach, mirrored: bool, datum: Any, spacing: float) -> Tensor:
         return _extrapolated(u, reach.tables[True, mirrored], mirrored, datum)
+
+    def meeting(self, nearest: Tensor, datum: Any) -> Tensor:
+        return (nearest + datum) / 2
 
 
 class Neumann(Walls):
@@ -153,7 +189,7 @@ class Neumann(Walls):
         left, right: as for ``Dirichlet``, in units of u per length.
 
     Raises:
-        TypeError: data of another kind.
+        TypeError, ValueError: as for ``Dirichlet``.
     """
 
     def beyond(self, u: Tensor, reach: Reach, mirrored: bool, datum: Any, spacing: float) -> Tensor:
@@ -169,6 +205,27 @@ class Neumann(Walls):
 
 def _at(datum: Datum, t: Tensor | float) -> Any:
     return datum(t) if callable(datum) and not isinstance(datum, Tensor) else datum
+
+
+def _leaving(ghosts: Tensor, near: Tensor, next_: Tensor, sign: int) -> Tensor:
+    """Extrapolated ghosts, from the wall outwards, of a field that leaves: beside a shock they neither overshoot nor flow in more.
+
+    A ghost lies between the nearest value and twice as far as the line through the nearest two; ``near`` and ``next_`` are these, times
+    ``sign``, which makes what leaves positive.
+    """
+    steps = 2 * torch.arange(1, ghosts.shape[-1] + 1, dtype=ghosts.dtype, device=ghosts.device) * (near - next_)
+    change = torch.minimum(torch.maximum(sign * ghosts - near, steps.clamp(max=0)), steps.clamp(min=0))
+    return sign * torch.maximum(near + change, near.clamp(max=0))
+
+
+def _per_field(name: str, datum: Any) -> Any:
+    """A wall's datum as it is, ValueError unless it is one number for all fields or (..., 1), one for each."""
+    if isinstance(datum, Tensor) and datum.ndim and datum.shape[-1] != 1:
+        raise ValueError(
+            f"{name} of shape {tuple(datum.shape)} must be one number, or one per field in a last axis of 1: {name}[..., None], "
+            f"of shape {(*datum.shape, 1)}"
+        )
+    return datum
 
 
 def _same(a: Datum, b: Datum) -> bool:

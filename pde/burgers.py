@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .advection import check_ends, transported
-from .coefficient import Coefficient, is_constant, is_zero
+from .coefficient import Coefficient, is_constant, is_zero, positive
 from .diffusion import Diffusion
 from .equation import FieldEquation, Term
 from .grid import Grid1D
-from .numbers import readable
 from .stencils import Derivative, derivative, upwinded
 
 
@@ -23,14 +22,16 @@ class SelfAdvection(Term):
     Args:
         grid: the points.
         scheme: as for ``Advection``.
+        viscous: data hold at both walls; else where u flows in, by its value, and it is extrapolated where it leaves.
     """
 
     linear = False
     name, coefficient = "Burgers transport", "scheme"
 
-    def __init__(self, grid: Grid1D, scheme: str = "weno5") -> None:
+    def __init__(self, grid: Grid1D, scheme: str = "weno5", viscous: bool = False) -> None:
         super().__init__(grid)
         self.scheme = scheme
+        self.viscous = viscous
         self.forward_side: Derivative = derivative(grid, 1, scheme, 1)
         self.backward_side: Derivative = derivative(grid, 1, scheme, -1)
 
@@ -40,14 +41,13 @@ class SelfAdvection(Term):
 
     def tendency(self, t: Any, u: Tensor) -> Tensor:
         if not upwinded(self.scheme):
-            return -transported(self.forward_side, lambda v: v**2 / 2, self.grid, t, u)
-        right = transported(self.forward_side, lambda v: v.clamp(min=0) ** 2 / 2, self.grid, t, u)
-        return -(right + transported(self.backward_side, lambda v: v.clamp(max=0) ** 2 / 2, self.grid, t, u))
+            return -self._transported(self.forward_side, lambda v: v**2 / 2, t, u)
+        right = self._transported(self.forward_side, lambda v: v.clamp(min=0) ** 2 / 2, t, u)
+        return -(right + self._transported(self.backward_side, lambda v: v.clamp(max=0) ** 2 / 2, t, u))
 
-    def check_inflow(self, t: Any, u: Tensor) -> None:
-        if readable(u) and u.numel():
-            left, right = u.detach()[..., 0], u.detach()[..., -1]
-            check_ends(self.boundary, left.min().item(), left.max().item(), right.min().item(), right.max().item())
+    def _transported(self, side: Derivative, flux: Callable[[Tensor], Tensor], t: Any, u: Tensor) -> Tensor:
+        pad = self.boundary.pad if self.viscous else self.boundary.pad_self_carried
+        return side.apply(flux(pad(u, side.reach, self.grid.spacing, t)), self.grid)
 
     def symbol(self, k: Tensor) -> Tensor:
         raise ValueError("Burgers transport is not linear and has no symbol; take matrix(u), or Advection at a speed of interest")
@@ -83,7 +83,7 @@ class Burgers(FieldEquation):
 
     def __init__(self, grid: Grid1D, viscosity: Coefficient = 0.0, scheme: str = "weno5", diffusion_scheme: str = "central2") -> None:
         super().__init__(grid)
-        self.transport = SelfAdvection(grid, scheme)
+        self.transport = SelfAdvection(grid, scheme, viscous=not is_zero(viscosity))
         self.diffusion = None if is_zero(viscosity) else Diffusion(grid, viscosity, diffusion_scheme)
 
     def terms(self) -> tuple[Term, ...]:
@@ -110,7 +110,7 @@ class Burgers(FieldEquation):
         if not isinstance(a, int | float) or not abs(a) < 1:
             raise ValueError(f"amplitude={a!r} must be a number between -1 and 1, that of phi at t = 0: no other solution is known")
         like = self.like()
-        nu = torch.as_tensor(self.diffusion.diffusivity, dtype=like.dtype, device=like.device)
+        nu = torch.as_tensor(positive(self.diffusion.diffusivity), dtype=like.dtype, device=like.device)
         k = 2 * math.pi * mode / self.grid.length
         x, t = self.grid.points(like), torch.as_tensor(t, dtype=like.dtype, device=like.device)[..., None]
         decayed = a * torch.exp(-nu * k**2 * t)

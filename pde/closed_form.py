@@ -13,14 +13,18 @@ from .grid import Grid1D
 
 
 def elapsed(t: float | Tensor | Sequence[float], symbol: Tensor, u: Tensor) -> Tensor:
-    """symbol t, with the axes of t in front of those that the symbol (..., modes) and the field (..., n) share."""
-    t = torch.as_tensor(t, dtype=u.dtype, device=u.device)
+    """symbol t in double precision, with the axes of t in front of those that the symbol (..., modes) and the field (..., n) share.
+
+    In single precision the phase k t of a long time would have no digit left.
+    """
+    t = torch.as_tensor(t, dtype=torch.float64, device=u.device)
     return t.reshape(*t.shape, *(1,) * max(symbol.ndim, u.ndim)) * symbol
 
 
 def fourier_flow(symbol: Tensor, u: Tensor, times: Sequence[float]) -> Tensor:
     """u + F^-1 [(exp(symbol t) - 1) F u]: u to the bit at t = 0."""
-    return u + torch.fft.irfft(torch.expm1(elapsed(times, symbol, u)) * torch.fft.rfft(u), n=u.shape[-1])
+    spectrum = torch.fft.rfft(u)
+    return u + torch.fft.irfft(torch.expm1(elapsed(times, symbol, u)).to(spectrum.dtype) * spectrum, n=u.shape[-1])
 
 
 def dense_flow(matrix: Tensor, pushed: Tensor, u: Tensor, times: Sequence[float]) -> Tensor:
@@ -58,10 +62,10 @@ def line_between(grid: Grid1D, u: Tensor) -> Tensor | None:
 
 
 def wall_series(grid: Grid1D, u: Tensor) -> tuple[Tensor, Tensor]:
-    """(basis, k): the orthonormal sines (zero wall values) or cosines (zero slopes) at the cell centres, one per row."""
+    """(basis, k): the orthonormal sines (zero wall values) or cosines (zero slopes) at the cell centres, one per row; k is float64."""
     sines = isinstance(grid.boundary, Dirichlet)
-    m = torch.arange(grid.n, dtype=u.dtype, device=u.device) + (1 if sines else 0)
+    m = torch.arange(grid.n, dtype=torch.float64, device=u.device) + (1 if sines else 0)
     k = math.pi * m / grid.length
-    angles = k[:, None] * grid.points(u)
+    angles = k[:, None] * grid.points(k)
     basis = torch.sin(angles) if sines else torch.cos(angles)
-    return basis / basis.norm(dim=-1, keepdim=True), k
+    return (basis / basis.norm(dim=-1, keepdim=True)).to(u.dtype), k

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .numbers import keep
+from .numbers import keep, readable
 
 Coefficient = float | Tensor | Callable[[Any, Tensor], Any]
 
@@ -19,12 +19,14 @@ def attach(module: nn.Module, name: str, value: Coefficient, n: int) -> None:
 
     Raises:
         TypeError: neither a number, a tensor, nor callable.
-        ValueError: a number that is not finite, or a tensor of another number of points.
+        ValueError: a number or tensor that is not finite, or a tensor of another number of points.
     """
     if not (isinstance(value, int | float | Tensor) or callable(value)):
         raise TypeError(f"{name}={value!r} must be a number, a tensor (broadcast against (..., n)) or a function of (t, x)")
     if isinstance(value, int | float) and not math.isfinite(value):
         raise ValueError(f"{name}={value} must be finite")
+    if isinstance(value, Tensor) and readable(value) and not value.detach().isfinite().all():
+        raise ValueError(f"{name} of shape {tuple(value.shape)} must be finite, and has values that are inf or nan")
     if isinstance(value, Tensor) and value.ndim and value.shape[-1] not in (1, n):
         raise ValueError(f"{name} of shape {tuple(value.shape)} must have {n} values in its last axis, one per point, or 1")
     keep(module, name, value)
@@ -52,6 +54,21 @@ def evaluate(value: Coefficient, t: Any, x: Callable[[], Tensor], u: Tensor) -> 
     if isinstance(value, Tensor) and value.dtype != u.dtype:
         return value.to(u.dtype)
     return value
+
+
+def positive(value: Any) -> Any:
+    """max(value, 0), with the slope 1 at all values: one that has become negative counts as 0, and its gradient is that at 0.
+
+    So a learned coefficient stays in its range, may be 0 to the bit, and comes back by its gradient.
+    """
+    if not isinstance(value, Tensor):
+        return max(value, 0.0)
+    return value - value.detach().clamp(max=0)
+
+
+def as_coefficient(value: float | tuple[float, ...]) -> float | Tensor:
+    """A number, or the values at the points as a tensor."""
+    return torch.tensor(value, dtype=torch.float64, device="cpu") if isinstance(value, tuple) else value
 
 
 def extremes(value: Coefficient, x: Tensor) -> list[float]:

@@ -10,22 +10,29 @@ import torch
 from torch import Tensor
 
 from .boundary import Reach
-from .coefficient import Coefficient, attach, evaluate, extremes, is_constant, is_zero
+from .coefficient import Coefficient, as_coefficient, attach, evaluate, extremes, is_constant, is_zero, positive
 from .equation import Term
 from .grid import Grid1D
-from .numbers import as_tensor
+from .numbers import as_tensor, readable
+from .stability import Profile
 from .stencils import Derivative, Stencil, derivative, stencil_weights
 
 NEXT = Reach(1, 1)
+JUMP = 2  # D that changes by this factor over the points of an interpolation is not smooth there
 
 
 class Diffusion(Term):
     """du/dt = d/dx (D du/dx), which flattens fields (..., n): the mode k decays by exp(-D k^2 t).
 
-    A constant D multiplies the second derivative. One that varies stands between two first derivatives on staggered points (the
-    flux D du/dx lives at the midpoints; a tensor D of n values is interpolated to them): the sum of u changes by what flows through the
-    ends alone, to round-off, with both, whatever the scheme, if slopes are given (``Neumann``) or the grid is periodic. An explicit
-    method needs dt D / h^2 below about 1/2 (Euler, central2); ``max_stable_step`` tells for any scheme and method.
+    A constant D multiplies the second derivative. One that varies stands between two first derivatives on staggered points, the
+    flux D du/dx at the midpoints: the sum of u changes by what flows through the ends alone, to round-off, with both, whatever the
+    scheme, if slopes are given (``Neumann``) or the grid is periodic. No mode grows for any D >= 0. At the midpoints "central2" takes
+    the harmonic mean of D at its neighbours, 2 / (1/D + 1/D'), so that two materials have the slopes of their ratio; the other schemes take
+    a function there, and interpolate a tensor of n values (to order 6 for "spectral"; the harmonic mean where it changes by a
+    factor of 2). An explicit method needs dt D / h^2 below about 1/2 (Euler, central2); ``max_stable_step`` tells for any scheme
+    and method.
+
+    A D that is learned and becomes negative counts as 0, with the gradient that it has there, as does a negative value of a function.
 
     Args:
         grid: the points; walls need data at both ends.
@@ -33,7 +40,8 @@ class Diffusion(Term):
         scheme: "central2", "central4", "central6", or "spectral" (periodic grids). D that varies between walls: "central2".
 
     Raises:
-        ValueError: a negative number D, an unknown scheme, no data at an end, or D varying between walls with another scheme.
+        ValueError: a number or tensor D that is negative or not finite, an unknown scheme, no data at an end, or D varying between
+            walls with another scheme.
         TypeError: a diffusivity of another kind.
 
     Source: LeVeque, Finite Difference Methods for Ordinary and Partial Differential Equations (2007), 2.15 and 9.
@@ -45,13 +53,15 @@ class Diffusion(Term):
     def __init__(self, grid: Grid1D, diffusivity: Coefficient, scheme: str = "central2") -> None:
         super().__init__(grid)
         attach(self, "diffusivity", diffusivity, grid.n)
-        if isinstance(diffusivity, int | float) and diffusivity < 0:
-            raise ValueError(f"diffusivity={diffusivity} must be at least 0: negative diffusion grows without bound")
+        known = isinstance(diffusivity, int | float) or (
+            isinstance(diffusivity, Tensor) and diffusivity.numel() > 0 and readable(diffusivity)
+        )
+        if known and (least := as_tensor(diffusivity).min().item()) < 0:
+            raise ValueError(f"diffusivity={least:g} must be at least 0: negative diffusion grows without bound")
         self.scheme = scheme
         self.second: Derivative = derivative(grid, 2, scheme)
-        accuracy = 6 if scheme == "spectral" else int(scheme[-1])
-        self.to_faces, self.back = _staggered(accuracy)
-        self.between = _to_faces(accuracy, 0)
+        self.accuracy = 6 if scheme == "spectral" else int(scheme[-1])
+        self.to_faces, self.back = _staggered(self.accuracy)
         need_both_ends(grid, "Diffusion")
         if not (is_constant(diffusivity) or grid.periodic or scheme == "central2"):
             raise ValueError(f"scheme={scheme!r} has no form for a diffusivity that varies between walls; take 'central2'")
@@ -66,7 +76,7 @@ class Diffusion(Term):
 
     def tendency(self, t: Any, u: Tensor) -> Tensor:
         if self.constant:
-            return evaluate(self.diffusivity, t, lambda: u, u) * self.second(u, self.grid, t)
+            return self._constant(u) * self.second(u, self.grid, t)
         d = self._at_faces(t, u)
         if not self.grid.periodic:
             padded = self.grid.boundary.pad(u, NEXT, self.grid.spacing, t)
@@ -79,28 +89,66 @@ class Diffusion(Term):
     def symbol(self, k: Tensor) -> Tensor:
         self.need_constant("the symbol")
         k = as_tensor(k)
-        return evaluate(self.diffusivity, 0.0, lambda: k, k) * self.second.symbol(k, self.grid.spacing)
+        return self._constant(k) * self.second.symbol(k, self.grid.spacing)
 
     def exact_symbol(self, k: Tensor) -> Tensor:
         self.need_constant("the exact symbol")
         return evaluate(self.diffusivity, 0.0, lambda: k, k) * torch.complex(-(k**2), torch.zeros_like(k))
 
     def extremes(self, u: Tensor | None) -> list[float]:
-        return extremes(self.diffusivity, self.grid.points(self.like()))
+        return sorted({max(value, 0.0) for value in extremes(self.diffusivity, self.grid.points(self.like()))})
 
     def frozen(self, value: float, k: Tensor) -> Tensor:
         if self.constant or self.scheme == "spectral":
             return value * self.second.symbol(k, self.grid.spacing)
         return value * self.to_faces.symbol(k, self.grid.spacing) * self.back.symbol(k, self.grid.spacing)
 
+    def on(self, grid: Grid1D, value: Profile) -> Term:
+        return Diffusion(grid, positive(as_coefficient(value)), self.scheme)
+
+    def _constant(self, like: Tensor) -> Any:
+        return positive(evaluate(self.diffusivity, 0.0, lambda: like, like))
+
     def _at_faces(self, t: Any, u: Tensor) -> Any:
-        d = evaluate(self.diffusivity, t, lambda: self.grid.faces(u), u)
-        if not isinstance(self.diffusivity, Tensor):
+        """D at the midpoints, walls included."""
+        grid, tensor = self.grid, isinstance(self.diffusivity, Tensor)
+        if not tensor and self.accuracy > 2:
+            return positive(evaluate(self.diffusivity, t, lambda: grid.faces(u), u))
+        stops = lambda: grid.points(u) if grid.periodic else _with_walls(grid, u)  # noqa: E731
+        d = positive(evaluate(self.diffusivity, t, stops, u))
+        if not isinstance(d, Tensor) or d.ndim == 0 or d.shape[-1] == 1:
             return d
-        if not self.grid.periodic:
-            padded = self.grid.boundary.without_data().pad(d, NEXT, self.grid.spacing)
-            return (padded[..., 1:] + padded[..., :-1]) / 2
-        return self.between(d, self.grid)
+        if grid.periodic:
+            return _interpolated(d, grid, self.accuracy) if self.accuracy > 2 else _harmonic(d, d.roll(-1, -1))
+        if not tensor:
+            left, d, right = d[..., :1], d[..., 1:-1], d[..., -1:]
+        else:
+            left, right = _beyond(d[..., :1], d[..., 1:2]), _beyond(d[..., -1:], d[..., -2:-1])
+        return torch.cat([left, _harmonic(d[..., :-1], d[..., 1:]), right], -1)
+
+
+def _with_walls(grid: Grid1D, like: Tensor) -> Tensor:
+    """The points, and the walls before and behind them: (n + 2,)."""
+    x = grid.points(like)
+    return torch.cat([torch.zeros_like(x[:1]), x, torch.full_like(x[:1], grid.length)])
+
+
+def _harmonic(a: Tensor, b: Tensor) -> Tensor:
+    """2 / (1/a + 1/b) for a, b >= 0."""
+    total = a + b
+    return 2 * a * (b / torch.where(total > 0, total, 1.0))
+
+
+def _beyond(first: Tensor, second: Tensor) -> Tensor:
+    """D at a wall from the two values next to it: on the line through both, at least half of the first."""
+    return torch.maximum(1.5 * first - 0.5 * second, first / 2)
+
+
+def _interpolated(d: Tensor, grid: Grid1D, accuracy: int) -> Tensor:
+    """D at the midpoints of a periodic grid from its values at the points: positive where these are."""
+    near = torch.stack([d.roll(-j, -1) for j in range(1 - accuracy // 2, accuracy // 2 + 1)])
+    smooth = near.amax(0) < JUMP * near.amin(0)
+    return torch.where(smooth, _to_faces(accuracy, 0)(d, grid), _harmonic(d, d.roll(-1, -1)))
 
 
 def need_both_ends(grid: Grid1D, name: str) -> None:

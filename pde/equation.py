@@ -6,24 +6,26 @@ constant coefficients (then it has a symbol), or it is not. All that the sum kno
 
 from __future__ import annotations
 
-import itertools
 import math
+import statistics
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from functools import reduce
+from functools import cache, reduce
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from anodev2 import FourierOperator, stability_function
+from anodev2 import FourierOperator, LinearOperator
 
 from .closed_form import dense_flow, elapsed, fourier_flow, line_between, wall_series
+from .coefficient import evaluate
 from .grid import Grid1D
 from .numbers import as_tensor, present, readable
+from .stability import POINTS, VARYING, Profile, few, matrix_limit, mode_limit, profiles, remembered, scaled
 
 Rest = Callable[[Any, Tensor], Tensor]
-MODES = 1024  # looked at by max_stable_step at most
+NEAR = 1024  # points up to which implicit methods have a dense matrix to iterate with
 
 
 class Equation(nn.Module, ABC):
@@ -159,25 +161,26 @@ class FieldEquation(Equation):
             return None
         self._check_data(0.0, u)
         if self.grid.periodic:
-            return fourier_flow(self.symbol(self.grid.modes(u)), u, times)
+            return fourier_flow(self.symbol(self.grid.modes(u.new_empty(0, dtype=torch.float64))), u, times)
         pushed = self._from_data(0.0, u)
         return dense_flow(_dense(self.terms(), self.grid, u), pushed, u, times)
 
-    def split(self) -> tuple[FourierOperator | Tensor, Rest]:
+    def split(self) -> tuple[LinearOperator | Tensor, Rest]:
         """(linear, rest) with du/dt = linear u + rest(t, u): all linear terms of constant coefficients, and everything else.
 
-        ``linear`` is a FourierOperator on periodic grids, a dense (n, n) tensor between walls; what boundary data add is in ``rest``.
-        Kept while no coefficient requires grad.
+        ``linear`` is a FourierOperator on periodic grids, a dense (n, n) tensor between walls (an operator with that matrix, if
+        other terms are linear too); what boundary data add is in ``rest``. Implicit methods iterate with all linear terms. Kept
+        while no coefficient requires grad.
         """
         sources = self.tensors()
         live = any(source.requires_grad or source.is_inference() for source in sources)
         if not readable() or live or torch.is_inference_mode_enabled():
-            return self._make_split()
+            return self._make_split(kept=False)
         coefficients = [getattr(term, term.coefficient) for term in self.terms()]
         key = [*((source, source._version, source.dtype, source.device) for source in sources), *((value,) for value in coefficients)]
         key.append((None, self.like().device))
         if self._split is None or not _same_key(self._split[0], key):
-            self._split = (key, self._make_split())
+            self._split = (key, self._make_split(kept=True))
         return self._split[1]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -187,34 +190,41 @@ class FieldEquation(Equation):
     def max_stable_step(self, method: Any, u: Tensor | None = None) -> float:
         """The largest step with which ``method`` amplifies no mode: |R(h lambda)| <= 1 for the symbol lambda of every mode.
 
-        Methods that treat the linear part of ``split()`` by themselves are judged on both parts. Coefficients that vary are frozen
-        at their smallest and largest values at t = 0; between walls the symbols of the scheme away from them are taken, both of
-        which are estimates. Growing reaction and sources are left out; so is transport by u itself unless u is given
-        (Burgers), which is frozen at max |u|. For n > 1024 1024 modes stand for all. Infinite where nothing limits h, and for fake
-        and meta coefficients, which are not known.
+        Methods that treat the linear part of ``split()`` by themselves are judged on both parts. Between walls, and where coefficients
+        vary, also the eigenvalues of the matrix count, on a few points of the same spacing: 0 where one has a positive real part,
+        as with central differences at a speed that changes its sign. Coefficients that vary are those of t = 0; in the symbol they are
+        frozen at their smallest and largest values: an estimate. Growing reaction and sources are left out; so is transport by u
+        itself unless u is given (Burgers), which is frozen at max |u|. For n > 1024 1024 modes stand for all. Infinite where nothing
+        limits h, and for fake and meta coefficients, which are not known.
 
         Source: Hairer, Wanner, Solving Ordinary Differential Equations II, IV.2; LeVeque, Finite Difference Methods, 9.
         """
         if not present(self.like()):
             return math.inf
+        terms = self.terms()
         with torch.no_grad():
-            values = [term.extremes(u) for term in self.terms()]
-        scale = max((abs(value) for found in values for value in found), default=0.0)
-        if scale == 0:
-            return math.inf
-        key = (method, *(tuple(value / scale for value in found) for found in values))  # symbols are linear in the coefficients
-        return remembered(self._limits, key, lambda: self._limit(method, key[1:])) / scale
+            values = [term.extremes(u) for term in terms]
+            scale = max((abs(value) for found in values for value in found), default=0.0)
+            if scale == 0:
+                return math.inf
+            values = [[value / scale for value in found] for found in values]  # symbols are linear in the coefficients
+            known = not self.grid.periodic or not all(term.constant for term in terms)
+            along = [[scaled(profile, scale) for profile in profiles(term)] for term in terms if term.linear] if known else []
+        key = (method, *map(tuple, values), *map(tuple, along))
+        return remembered(self._limits, key, lambda: self._limit(method, values, along)) / scale
 
-    def _limit(self, method: Any, values: Sequence[Sequence[float]]) -> float:
-        """The largest step for terms with coefficients of these values, the smallest one over all their combinations."""
-        stability, k, limit = stability_function(method), some_modes(self.grid), math.inf
-        whole = [stability.acts_on == "whole" or not term.constant for term in self.terms()]
-        for chosen in itertools.product(*values):
-            parts = {True: torch.zeros_like(k, dtype=torch.complex128), False: torch.zeros_like(k, dtype=torch.complex128)}
-            for term, value, where in zip(self.terms(), chosen, whole, strict=True):
-                parts[where] = parts[where] + term.frozen(value, k)
-            limit = min(limit, stability.limit(parts[True], parts[False]))
-        return limit
+    def _limit(self, method: Any, values: Sequence[Sequence[float]], along: Sequence[Sequence[Profile]]) -> float:
+        terms = self.terms()
+        limit = mode_limit(method, terms, values, self.grid)
+        if limit == 0 or not along:
+            return limit
+        linear = [term for term in terms if term.linear]
+        varying = any(isinstance(profile, tuple) for found in along for profile in found)
+        grid = few(self.grid, VARYING if varying else POINTS)
+        return min(
+            limit,
+            matrix_limit(method, linear, along, grid, lambda made: _dense(made, grid, torch.empty(0, dtype=torch.float64, device="cpu"))),
+        )
 
     def _check_data(self, t: Any, u: Tensor) -> None:
         """Whether the boundary data suit the terms: with diffusion they stand at both ends, else each term says."""
@@ -227,7 +237,7 @@ class FieldEquation(Equation):
         zero = torch.zeros(self.grid.n, dtype=u.dtype, device=u.device)
         return sum((term.tendency(t, zero) for term in (terms if terms is not None else self.terms())), zero)
 
-    def _make_split(self) -> tuple[FourierOperator | Tensor, Rest]:
+    def _make_split(self, kept: bool) -> tuple[LinearOperator | Tensor, Rest]:
         constant = [term for term in self.terms() if term.constant]
         others = [term for term in self.terms() if not term.constant]
 
@@ -236,19 +246,31 @@ class FieldEquation(Equation):
             total = reduce(torch.add, [term.tendency(t, u) for term in others]) if others else torch.zeros_like(u)
             return total if self.grid.periodic else total + self._from_data(t, u, constant)
 
+        near = self._near([term for term in self.terms() if term.linear]) if any(term.linear for term in others) else None
+        near = cache(near) if near is not None and kept else near
         if not self.grid.periodic:
-            return _dense(constant, self.grid, self.like()), rest
+            matrix = _dense(constant, self.grid, self.like())
+            return (matrix if near is None else LinearOperator.of(matrix, near)), rest
         k = self.grid.modes(self.like())
         symbol = sum((term.symbol(k) for term in constant), torch.zeros_like(k, dtype=torch.complex128))
-        return FourierOperator(symbol, self.grid.n), rest
+        return FourierOperator(symbol, self.grid.n, near), rest
+
+    def _near(self, linear: Sequence[Term]) -> Callable[[], LinearOperator]:
+        """All linear terms with the coefficients of t = 0, for implicit methods; of many points on a circle with their means."""
+        if self.grid.n <= NEAR or not self.grid.periodic:
+            return lambda: LinearOperator.of(_dense(linear, self.grid, self.like()))
+        k = self.grid.modes(self.like())
+        means = [(term, statistics.fmean(term.extremes(None))) for term in linear]
+        return lambda: FourierOperator(reduce(torch.add, [term.frozen(mean, k) for term, mean in means]), self.grid.n)
 
     def _exact_series(self, t: float | Tensor, u0: Tensor) -> Tensor:
         self.grid.check(u0)
         for term in self.terms():
             term.need_exact_symbol()
         if self.grid.periodic:
-            factor = torch.exp(elapsed(t, self.exact_symbol(self.grid.modes(u0)), u0))
-            return torch.fft.irfft(factor * torch.fft.rfft(u0), n=self.grid.n)
+            k = self.grid.modes(u0.new_empty(0, dtype=torch.float64))
+            spectrum, factor = torch.fft.rfft(u0), torch.exp(elapsed(t, self.exact_symbol(k), u0))
+            return torch.fft.irfft(factor.to(spectrum.dtype) * spectrum, n=self.grid.n)
         odd = [term.name for term in self.terms() if not term.even]
         if odd:
             raise ValueError(f"no exact solution with {odd[0]} is known between walls; take a periodic grid, or small steps")
@@ -256,7 +278,7 @@ class FieldEquation(Equation):
         if line is not None and any(not term.diffusive for term in self.terms()):
             raise ValueError("the exact solution with a reaction between walls is known for zero data only; give Dirichlet() or Neumann()")
         series, k = wall_series(self.grid, u0)
-        factor = torch.exp(elapsed(t, self.exact_symbol(k).real, u0))
+        factor = torch.exp(elapsed(t, self.exact_symbol(k).real, u0)).to(u0.dtype)
         decayed = (factor * ((u0 if line is None else u0 - line) @ series.mT)) @ series
         return decayed if line is None else decayed + line
 
@@ -292,6 +314,10 @@ class Term(FieldEquation):
     @abstractmethod
     def frozen(self, value: float, k: Tensor) -> Tensor:
         """Its symbol if the coefficient had this value everywhere; linear in it but for its sign."""
+
+    def on(self, grid: Grid1D, value: Profile) -> Term | None:
+        """A linear term with a coefficient of this value, or these at the points, on another grid; None where it limits no step."""
+        return None
 
     def check_inflow(self, t: Any, u: Tensor) -> None:
         """ValueError where boundary data do not suit the term alone."""
@@ -335,28 +361,14 @@ class Sum(FieldEquation):
         return tuple(term for part in self.parts for term in part.terms())  # pyright: ignore[reportCallIssue]
 
 
-def remembered(known: dict[Any, float], key: Any, find: Callable[[], float]) -> float:
-    """A number found once per key; the last few are kept."""
-    if key not in known:
-        while len(known) >= 8:
-            known.pop(next(iter(known)))
-        known[key] = find()
-    return known[key]
-
-
-def some_modes(grid: Grid1D) -> Tensor:
-    """Wavenumbers of the real modes of a grid, of n > 1024 points evenly chosen ones, the largest among them."""
-    k = grid.modes(torch.empty(0, dtype=torch.float64))
-    return k if grid.n <= MODES else k[torch.linspace(0, len(k) - 1, MODES).round().long().clamp(max=len(k) - 1)]
-
-
 def _dense(terms: Sequence[Term], grid: Grid1D, like: Tensor) -> Tensor:
     """The matrix of linear terms: their values on the unit fields, less what boundary data add. Coefficients (..., 1) lead."""
-    values = [*(getattr(term, term.coefficient) for term in terms), *grid.boundary.data()]
+    t = torch.zeros((), dtype=like.dtype, device=like.device)
+    values = [evaluate(getattr(term, term.coefficient), t, lambda: grid.points(like), like) for term in terms]
+    values += [datum for datum in grid.boundary.data() if isinstance(datum, Tensor)]
     lead = torch.broadcast_shapes((), *(value.shape[:-1] for value in values if isinstance(value, Tensor)))
     fields = torch.eye(grid.n, dtype=like.dtype, device=like.device).reshape(grid.n, *(1,) * len(lead), grid.n)
     fields = fields.expand(grid.n, *lead, grid.n)
-    t = torch.zeros((), dtype=like.dtype, device=like.device)
     zero = torch.zeros_like(fields)
     columns = sum((term.tendency(t, fields) - term.tendency(t, zero[:1]) for term in terms), zero)
     return columns.movedim(0, -1)

@@ -75,10 +75,12 @@ class Grid1D:
         return k
 
     def check(self, u: Tensor) -> None:
-        """ValueError for a field of another number of points."""
+        """ValueError for a field of another number of points, TypeError for a complex one."""
         if u.shape[-1:] != (self.n,):
             given = u.shape[-1] if u.ndim else "no axis of"
             raise ValueError(f"the field has {given} points in its last axis, the grid {self.n}")
+        if u.is_complex():
+            raise TypeError(f"fields are real, got {u.dtype}; stack real and imaginary part in front: torch.stack([u.real, u.imag])")
 
     def _steps(self, count: int, start: float, like: Tensor | None) -> Tensor:
         dtype, device = (torch.get_default_dtype(), None) if like is None else (like.dtype, like.device)

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from .advection import Advection
-from .coefficient import Coefficient, attach, evaluate, extremes, is_constant, is_zero
+from .coefficient import Coefficient, as_coefficient, attach, evaluate, extremes, is_constant, is_zero
 from .diffusion import Diffusion
 from .equation import FieldEquation, Term
 from .grid import Grid1D
 from .numbers import as_tensor
+from .stability import Profile
 
 
 class Reaction(Term):
@@ -55,6 +56,10 @@ class Reaction(Term):
 
     def frozen(self, value: float, k: Tensor) -> Tensor:
         return torch.full_like(k, value, dtype=torch.complex128)
+
+    def on(self, grid: Grid1D, value: Profile) -> Term:
+        decay = tuple(min(rate, 0.0) for rate in value) if isinstance(value, tuple) else min(value, 0.0)
+        return Reaction(grid, as_coefficient(decay))
 
 
 class Source(Term):

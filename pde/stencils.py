@@ -141,8 +141,8 @@ class Spectral(Derivative):
 class Weno5(Derivative):
     """(F_{i+1/2} - F_{i-1/2}) / h, F the upwind value at the face as a mean of three parabolas that avoids those with a jump.
 
-    Its parabolas' weights are 1/10, 6/10, 3/10 where u is smooth and fall as 1 / (smoothness + 1e-6)^2 (u of order 1). The symbol is that
-    of upwind5, its linear limit: an estimate.
+    Its parabolas' weights are 1/10, 6/10, 3/10 where u is smooth and fall as 1 / (smoothness / s^2 + 1e-6)^2, s the distance between the
+    largest and the smallest u: fields of all sizes are treated alike. The symbol is that of upwind5, its linear limit: an estimate.
 
     Source: Jiang, Shu, J. Comput. Phys. 126 (1996).
     """
@@ -152,7 +152,8 @@ class Weno5(Derivative):
     def apply(self, padded: Tensor, grid: Grid1D) -> Tensor:
         faces = padded.shape[-1] - 4
         u = [padded[..., m : m + faces] for m in range(5)]
-        flux = _weno_face(u if self.side > 0 else u[::-1])
+        spread = padded.amax(-1, keepdim=True) - padded.amin(-1, keepdim=True)
+        flux = _weno_face(u if self.side > 0 else u[::-1], torch.where(spread > 0, spread, 1.0))
         return (flux[..., 1:] - flux[..., :-1]) / grid.spacing
 
     def symbol(self, k: Tensor, spacing: float) -> Tensor:
@@ -239,13 +240,13 @@ def _parabolas() -> tuple[list[tuple[float, ...]], list[float]]:
 PARABOLAS = _parabolas()
 
 
-def _weno_face(u: Sequence[Tensor]) -> Tensor:
+def _weno_face(u: Sequence[Tensor], spread: Tensor) -> Tensor:
     parts, shares = PARABOLAS
     curved = [u[s] - 2 * u[s + 1] + u[s + 2] for s in range(3)]
     sloped = [u[0] - 4 * u[1] + 3 * u[2], u[1] - u[3], 3 * u[2] - 4 * u[3] + u[4]]
     total = norm = None
     for s, (part, share) in enumerate(zip(parts, shares, strict=True)):
-        smoothness = 13 / 12 * curved[s] ** 2 + sloped[s] ** 2 / 4
+        smoothness = 13 / 12 * (curved[s] / spread) ** 2 + (sloped[s] / spread) ** 2 / 4
         alpha = share / (smoothness + 1e-6) ** 2
         value = alpha * torch.add(torch.add(part[0] * u[s], u[s + 1], alpha=part[1]), u[s + 2], alpha=part[2])
         total, norm = (value, alpha) if total is None or norm is None else (total + value, norm + alpha)

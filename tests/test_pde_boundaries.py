@@ -268,6 +268,17 @@ MISTAKES: dict[str, tuple[Callable[[], Any], str]] = {
     "negative diffusivity": (lambda: Diffusion(G, -0.1), r"diffusivity.*-0\.1"),
     "negative diffusivity in the sum of three": (lambda: ReactionDiffusionAdvection(G, diffusivity=-0.1), r"diffusivity.*-0\.1"),
     "negative viscosity": (lambda: Burgers(G, viscosity=-0.1), r"viscosity.*-0\.1|diffusivity.*-0\.1"),
+    "wall data without an axis for the points": (lambda: Dirichlet(torch.ones(2)), r"left of shape \(2,\).*left\[\.\.\., None\].*\(2, 1\)"),
+    "slopes without it": (lambda: Neumann(0.0, torch.ones(2, 3)), r"right of shape \(2, 3\).*\(2, 3, 1\)"),
+    "wall data of a function without it": (
+        lambda: Diffusion(Grid1D(16, boundary=Dirichlet(lambda t: torch.ones(2), 0.0)), 1.0)(ZERO, ONES.expand(2, -1)),
+        r"left of shape \(2,\).*\(2, 1\)",
+    ),
+    "a diffusivity that is not a number": (lambda: Diffusion(G, torch.tensor(math.nan)), "diffusivity.*finite"),
+    "an infinite speed somewhere": (lambda: Advection(G, torch.full((16,), math.inf)), "speed.*finite"),
+    "a diffusivity that is negative somewhere": (lambda: Diffusion(G, ONES - 1.1), r"diffusivity=-0\.1"),
+    "a complex field": (lambda: Diffusion(G, 1.0, "spectral")(ZERO, ONES + 1j), r"real, got torch\.complex128; stack"),
+    "a complex wave": (lambda: Wave(G, 1.0)(ZERO, (ONES + 1j, ONES)), r"real, got torch\.complex128; stack"),
     "another grid": (lambda: Advection(G, 1.0) + Diffusion(Grid1D(17), 1.0), "grid"),
     "another length": (lambda: Advection(G, 1.0) + Diffusion(Grid1D(16, length=2.0), 1.0), "grid"),
     "another boundary": (lambda: Diffusion(WALLED, 1.0) + Diffusion(Grid1D(16, boundary=Neumann()), 1.0), "grid"),
@@ -309,6 +320,20 @@ def test_an_inflow_end_that_a_varying_speed_makes_is_checked_at_each_call() -> N
         equation(ZERO + 2, u)
 
 
+METHODS_BETWEEN_WALLS = ["rk4", "imex2", "imex3", "exponential_euler", "etdrk4", "backward_euler", "implicit_midpoint", "dopri5"]
+
+
+@pytest.mark.parametrize("method", METHODS_BETWEEN_WALLS)
+def test_coefficients_and_data_per_field_between_walls(method: str) -> None:
+    """A batch is its fields one by one, whatever the method."""
+    D, left = torch.tensor([[0.1], [0.3]]).double(), torch.tensor([[1.0], [-0.5]]).double()
+    u0 = torch.rand(2, 12, dtype=torch.float64)
+    together = Diffusion(Grid1D(12, 1.0, Dirichlet(left, 0.2)), D)
+    run = lambda equation, u: odeint(equation, u, [0.0, 0.01], method=method, steps=20)[-1]
+    alone = [run(Diffusion(Grid1D(12, 1.0, Dirichlet(left[i].item(), 0.2)), D[i].item()), u0[i]) for i in range(2)]
+    torch.testing.assert_close(run(together, u0), torch.stack(alone), rtol=1e-9, atol=1e-9)
+
+
 def test_equal_grids_add_and_a_sum_flattens() -> None:
     first, second = (Diffusion(Grid1D(16), D) for D in (0.1, 0.2))
     total = sum([first, second, Advection(Grid1D(16, 1.0, Periodic()), 0.5)])
@@ -321,18 +346,43 @@ def test_equal_grids_add_and_a_sum_flattens() -> None:
     assert not any(type(m) is type(nested) for m in nested.modules() if m is not nested)
 
 
-@pytest.mark.parametrize(
-    ("data", "level", "message"),
-    [
-        ((None, None), 1.0, "flows in at the left end"),
-        ((1.0, 0.5), 1.0, "flows out at the right end"),
-        ((None, None), -1.0, "flows in at the right"),
-    ],
-)
-def test_burgers_needs_data_exactly_where_u_flows_in(data: tuple[Any, Any], level: float, message: str) -> None:
-    u = torch.full((16,), level, dtype=torch.float64)
-    grid = Grid1D(16, 1.0, Dirichlet(*data))
-    with pytest.raises(ValueError, match=message):
-        Burgers(grid)(torch.tensor(0.0), u)
-    right = Dirichlet(level, None) if level > 0 else Dirichlet(None, level)
-    assert Burgers(Grid1D(16, 1.0, right))(torch.tensor(0.0), u).abs().max() < 1e-12
+@pytest.mark.parametrize("turned", [False, True], ids=["rightwards", "leftwards"])
+@pytest.mark.parametrize("scheme", ["upwind1", "upwind3", "weno5"])
+def test_a_shock_of_burgers_leaves_and_the_field_behind_it_stays(scheme: str, turned: bool) -> None:
+    """From 2 to 0 at x = 0.2, speed 1: it is gone at t = 0.8, whether the end where it leaves has data or none."""
+    for beyond in (None, 0.7):
+        grid = Grid1D(50, 1.0, Dirichlet(None if beyond is None else -beyond, -2.0) if turned else Dirichlet(2.0, beyond))
+        x = points(grid)
+        u0 = torch.where(x > 0.8, -2.0, 0.0) if turned else torch.where(x < 0.2, 2.0, 0.0)
+        u = odeint(Burgers(grid, 0.0, scheme), u0.double(), [0.0, 0.5, 1.5], method="ssprk3", steps=120)
+        at = 1 - x if turned else x
+        front = at[(u[1].abs() > 1).nonzero()].max().item()
+        assert front == pytest.approx(0.7, abs=1.5 / 50)
+        torch.testing.assert_close(u[2].abs(), torch.full_like(x, 2.0), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("scheme", ["upwind3", "weno5", "central2"])
+@pytest.mark.parametrize("data", ["none", "unused", "one of two", "moving"])
+def test_burgers_takes_data_where_the_field_flows_in_and_no_other(scheme: str, data: str) -> None:
+    """u = (x - 1/2) / (1 + t) leaves at both ends, -(x - 1/2) / (1 - t) enters there: straight lines, exact for every scheme."""
+    entering = data == "moving"
+    line = lambda t, x: -(x - 0.5) / (1 - t) if entering else (x - 0.5) / (1 + t)
+    ends = {
+        "none": Dirichlet(None, None),
+        "unused": Dirichlet(0.3, -0.2),
+        "one of two": Dirichlet(None, -0.2),
+        "moving": Dirichlet(lambda t: line(t, 0.0), lambda t: line(t, 1.0)),
+    }[data]
+    grid = Grid1D(32, 1.0, ends)
+    x = points(grid)
+    u = odeint(Burgers(grid, 0.0, scheme), line(0.0, x), [0.0, 0.4], method="rk4", steps=100)[-1]
+    middle = (x - 0.5).abs() < 0.1  # where both fluxes have their kink
+    assert ((u - line(0.4, x)).abs() * ~middle).max() < 2e-4
+
+
+def test_each_field_of_burgers_is_told_its_own_inflow() -> None:
+    grid = Grid1D(16, 1.0, Dirichlet(torch.tensor([[1.0], [0.5]]).double(), 0.2))
+    u = torch.stack([torch.ones(16), -torch.ones(16)]).double()
+    du = Burgers(grid, 0.0, "upwind1")(ZERO, u)
+    torch.testing.assert_close(du[0], torch.zeros(16).double())  # in at the left with 1, out at the right
+    assert du[1, :-1].abs().max() == 0 and du[1, -1] > 0  # out at the left; at the right -1 against 0.2: it flows in

@@ -368,6 +368,32 @@ def test_a_split_follows_a_learned_coefficient() -> None:
         close(equation.split()[0](u), Diffusion(Grid1D(16, L), value)(ZERO, u), 1e-12)
 
 
+@pytest.mark.parametrize("boundary", [Dirichlet(), None], ids=["walls", "periodic"])
+@pytest.mark.parametrize("shape", [(), (16,)], ids=["number", "field"])
+def test_a_diffusivity_that_is_learned_below_zero_counts_as_zero_and_comes_back(shape: tuple[int, ...], boundary: Any) -> None:
+    """Nothing grows, closed forms and symbols agree, and its gradient is that at 0."""
+    grid = Grid1D(16, L) if boundary is None else Grid1D(16, L, boundary)
+    D = nn.Parameter(torch.zeros(shape, dtype=torch.float64))
+    equation, u = Diffusion(grid, D), torch.randn(16, dtype=torch.float64)
+    loss = lambda: (odeint(equation, u, [0.0, 0.1], steps=4)[-1] * torch.linspace(0, 1, 16, dtype=torch.float64)).sum()
+    (at_zero,) = torch.autograd.grad(loss(), D)
+    with torch.no_grad():
+        D.sub_(0.2)
+    (below,) = torch.autograd.grad(loss(), D)
+    assert torch.equal(below, at_zero) and (bool(below.abs().sum() > 0) or bool(shape))
+    assert torch.equal(equation(ZERO, u), torch.zeros_like(u)) and equation.max_stable_step("rk4") == math.inf
+    if not shape:
+        assert torch.equal(equation.flow(u, [0.5])[0], u)  # pyright: ignore[reportOptionalSubscript]
+        if boundary is None:
+            assert equation.symbol(torch.ones(1).double()) == 0
+
+
+def test_functions_that_return_a_negative_diffusivity_count_as_zero() -> None:
+    u, x = torch.randn(16, dtype=torch.float64), points(Grid1D(16, L))
+    found = Diffusion(Grid1D(16, L), lambda t, x: torch.where(x < 1, -1.0, 1.0).to(x))(ZERO, u)
+    close(found, Diffusion(Grid1D(16, L), torch.where(x < 1, 0.0, 1.0).double())(ZERO, u), 1e-12)
+
+
 # dtypes, batches, compilation
 
 KINDS: dict[str, Callable[[], Any]] = {
@@ -404,6 +430,26 @@ def test_the_wave_keeps_dtypes_and_returns_the_velocity_itself() -> None:
     du, dv = wave(torch.tensor(0.0), (u, v))
     assert du is v and dv.dtype == torch.float32 and dv.shape == u.shape
     assert wave.energy((u, v)).shape == (3,)
+
+
+def fields(state: Any) -> tuple[Tensor, ...]:
+    return (state,) if isinstance(state, Tensor) else state
+
+
+@pytest.mark.parametrize("what", ["flow", "exact"])
+def test_long_times_in_single_precision(what: str) -> None:
+    """A wave carried a million times round, and one that swings as often, are where double precision has them."""
+    u, grid = smooth(points(Grid1D(16, L))), Grid1D(16, L)
+    for t in (1e6, 1e6 + 0.25):
+        for equation in (Advection(grid, 0.7), Wave(grid, 0.7, "spectral"), Wave(Grid1D(16, L, Neumann()), 0.7)):
+            if what == "flow" and not equation.grid.periodic:
+                continue
+            start = (u, 0 * u) if isinstance(equation, Wave) else u
+            at: Any = lambda s, e=equation, t=t: e.exact(t, s) if what == "exact" else e.flow(s, [t])
+            single = at((u.float(), 0 * u.float()) if isinstance(equation, Wave) else u.float())
+            for found, wanted in zip(fields(single), fields(at(start)), strict=True):
+                assert found.dtype == torch.float32
+                close(found.double(), wanted, 1e-4)
 
 
 def test_flows_stay_float32() -> None:

@@ -1,7 +1,7 @@
 """Implicit methods: each step solves its equation by Newton-Krylov, and is differentiated by the implicit function theorem.
 
 Newton's linear systems are solved by GMRES (Knoll, Keyes, J. Comput. Phys. 193 (2004)), with products of the Jacobian from
-autograd, preconditioned with the linear part of ``func.split()`` where there is one. Newton stops where each element's own
+autograd, preconditioned by the linear part of ``func.split()`` where there is one. Newton stops where each element's own
 equation holds (componentwise backward error: Oettli, Prager, Numer. Math. 6 (1964)). The graph of a step is that of one
 evaluation of f at its solution; a hook turns the gradient that comes in into that of the solution, by the same iteration with
 the transposed Jacobian. Known inefficiency: the whole state, batch and all, is one vector for GMRES.
@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..linear import LinearOperator
 from ..stepping import Step
 from ..torch_private import in_transform
 from .method import Leaves, Method, SplitField, StepFailed, add
@@ -51,12 +52,11 @@ class Implicit(Method):
         scale, state = node * step.dt, _Flat(y)
         number = float(scale.detach()) if isinstance(scale, Tensor) else scale
         slope = lambda w: number * state.join(field(step, 0, node, state.split(w)))  # noqa: E731
-        bound = torch.clamp_min(ROUNDINGS * state.eps, self.tolerance)
+        bound, split = torch.clamp_min(ROUNDINGS * state.eps, self.tolerance), field.split()
+        linear = None if split is None else split[0]
         with torch.no_grad():
-            start = state.join(y)
-            w, off = _change(
-                lambda w: _linearised(slope, w), start, bound, state.entries, self.iterations, _preconditioner(field, number, state)
-            )
+            start, inside = state.join(y), _preconditioner(linear, number, state)
+            w, off = _change(lambda w: _linearised(slope, w), start, bound, state.entries, self.iterations, inside)
         if not off <= 1:
             where = f"stopped at {off:.3g} times the error allowed" if math.isfinite(off) else "met values that are not finite"
             raise StepFailed(f"Newton's iteration of {self.name} {where}; take smaller steps")
@@ -75,7 +75,8 @@ class Implicit(Method):
             if torch.is_grad_enabled():
                 raise ValueError(f"{self.name} has first derivatives only; take an explicit method for a second one")
             transposed = lambda v: torch.autograd.grad(around, variable, v, retain_graph=True, materialize_grads=True)[0]  # noqa: E731
-            v, off = _change(lambda v: (transposed(v), transposed), g, bound, state.entries, self.iterations, lambda v: v)
+            inside = _preconditioner(linear, number, state, transposed=True)
+            v, off = _change(lambda v: (transposed(v), transposed), g, bound, state.entries, self.iterations, inside)
             if not off <= 1:
                 raise RuntimeError(
                     f"the gradient of a step of {self.name} could not be solved for: it stopped at {off:.3g} times the error allowed; "
@@ -233,12 +234,12 @@ def _cycle(operator: Linear, inside: Linear, r: Tensor, target: float) -> tuple[
     return inside(y[:, 0] @ torch.stack(basis[: len(y)])), left
 
 
-def _preconditioner(field: SplitField, scale: float, state: _Flat) -> Linear:
-    """(1 - scale L)^-1 where f has a linear part, else nothing."""
-    split = field.split()
-    if split is None:
+def _preconditioner(linear: LinearOperator | None, scale: float, state: _Flat, transposed: bool = False) -> Linear:
+    """About (1 - scale f')^-1, or its transpose, where f has a linear part, else nothing."""
+    if linear is None:
         return lambda v: v
-    return lambda v: state.join([split[0].solve(scale, leaf) for leaf in state.split(v)])
+    act = linear.preconditioner(scale, transposed)
+    return lambda v: state.join([act(leaf) for leaf in state.split(v)])
 
 
 class _Flat:

@@ -17,6 +17,11 @@ Action = Callable[[Tensor], Tensor]
 class LinearOperator(ABC):
     """L of a split field du/dt = L u + rest(t, u), acting on the last axis of u."""
 
+    @staticmethod
+    def of(matrix: Tensor, near: Callable[[], LinearOperator] | None = None) -> LinearOperator:
+        """L u = matrix u, the matrix (n, n) or one per field, (..., n, n); ``near`` as for ``FourierOperator``."""
+        return DenseOperator(matrix, near)
+
     @abstractmethod
     def __call__(self, u: Tensor) -> Tensor:
         """L u."""
@@ -24,6 +29,13 @@ class LinearOperator(ABC):
     @abstractmethod
     def solve(self, scale: Time, u: Tensor) -> Tensor:
         """(1 - scale L)^-1 u."""
+
+    def preconditioner(self, scale: float, transposed: bool = False) -> Action:
+        """u -> about (1 - scale f')^-1 u, f' the Jacobian of all of f, or of its transpose: what implicit methods iterate with.
+
+        By default ``solve``, and nothing for the transpose.
+        """
+        return (lambda u: u) if transposed else lambda u: self.solve(scale, u)
 
     @abstractmethod
     def phi(self, scale: Time, count: int) -> list[Action]:
@@ -36,16 +48,18 @@ class FourierOperator(LinearOperator):
     Args:
         symbol: complex, shape (n // 2 + 1,), the eigenvalue of each real Fourier mode, per unit of t.
         n: number of points.
+        near: makes an operator nearer to all of f than this part, for the preconditioner.
 
     Raises:
         ValueError: symbol of another length.
     """
 
-    def __init__(self, symbol: Tensor, n: int) -> None:
+    def __init__(self, symbol: Tensor, n: int, near: Callable[[], LinearOperator] | None = None) -> None:
         if symbol.shape[-1:] != (n // 2 + 1,):
             raise ValueError(f"symbol of shape {tuple(symbol.shape)} must have {n // 2 + 1} entries, one per real mode of n={n} points")
         self.symbol = symbol
         self.n = n
+        self.near = near
         self._known: dict[tuple[Time, int, int], list[Action]] = {}
 
     def __repr__(self) -> str:
@@ -56,6 +70,11 @@ class FourierOperator(LinearOperator):
 
     def solve(self, scale: Time, u: Tensor) -> Tensor:
         return self._times(1 / (1 - scale * self.symbol))(u)
+
+    def preconditioner(self, scale: float, transposed: bool = False) -> Action:
+        if self.near is not None:
+            return self.near().preconditioner(scale, transposed)
+        return self._times(1 / (1 - scale * (self.symbol.conj() if transposed else self.symbol)))
 
     def phi(self, scale: Time, count: int) -> list[Action]:
         fixed = not (isinstance(scale, Tensor) or self.symbol.requires_grad or torch.compiler.is_compiling())
@@ -81,33 +100,64 @@ class FourierOperator(LinearOperator):
 
 
 class DenseOperator(LinearOperator):
-    """L u = matrix u for fields of shape (..., n): exponentials through ``torch.linalg.matrix_exp``, solves through LU."""
+    """L u = matrix u for fields of shape (..., n): exponentials through ``torch.linalg.matrix_exp``, solves through LU.
 
-    def __init__(self, matrix: Tensor) -> None:
-        if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
+    Args:
+        matrix: shape (n, n), or (..., n, n) with axes that broadcast against those in front of n in u, a matrix per field.
+        near: as for ``FourierOperator``.
+
+    Raises:
+        ValueError: a matrix that is not square.
+    """
+
+    def __init__(self, matrix: Tensor, near: Callable[[], LinearOperator] | None = None) -> None:
+        if matrix.ndim < 2 or matrix.shape[-2] != matrix.shape[-1]:
             raise ValueError(f"the linear part of split() must be a square matrix, got shape {tuple(matrix.shape)}")
         self.matrix = matrix
+        self.near = near
+        self._factors: dict[tuple[float, torch.dtype], tuple[Tensor, Tensor]] = {}
 
     def __call__(self, u: Tensor) -> Tensor:
         return self._times(self.matrix)(u)
 
     def solve(self, scale: Time, u: Tensor) -> Tensor:
-        matrix = torch.eye(len(self.matrix), dtype=self.matrix.dtype, device=self.matrix.device) - scale * self.matrix
-        if u.ndim == 1:
-            return torch.linalg.solve(matrix.to(u.dtype), u)
+        matrix = self._shifted(scale)
+        if u.ndim == 1 or matrix.ndim > 2:
+            return torch.linalg.solve(matrix.to(u.dtype), u[..., None])[..., 0]
         return torch.linalg.solve(matrix.to(u.dtype), u.reshape(-1, u.shape[-1]).mT).mT.reshape(u.shape)
+
+    def preconditioner(self, scale: float, transposed: bool = False) -> Action:
+        """By the factors of 1 - scale matrix, which are kept for the next step."""
+        if self.near is not None:
+            return self.near().preconditioner(scale, transposed)
+
+        def act(u: Tensor) -> Tensor:
+            key = (scale, u.dtype)
+            if key not in self._factors:
+                self._factors = {key: torch.linalg.lu_factor(self._shifted(scale).detach().to(u.dtype))}
+            columns = u[..., None] if u.ndim == 1 or self.matrix.ndim > 2 else u.reshape(-1, u.shape[-1]).mT
+            found = torch.linalg.lu_solve(*self._factors[key], columns, adjoint=transposed)
+            return found[..., 0] if columns.ndim > u.ndim else found.mT.reshape(u.shape)
+
+        return act
 
     def phi(self, scale: Time, count: int) -> list[Action]:
         """The first block row of exp([[z, 1, 0], [0, 0, 1], [0, 0, 0]]) is phi_0(z), phi_1(z), phi_2(z) (Sidje 1998)."""
-        n = len(self.matrix)
+        n = self.matrix.shape[-1]
         blocks = self.matrix.new_zeros((count + 1) * n, (count + 1) * n)
         blocks = blocks + torch.diag(self.matrix.new_ones(count * n), n) if count else blocks
         top = torch.nn.functional.pad(scale * self.matrix, (0, count * n, 0, count * n))
-        row = torch.linalg.matrix_exp(blocks + top)[:n]
-        return [self._times(row[:, j * n : (j + 1) * n]) for j in range(count + 1)]
+        row = torch.linalg.matrix_exp(blocks + top)[..., :n, :]
+        return [self._times(row[..., j * n : (j + 1) * n]) for j in range(count + 1)]
+
+    def _shifted(self, scale: Time) -> Tensor:
+        """1 - scale matrix."""
+        return torch.eye(self.matrix.shape[-1], dtype=self.matrix.dtype, device=self.matrix.device) - scale * self.matrix
 
     def _times(self, matrix: Tensor) -> Action:
-        return lambda u: u @ matrix.to(u.dtype).mT
+        if matrix.ndim == 2:
+            return lambda u: u @ matrix.to(u.dtype).mT
+        return lambda u: (matrix.to(u.dtype) @ u[..., None])[..., 0]
 
 
 def as_operator(linear: object) -> LinearOperator:
