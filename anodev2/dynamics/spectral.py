@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .tables import kept
+from ..tables import kept
 
 LARGE = 64  # places of a kernel whose circulant matrices are not made by a product: the table for it has twice their cube
 

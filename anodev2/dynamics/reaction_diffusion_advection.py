@@ -1,0 +1,142 @@
+"""Kernels that react, diffuse and are carried along their spatial axes, in closed form."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..tables import kept
+from .dynamics import Dynamics, Theta, parameter_key
+from .spectral import alike, convolved, expm1, growth, moving, stacked
+
+
+class ReactionDiffusionAdvection(Dynamics):
+    """dw/dt = tau Lap w + upsilon . grad w + rho w over the spatial axes of convolution kernels.
+
+    Spectral in space, periodic, unit spacing: the mode exp(i k . x) grows by exp((-tau |k|^2 + i k . upsilon + rho) t).
+    On a 3x3 kernel |k|^2 is 0, 4.386 or 8.773; a 1x1 kernel has the reaction alone, and axes of length 1 or 2 no advection:
+    parameters without effect are not made. A positive upsilon moves the pattern towards -x, w(x + upsilon t); the
+    mean grows by exp(rho t). On even kernel sizes the Nyquist mode has no first derivative (advection leaves it
+    standing), so real kernels stay real.
+
+    Linear (no ``nonlinearity``), the flow is used in closed form, w(t) = w(0) + F^-1 [expm1(...) F w(0)]: all times in
+    one batched product per kernel, and exactly w(0) at t = 0 or zero coefficients. With a nonlinearity sigma,
+    dw/dt = sigma(tau Lap w + upsilon . grad w + rho w) is stepped.
+
+    Args:
+        tau: initial diffusivity, at least 0, in kernel cells squared per unit of t. What is learned is a number p, and
+            tau = max(p, 0) with the gradient that it has at 0 where p < 0: non-negative, able to be exactly 0 and to leave
+            it again, and weight decay draws it towards 0 (the softplus usual here turns decay into diffusion, and |p|
+            reflects a step too long into strong diffusion).
+        upsilon: initial advection velocity in cells per unit of t: one number for all axes, or one per spatial axis.
+        rho: initial reaction rate per unit of t.
+        per: "layer": one set of coefficients for each kernel tensor; "channel": one for each of its output channels.
+        learnable: False keeps the coefficients as given.
+        nonlinearity: sigma, an elementwise function such as ``torch.tanh``.
+
+    Raises:
+        ValueError: tau negative, or an unknown ``per``.
+
+    Source: ANODEV2, arXiv 1906.04596.
+    """
+
+    def __init__(
+        self,
+        tau: float = 0.02,
+        upsilon: float | Sequence[float] = 0.0,
+        rho: float = 0.0,
+        *,
+        per: str = "layer",
+        learnable: bool = True,
+        nonlinearity: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        super().__init__()
+        if not tau >= 0:
+            raise ValueError(f"tau={tau} must be at least 0: negative diffusion grows without bound")
+        if per not in ("layer", "channel"):
+            raise ValueError(f"per={per!r} must be 'layer' or 'channel'")
+        self.initial = (tau, upsilon, rho)
+        self.per = per
+        self.learnable = learnable
+        self.nonlinearity = nonlinearity
+        self.spaces: dict[str, torch.Size] = {}
+        self.signed_tau = nn.ParameterDict()
+        self.upsilon = nn.ParameterDict()
+        self.rho = nn.ParameterDict()
+
+    def accepts(self, name: str, weight: Tensor) -> bool:
+        """Convolution kernels (out, in, *space)."""
+        return weight.is_floating_point() and weight.ndim >= 3
+
+    def bind(self, theta: Theta) -> None:
+        if len(self.rho):
+            raise ValueError(
+                "this ReactionDiffusionAdvection already evolves another block's weights; give each block a copy.deepcopy of it"
+            )
+        tau, upsilon, rho = self.initial
+        for name, weight in theta.items():
+            axes, moved = weight.ndim - 2, moving(weight.shape[2:])
+            self.spaces[name] = weight.shape[2:]
+            velocity = torch.as_tensor(upsilon, dtype=weight.dtype, device=weight.device)
+            if velocity.ndim > 1 or (velocity.ndim == 1 and len(velocity) != axes):
+                raise ValueError(f"upsilon={upsilon} must be one number or one per spatial axis; {name} has {axes} spatial axes")
+            velocity = velocity.expand(axes)[moved]
+            lead = () if self.per == "layer" else (weight.shape[0],)
+            alone = lead or (1,)  # never 0-dimensional: fully_shard refuses that
+            if max(weight.shape[2:]) > 1:
+                self.signed_tau[parameter_key(name)] = nn.Parameter(weight.new_full(alone, tau), self.learnable)
+            if moved:
+                self.upsilon[parameter_key(name)] = nn.Parameter(velocity.expand(*lead, len(moved)).clone(), self.learnable)
+            self.rho[parameter_key(name)] = nn.Parameter(weight.new_full(alone, rho), self.learnable)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        for name in [prefix + name for name, _ in self.named_parameters() if prefix + name in state_dict]:
+            state_dict[name] = torch.atleast_1d(state_dict[name])  # saved when it had no axis; the dict is load_state_dict's own
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    def coefficients(self, name: str) -> tuple[Tensor, Tensor, Tensor]:
+        """(tau, upsilon, rho) of the weight ``name``: shapes (), (axes,), () or with the channels in front; 0 for what has no effect."""
+        key, place = parameter_key(name), 0 if self.per == "layer" else slice(None)
+        rho = self.rho[key][place]
+        signed = self.signed_tau[key][place] if key in self.signed_tau else torch.zeros_like(rho)
+        columns = [torch.zeros_like(rho)] * len(self.spaces[name])
+        for column, axis in enumerate(moving(self.spaces[name])):
+            columns[axis] = self.upsilon[key][..., column]
+        return signed - signed.detach().clamp(max=0), torch.stack(columns, -1), rho
+
+    def forward(self, t: Tensor | float, theta: Theta) -> Theta:
+        slopes: Theta = {}
+        for weights in alike(theta):
+            found = convolved(self._symbols(weights, (1.0,)), stacked(weights))[0]
+            slopes |= zip(weights, (found if self.nonlinearity is None else self.nonlinearity(found)).unbind(), strict=True)
+        return {name: slopes[name] for name in theta}
+
+    def flow(self, theta: Theta, times: Sequence[float]) -> Theta | None:
+        if self.nonlinearity is not None:
+            return None
+        path: Theta = {}
+        for weights in alike(theta):
+            start = stacked(weights)
+            found = start + convolved(expm1(self._symbols(weights, tuple(times))), start)
+            path |= zip(weights, found.unbind(1), strict=True)
+        return {name: path[name] for name in theta}
+
+    def _symbols(self, weights: Theta, times: tuple[float, ...]) -> Tensor:
+        """(-tau |k|^2 + rho + i k . upsilon) t of kernels of one shape: (rows, times, modes, 2), a row for each set of coefficients."""
+        keys, weight = [parameter_key(name) for name in weights], next(iter(weights.values()))
+        columns = [torch.cat([self.rho[key] for key in keys])[:, None]]
+        if keys[0] in self.upsilon:
+            columns.append(torch.cat([torch.atleast_2d(self.upsilon[key]) for key in keys]))
+        if keys[0] in self.signed_tau:
+            signed = torch.cat([self.signed_tau[key] for key in keys])[:, None]
+            columns.append(signed * (2.0 * (signed.detach() >= 0) - 1.0))
+        dtype = torch.promote_types(weight.dtype, torch.float32)
+        table = kept(growth, tuple(weight.shape[2:]), times, dtype, weight.device)
+        return (torch.cat(columns, 1).to(dtype) @ table).unflatten(1, (len(times), -1, 2))
+
+    def extra_repr(self) -> str:
+        tau, upsilon, rho = self.initial
+        return f"tau={tau}, upsilon={upsilon}, rho={rho}, per={self.per!r}, learnable={self.learnable}"
