@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .boundary import Dirichlet
 from .grid import Grid1D
+from .numbers import constant
 
 
 def elapsed(t: float | Tensor | Sequence[float], symbol: Tensor, u: Tensor) -> Tensor:
@@ -17,7 +18,10 @@ def elapsed(t: float | Tensor | Sequence[float], symbol: Tensor, u: Tensor) -> T
 
     In single precision the phase k t of a long time would have no digit left.
     """
-    t = torch.as_tensor(t, dtype=torch.float64, device=u.device)
+    if not isinstance(t, Tensor):
+        times = constant((tuple(t) if isinstance(t, Sequence) else (t,),), u.new_empty(0, dtype=torch.float64))[0]
+        t = times if isinstance(t, Sequence) else times[0]
+    t = t.to(u.device, torch.float64)
     return t.reshape(*t.shape, *(1,) * max(symbol.ndim, u.ndim)) * symbol
 
 

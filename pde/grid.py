@@ -71,7 +71,7 @@ class Grid1D:
         """
         k = self.modes(like)
         if self.n % 2 == 0:
-            k[-1] = 0
+            k[-1].zero_()
         return k
 
     def check(self, u: Tensor) -> None:

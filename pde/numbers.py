@@ -7,22 +7,25 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._C._functorch import peek_interpreter_stack
-from torch.autograd import forward_ad
+
+from anodev2.torch_private import in_dispatch_mode, in_fake_mode, transformed
 
 Rows = tuple[tuple[float, ...], ...]
 
 
 def present(*tensors: Tensor) -> bool:
     """Whether these hold numbers, unlike fake, meta and traced tensors."""
-    fake = torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE) is not None
-    return not (fake or torch.jit.is_tracing() or any(tensor.is_meta for tensor in tensors))  # pyright: ignore[reportPrivateImportUsage]
+    return not (in_fake_mode() or torch.jit.is_tracing() or any(tensor.is_meta for tensor in tensors))  # pyright: ignore[reportPrivateImportUsage]
 
 
 def readable(*tensors: Tensor) -> bool:
-    """Whether numbers can be read out of tensors here: not while compiling or tracing, nor under a torch.func transform or a mode."""
-    plain = not torch.compiler.is_compiling() and peek_interpreter_stack() is None and forward_ad._current_level < 0
-    return plain and not torch._C._len_torch_dispatch_stack() and present(*tensors)
+    """Whether numbers can be read out of tensors here without waiting for a device: not while compiling or tracing, nor under a
+    transform of torch.func or a mode."""
+    return (
+        not (torch.compiler.is_compiling() or transformed() or in_dispatch_mode())
+        and present(*tensors)
+        and all(tensor.is_cpu for tensor in tensors)
+    )
 
 
 def as_tensor(value: Any) -> Tensor:

@@ -21,34 +21,30 @@ MEASURED = "2.14"  # the release of torch whose launches are counted below
 LAUNCHES = {  # at most so many in a training step at batch 256, 5 steps, a norm per step; a change that makes fewer lowers them
     "resnet4 residual": 43,
     "resnet4 ode direct": 125,
-    "resnet4 ode checkpoint": 802,
-    "resnet4 ode slots=2": 945,
+    "resnet4 ode checkpoint": 208,
+    "resnet4 ode slots=2": 235,
     "resnet4 coupled direct": 149,
-    "resnet4 coupled checkpoint": 846,
-    "resnet4 coupled slots=2": 969,
+    "resnet4 coupled checkpoint": 236,
+    "resnet4 coupled slots=2": 259,
     "resnet10 residual": 103,
     "resnet10 ode direct": 349,
-    "resnet10 ode checkpoint": 2380,
-    "resnet10 ode slots=2": 2809,
+    "resnet10 ode checkpoint": 598,
+    "resnet10 ode slots=2": 679,
     "resnet10 coupled direct": 421,
-    "resnet10 coupled checkpoint": 2512,
-    "resnet10 coupled slots=2": 2881,
+    "resnet10 coupled checkpoint": 682,
+    "resnet10 coupled slots=2": 751,
     "resnet18 residual": 187,
     "resnet18 ode direct": 515,
-    "resnet18 ode checkpoint": 3223,
-    "resnet18 ode slots=2": 3795,
+    "resnet18 ode checkpoint": 855,
+    "resnet18 ode slots=2": 955,
     "resnet18 coupled direct": 611,
-    "resnet18 coupled checkpoint": 3399,
-    "resnet18 coupled slots=2": 3891,
+    "resnet18 coupled checkpoint": 967,
+    "resnet18 coupled slots=2": 1051,
 }
+ONCE = "cudaEventSynchronize at anodev2/integrate/comparison.py"  # a backward pass, where a step has been redone, to refuse what changed
 WAITS = {  # files that wait for the device where it could be done without, and why they do
-    "anodev2/replay.py": "what was redone is compared at the end of a backward pass, and the host looks at the result",
-    "anodev2/linear.py": "a symbol of plain numbers lies on the CPU, and is copied at each use by a method that splits",
-    "pde/grid.py": "wavenumbers: the last mode is set to 0 by a copy of that number",
-    "pde/closed_form.py": "the times of a flow are copied",
+    "anodev2/solvers/linear.py": "a symbol of plain numbers lies on the CPU, and is copied at each use by a method that splits",
 }
-NOT_CAPTURED = {f"field {equation} {adjoint}": WAITS["pde/closed_form.py"] for equation in ("diffusion", "wave") for adjoint in BOTH}
-NOT_KEPT = {"tests/test_cuda.py": WAITS["anodev2/replay.py"]}
 CONTROLS = {  # what may not be in a capture, and what is said of it
     "a number is read": "cudaStreamSynchronize",
     "a copy from the host": "unless the CPU tensor is pinned",
@@ -96,14 +92,9 @@ ROWS = {
 }
 
 
-def rows(table: str, lacking: dict[str, str] | None = None) -> pytest.MarkDecorator:
-    """A test for each row of a table, slow but for the quick ones; those ``lacking`` fail, for a reason."""
-    found = []
-    for row in ROWS[table]:
-        marks = [] if row in QUICK[table] else [slow]
-        if lacking and row in lacking:
-            marks.append(pytest.mark.xfail(strict=True, reason=lacking[row]))
-        found.append(pytest.param(row, marks=marks))
+def rows(table: str) -> pytest.MarkDecorator:
+    """A test for each row of a table, slow but for the quick ones."""
+    found = [pytest.param(row, marks=[] if row in QUICK[table] else [slow]) for row in ROWS[table]]
     return pytest.mark.parametrize("row", found, ids=ROWS[table])
 
 
@@ -124,7 +115,9 @@ def test_a_training_step_launches_no_more_than_it_did(null_device: NullDevice, r
 @rows("waits")
 def test_nothing_waits_for_the_device(null_device: NullDevice, row: str) -> None:
     found = answer(null_device, "waits", row)
-    assert [wait for wait in found if not any(file in wait for file in WAITS)] == []
+    compared = [wait for wait in found if wait.startswith(ONCE)]
+    assert [wait for wait in found if wait not in compared and not any(file in wait for file in WAITS)] == []
+    assert len(compared) <= 2  # for the solves of a block and of its weights
 
 
 @pytest.mark.parametrize("file", [pytest.param(file, marks=pytest.mark.xfail(strict=True, reason=why)) for file, why in WAITS.items()])
@@ -133,7 +126,7 @@ def test_files_that_wait(null_device: NullDevice, file: str) -> None:
     assert [row for row, seen in found.items() if file in str(seen)] == []
 
 
-@rows("captures", NOT_CAPTURED)
+@rows("captures")
 def test_a_training_step_is_captured_in_a_graph(null_device: NullDevice, row: str) -> None:
     assert answer(null_device, "captures", row) == []
 
@@ -156,6 +149,6 @@ def test_every_option_is_in_some_row() -> None:
     assert {field.name for field in dataclasses.fields(Config)} - fixed - elsewhere == given
 
 
-@rows("promises", NOT_KEPT)
+@rows("promises")
 def test_what_tests_promise_of_a_gpu_holds(null_device: NullDevice, row: str) -> None:
     assert "passed" in answer(null_device, "promises", row) and "failed" not in answer(null_device, "promises", row)

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from anodev2 import odeint, solve
+from anodev2.pde import Advection, Burgers, Diffusion, Dirichlet, Grid1D, Neumann, ReactionDiffusionAdvection, Wave
 from anodev2.testing import observed_order, taylor_test
-from pde import Advection, Burgers, Diffusion, Dirichlet, Grid1D, Neumann, ReactionDiffusionAdvection, Wave
 
 Function = Callable[[Tensor], Tensor]
 LENGTH = 2.0

@@ -55,7 +55,8 @@ class Comparison:
                 continue
             if not self.waiting:
                 after_backward(self.verify)
-            self.waiting.setdefault((again.device, again.dtype), []).append((again.clone(), expected, self._tolerance(tensor)))
+            again = again if again.untyped_storage().nbytes() == again.nbytes else again.clone()  # which would hold all of the tensor
+            self.waiting.setdefault((again.device, again.dtype), []).append((again, expected, self._tolerance(tensor)))
 
     def _tolerance(self, leaf: Tensor) -> float:
         own = LOW_PRECISION_TOLERANCE if self.low_precision else TOLERANCE.get(leaf.dtype.to_real(), LOW_PRECISION_TOLERANCE)
@@ -63,11 +64,22 @@ class Comparison:
 
     def verify(self) -> None:
         waiting, self.waiting = self.waiting, {}
-        for group in waiting.values():
-            values = torch.cat([tensor for again, expected, _ in group for tensor in (again, expected)]).cpu()
+        homes = [
+            _sent_home(torch.cat([values for again, expected, _ in group for values in (again, expected)])) for group in waiting.values()
+        ]
+        for device in {device for device, _ in waiting}:  # the one time that a backward pass waits for it
+            arrived = torch.Event(device)
+            arrived.record()
+            arrived.synchronize()
+        for group, values in zip(waiting.values(), homes, strict=True):
             parts = iter(values.split([len(again) for again, _, _ in group for _ in range(2)]))
             for (*_, tolerance), again, expected in zip(group, parts, parts, strict=True):
                 _refuse(again, expected, tolerance)
+
+
+def _sent_home(values: Tensor) -> Tensor:
+    home = torch.empty_like(values, device="cpu", pin_memory=values.is_cuda)
+    return home.copy_(values, non_blocking=True)
 
 
 def _refuse(again: Tensor, expected: Tensor, tolerance: float) -> None:

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..linear import LinearOperator
 from ..stepping import Step
 from ..torch_private import in_transform
+from .linear import LinearOperator
 from .method import Leaves, Method, SplitField, StepFailed, add
 
 Linear = Callable[[Tensor], Tensor]

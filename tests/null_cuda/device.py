@@ -65,7 +65,11 @@ class NullDevice:
 
         cuDNN is asked by its older interface, which needs no plans; what compilers make and measure here is kept for nobody.
         """
-        own = {"LD_PRELOAD": " ".join(str(self.folder / name) for name in LIBRARIES), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        own = {
+            "LD_PRELOAD": " ".join(str(self.folder / name) for name in LIBRARIES),
+            "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'examples'}",
+            "OMP_NUM_THREADS": "1",
+        }
         how = {"TORCH_CUDNN_V8_API_DISABLED": "1", "USE_PYTORCH_KERNEL_CACHE": "0"}
         how |= dict.fromkeys(("TRITON_LIBCUDA_PATH", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR"), str(self.folder))
         question = json.dumps(rows)

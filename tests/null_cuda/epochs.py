@@ -9,7 +9,7 @@ import tempfile
 import traceback
 from pathlib import Path
 
-from examples import train_cifar
+import train_cifar
 
 TINY = ("--device", "cuda", "--data", "mini", "--subset", "20", "--batch-size", "10", "--epochs", "1")
 
