@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from anodev2 import CoupledSystem, odeint
-from anodev2.pde import Advection, Grid1D, ReactionDiffusionAdvection
+from anodev2.pde import Advection, AdvectionDiffusionReaction, Grid1D
 from options import picture_script
 
 OBSERVED, LATER = [0.25, 0.5, 0.75, 1.0], 2.0
@@ -36,7 +36,7 @@ def travelled(t: Tensor, c0: Tensor | float, p: Tensor | float) -> Tensor:
 
 def standing(numbers: Tensor, times: list[float]) -> Tensor:
     """dz/dt = -c dz/dx + r z with constant c and r, in closed form."""
-    equation = ReactionDiffusionAdvection(GRID, speed=numbers[0], reaction=numbers[1])
+    equation = AdvectionDiffusionReaction(GRID, speed=numbers[0], reaction=numbers[1])
     z = equation.flow(bump(GRID.points(numbers)), times)
     assert z is not None
     return z

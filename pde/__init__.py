@@ -1,5 +1,8 @@
 """Equations for one-dimensional fields, called as (t, u): right-hand sides for ``anodev2.odeint``."""
 
+import warnings
+from typing import Any
+
 if __name__ == "pde":  # the folder in a checkout: the same modules as anodev2.pde, not copies of them
     import sys
     from importlib import import_module
@@ -13,12 +16,13 @@ from .burgers import Burgers
 from .diffusion import Diffusion
 from .equation import Equation, Sum
 from .grid import Grid1D
-from .reaction_diffusion_advection import Reaction, ReactionDiffusionAdvection, Source
+from .reaction import AdvectionDiffusionReaction, Reaction, Source
 from .stencils import Derivative, derivative
 from .wave import Wave
 
 __all__ = [
     "Advection",
+    "AdvectionDiffusionReaction",
     "Burgers",
     "Derivative",
     "Diffusion",
@@ -28,9 +32,20 @@ __all__ = [
     "Neumann",
     "Periodic",
     "Reaction",
-    "ReactionDiffusionAdvection",
     "Source",
     "Sum",
     "Wave",
     "derivative",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "ReactionDiffusionAdvection":
+        warnings.warn(
+            "pde.ReactionDiffusionAdvection, an equation, is now called AdvectionDiffusionReaction; the dynamics of the old name are "
+            "anodev2.ReactionDiffusionAdvection",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        return AdvectionDiffusionReaction
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

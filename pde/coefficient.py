@@ -32,6 +32,14 @@ def attach(module: nn.Module, name: str, value: Coefficient, n: int) -> None:
     keep(module, name, value)
 
 
+def shown(value: Any) -> str:
+    """A coefficient in a few characters."""
+    if isinstance(value, Tensor):
+        kind = type(value).__name__
+        return f"{kind}({value.item():g})" if value.ndim == 0 and readable(value) else f"{kind}{list(value.shape)}"
+    return f"{value:g}" if isinstance(value, int | float) else getattr(value, "__name__", type(value).__name__)
+
+
 def is_number(value: Coefficient) -> bool:
     """A Python number."""
     return isinstance(value, int | float)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from anodev2 import FourierOperator, LinearOperator
 
 from .closed_form import dense_flow, elapsed, fourier_flow, line_between, wall_series
-from .coefficient import evaluate
+from .coefficient import evaluate, shown
 from .grid import Grid1D
 from .numbers import as_tensor, present, readable
 from .stability import POINTS, VARYING, Profile, few, matrix_limit, mode_limit, profiles, remembered, scaled
@@ -80,7 +80,10 @@ class Equation(nn.Module, ABC):
         return self if isinstance(other, int) and other == 0 else NotImplemented
 
     def extra_repr(self) -> str:
-        return f"n={self.grid.n}, length={self.grid.length:g}"
+        known = ("speed", "diffusivity", "viscosity", "rate", "source", "scheme")
+        own = [(name, value) for name in known if (value := getattr(self, name, None)) is not None and not isinstance(value, nn.Module)]
+        coefficients = [f"{name}={value!r}" if isinstance(value, str) else f"{name}={shown(value)}" for name, value in own]
+        return ", ".join([f"n={self.grid.n}", f"length={self.grid.length:g}", *coefficients])
 
 
 class FieldEquation(Equation):

@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from anodev2 import Compile, odeint
-from anodev2.pde import Advection, Burgers, Diffusion, Dirichlet, Grid1D, Neumann, ReactionDiffusionAdvection, Wave
+from anodev2.pde import Advection, AdvectionDiffusionReaction, Burgers, Diffusion, Dirichlet, Grid1D, Neumann, Wave
 from blocks import DYNAMICS, block_of, stirred
 
 
@@ -116,7 +116,7 @@ EQUATIONS: dict[str, tuple[Callable[[], Any], str]] = {
     "advection between walls": (lambda: Advection(Grid1D(8, boundary=Dirichlet(0.0, None)), 0.3), "rk4"),
     "diffusion": (lambda: Diffusion(Grid1D(8, boundary=Neumann(0.5, 1.0)), 0.01), "rk4"),
     "burgers": (lambda: Burgers(Grid1D(8, boundary=Dirichlet(1.0, -1.0)), 0.05), "rk4"),
-    "split": (lambda: ReactionDiffusionAdvection(Grid1D(8), 0.01, 0.1, -0.1), "etdrk4"),
+    "split": (lambda: AdvectionDiffusionReaction(Grid1D(8), 0.01, 0.1, -0.1), "etdrk4"),
     "split between walls": (lambda: Burgers(Grid1D(8, boundary=Dirichlet(1.0, -1.0)), 0.1), "imex2"),
     "wave": (lambda: Wave(Grid1D(8, boundary=Dirichlet(0.0, 0.0)), 0.3), "leapfrog"),
 }

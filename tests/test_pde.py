@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from anodev2 import odeint
+import anodev2
+from anodev2 import odeint, pde
 from anodev2.pde import Advection, Grid1D
 
 
@@ -45,3 +47,12 @@ def test_user_mistakes_are_named() -> None:
         Grid1D(8, length=0.0)
     with pytest.raises(ValueError, match=r"5 points.*grid 8"):
         Advection(Grid1D(8), 1.0)(torch.tensor(0.0), torch.ones(5))
+
+
+def test_the_old_name_of_an_equation_warns_and_works() -> None:
+    with pytest.warns(DeprecationWarning, match="AdvectionDiffusionReaction"):
+        old = pde.ReactionDiffusionAdvection
+    assert old is pde.AdvectionDiffusionReaction
+    names: dict[str, Any] = {}
+    exec("from anodev2 import *\nfrom anodev2.pde import *", names)
+    assert names["ReactionDiffusionAdvection"] is anodev2.ReactionDiffusionAdvection

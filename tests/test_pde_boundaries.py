@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from anodev2 import odeint
-from anodev2.pde import Advection, Burgers, Diffusion, Dirichlet, Grid1D, Neumann, Periodic, ReactionDiffusionAdvection, Wave
+from anodev2.pde import Advection, AdvectionDiffusionReaction, Burgers, Diffusion, Dirichlet, Grid1D, Neumann, Periodic, Wave
 from anodev2.pde.stencils import derivative
 from anodev2.testing import observed_order
 
@@ -219,7 +219,7 @@ def test_straight_lines_are_steady(make: Callable[..., Any], shape: Callable[[An
 def test_a_matrix_between_walls_is_what_the_equation_does(ends: Any) -> None:
     grid = Grid1D(14, boundary=ends)
     equations = [Diffusion(grid, 0.4, scheme) for scheme in CENTRAL]
-    equations += [Diffusion(grid, 0.3) + Advection(grid, 0.8, "upwind3"), ReactionDiffusionAdvection(grid, 0.2, -0.5, 0.3)]
+    equations += [Diffusion(grid, 0.3) + Advection(grid, 0.8, "upwind3"), AdvectionDiffusionReaction(grid, 0.2, -0.5, 0.3)]
     u = torch.randn(2, 14, dtype=torch.float64)
     for equation in equations:
         torch.testing.assert_close(u @ equation.matrix().mT, equation(ZERO, u), rtol=1e-12, atol=1e-10)
@@ -266,7 +266,7 @@ MISTAKES: dict[str, tuple[Callable[[], Any], str]] = {
     "diffusion without data": (lambda: Diffusion(Grid1D(16, boundary=Dirichlet(0.0, None)), 1.0), "right"),
     "diffusion without data at the left": (lambda: Diffusion(Grid1D(16, boundary=Neumann(None, 0.0)), 1.0), "left"),
     "negative diffusivity": (lambda: Diffusion(G, -0.1), r"diffusivity.*-0\.1"),
-    "negative diffusivity in the sum of three": (lambda: ReactionDiffusionAdvection(G, diffusivity=-0.1), r"diffusivity.*-0\.1"),
+    "negative diffusivity in the sum of three": (lambda: AdvectionDiffusionReaction(G, diffusivity=-0.1), r"diffusivity.*-0\.1"),
     "negative viscosity": (lambda: Burgers(G, viscosity=-0.1), r"viscosity.*-0\.1|diffusivity.*-0\.1"),
     "wall data without an axis for the points": (lambda: Dirichlet(torch.ones(2)), r"left of shape \(2,\).*left\[\.\.\., None\].*\(2, 1\)"),
     "slopes without it": (lambda: Neumann(0.0, torch.ones(2, 3)), r"right of shape \(2, 3\).*\(2, 3, 1\)"),

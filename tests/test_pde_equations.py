@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from anodev2 import FourierOperator, odeint
-from anodev2.pde import Advection, Burgers, Diffusion, Dirichlet, Grid1D, Neumann, ReactionDiffusionAdvection, Wave
+from anodev2.pde import Advection, AdvectionDiffusionReaction, Burgers, Diffusion, Dirichlet, Grid1D, Neumann, Wave
 from anodev2.testing import observed_order
 from problems import points
 
@@ -41,9 +41,9 @@ PERIODIC: dict[str, Callable[[Grid1D], Any]] = {
         for c in (0.7, -0.7)
     },
     **{f"diffusion {s}": lambda g, s=s: Diffusion(g, 0.05, s) for s in ("central2", "central4", "central6", "spectral")},
-    "all three": lambda g: ReactionDiffusionAdvection(g, 0.04, -0.6, 0.3),
+    "all three": lambda g: AdvectionDiffusionReaction(g, 0.04, -0.6, 0.3),
     "conservative": lambda g: Advection(g, 0.7, "upwind3", conservative=True) + Diffusion(g, 0.02),
-    "a sum": lambda g: Advection(g, 0.5, "spectral") + Diffusion(g, 0.03, "central4") + ReactionDiffusionAdvection(g, reaction=-0.4),
+    "a sum": lambda g: Advection(g, 0.5, "spectral") + Diffusion(g, 0.03, "central4") + AdvectionDiffusionReaction(g, reaction=-0.4),
 }
 
 
@@ -75,7 +75,7 @@ WALLED: dict[str, Callable[[], Any]] = {
     "neumann": lambda: Diffusion(Grid1D(16, L, Neumann(0.4, -0.3)), 0.1),
     "inflow": lambda: Advection(Grid1D(16, L, Dirichlet(0.4, None)), 0.7, "upwind3"),
     "inflow from the right": lambda: Advection(Grid1D(16, L, Dirichlet(None, -0.4)), -0.7, "upwind5"),
-    "all three": lambda: ReactionDiffusionAdvection(Grid1D(16, L, Dirichlet(0.4, -0.3)), 0.1, 0.5, 0.2),
+    "all three": lambda: AdvectionDiffusionReaction(Grid1D(16, L, Dirichlet(0.4, -0.3)), 0.1, 0.5, 0.2),
 }
 
 
@@ -106,7 +106,7 @@ def test_there_is_no_flow_where_there_is_no_closed_form() -> None:
         Diffusion(grid, torch.linspace(1, 2, 16).double()),
         Burgers(grid, 0.1),
         Diffusion(moving, 0.1),
-        ReactionDiffusionAdvection(grid, 0.1, source=lambda t, x, u: u**2),
+        AdvectionDiffusionReaction(grid, 0.1, source=lambda t, x, u: u**2),
         Diffusion(grid, 0.1) + Burgers(grid, 0.1),
     ]
     for case in cases:
@@ -151,7 +151,7 @@ def test_exact_diffusion_damps_each_mode() -> None:
 def test_exact_reaction_diffusion_advection() -> None:
     grid = Grid1D(24, L)
     x = points(grid)
-    equation = ReactionDiffusionAdvection(grid, 0.04, -0.6, 0.3)
+    equation = AdvectionDiffusionReaction(grid, 0.04, -0.6, 0.3)
     u0 = 1 + torch.sin(math.pi * x)
     expected = math.exp(0.3 * 0.8) * (1 + math.exp(-0.04 * math.pi**2 * 0.8) * torch.sin(math.pi * (x + 0.6 * 0.8)))
     close(equation.exact(0.8, u0), expected, 1e-12)
@@ -280,7 +280,7 @@ def test_symbols_are_the_eigenvalues_of_the_matrix(name: str, n: int) -> None:
 
 def test_exact_symbols() -> None:
     grid, k = Grid1D(16, L), torch.tensor([0.0, 1.0, -2.5]).double()
-    all_three = ReactionDiffusionAdvection(grid, 0.04, -0.6, 0.3)
+    all_three = AdvectionDiffusionReaction(grid, 0.04, -0.6, 0.3)
     torch.testing.assert_close(all_three.exact_symbol(k), torch.complex(0.3 - 0.04 * k**2, 0.6 * k))
     torch.testing.assert_close(all_three.symbol(0.01 * k), all_three.exact_symbol(0.01 * k), rtol=1e-3, atol=1e-6)
     pair = Wave(grid, 0.9).exact_symbol(k)
@@ -316,7 +316,7 @@ SPLIT: dict[str, Callable[[], Any]] = {
     "burgers between walls": lambda: Burgers(Grid1D(16, L, Dirichlet(0.3, -0.2)), 0.1, "upwind3"),
     "weno5": lambda: Advection(Grid1D(16, L), 0.8, "weno5") + Diffusion(Grid1D(16, L), 0.1),
     "varying": lambda: Diffusion(Grid1D(16, L), lambda t, x: 0.1 + t + 0.1 * x**2) + Advection(Grid1D(16, L), 0.3),
-    "source": lambda: ReactionDiffusionAdvection(Grid1D(16, L), 0.1, 0.3, -0.2, lambda t, x, u: t + x * u**2),
+    "source": lambda: AdvectionDiffusionReaction(Grid1D(16, L), 0.1, 0.3, -0.2, lambda t, x, u: t + x * u**2),
     "moving data": lambda: Diffusion(Grid1D(16, L, Neumann(lambda t: t, 0.2)), 0.1),
 }
 
@@ -404,7 +404,7 @@ KINDS: dict[str, Callable[[], Any]] = {
     "inflow": lambda: Advection(Grid1D(16, 1.0, Dirichlet(0.3, None)), 0.7),
     "diffusion": lambda: Diffusion(Grid1D(16), 0.3, "central4"),
     "diffusion between walls": lambda: Diffusion(Grid1D(16, 1.0, Neumann(0.1, lambda t: t)), lambda t, x: 1 + x),
-    "all three": lambda: ReactionDiffusionAdvection(Grid1D(16), 0.1, 0.2, 0.3, lambda t, x, u: x * u.square()),
+    "all three": lambda: AdvectionDiffusionReaction(Grid1D(16), 0.1, 0.2, 0.3, lambda t, x, u: x * u.square()),
     "burgers": lambda: Burgers(Grid1D(16), 0.1),
     "a sum": lambda: Advection(Grid1D(16), 0.3) + Burgers(Grid1D(16), 0.1),
 }
@@ -483,7 +483,7 @@ def test_coefficients_are_found() -> None:
         def forward(self, t: Tensor, x: Tensor) -> Tensor:
             return self.layer(x[:, None].to(torch.float32)).squeeze(-1).to(x.dtype)
 
-    learned = [Advection(grid, p), Diffusion(grid, p), Wave(grid, p), Burgers(grid, p), ReactionDiffusionAdvection(grid, reaction=p)]
+    learned = [Advection(grid, p), Diffusion(grid, p), Wave(grid, p), Burgers(grid, p), AdvectionDiffusionReaction(grid, reaction=p)]
     for equation in learned:
         assert [q is p for q in equation.parameters()] == [True]
     assert {id(q) for q in Advection(grid, Speed()).parameters()} == {id(q) for q in field.parameters()}

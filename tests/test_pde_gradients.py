@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from anodev2 import CoupledSystem, odeint
-from anodev2.pde import Advection, Burgers, Diffusion, Dirichlet, Grid1D, Neumann, ReactionDiffusionAdvection, Wave
+from anodev2.pde import Advection, AdvectionDiffusionReaction, Burgers, Diffusion, Dirichlet, Grid1D, Neumann, Wave
 from problems import points
 
 T = torch.tensor(0.3, dtype=torch.float64)
@@ -51,8 +51,8 @@ CASES: dict[str, Case] = {
     "inflow": (lambda a, c: Advection(walled(Dirichlet, a, None), c), numbers(0.4, 0.7)),
     "moving wall value": (lambda a: Diffusion(walled(Dirichlet, lambda t: a * t, 0.1), 0.2), numbers(0.4)),
     "moving inflow, weno5": (lambda a: Advection(walled(Dirichlet, lambda t: torch.sin(a * t), None), 0.7, "weno5"), numbers(0.4)),
-    "all three": (lambda D, c, r: ReactionDiffusionAdvection(GRID, D, c, r), numbers(0.1, -0.5, 0.3)),
-    "source": (lambda s: ReactionDiffusionAdvection(GRID, 0.1, source=lambda t, x, u: s * u.square() + x), numbers(0.6)),
+    "all three": (lambda D, c, r: AdvectionDiffusionReaction(GRID, D, c, r), numbers(0.1, -0.5, 0.3)),
+    "source": (lambda s: AdvectionDiffusionReaction(GRID, 0.1, source=lambda t, x, u: s * u.square() + x), numbers(0.6)),
     "viscosity": (lambda nu: Burgers(GRID, nu), numbers(0.1)),
     "viscosity, upwind3": (lambda nu: Burgers(GRID, nu, "upwind3"), numbers(0.1)),
     "sum": (lambda D, c: Diffusion(GRID, D) + Advection(GRID, c, "upwind3"), numbers(0.1, 0.5)),
@@ -105,7 +105,7 @@ PARAMETERS: dict[str, Callable[[Any], Any]] = {
     "wall value": lambda p: Diffusion(walled(Dirichlet, p, 0.1), 0.2),
     "wall slope": lambda p: Diffusion(walled(Neumann, 0.1, p), 0.2),
     "inflow": lambda p: Advection(walled(Dirichlet, p, None), 0.7),
-    "reaction": lambda p: ReactionDiffusionAdvection(GRID, 0.1, 0.2, p),
+    "reaction": lambda p: AdvectionDiffusionReaction(GRID, 0.1, 0.2, p),
     "viscosity": lambda p: Burgers(GRID, p),
 }
 
@@ -165,7 +165,7 @@ def test_a_learned_boundary_that_moves() -> None:
 def test_gradcheck_of_flows(kind: str) -> None:
     u = torch.sin(3 * points(GRID)) + 0.15
     if kind == "periodic":
-        flow: Any = lambda u, D, c, r: ReactionDiffusionAdvection(GRID, D, c, r).flow(u, [0.0, 0.4])
+        flow: Any = lambda u, D, c, r: AdvectionDiffusionReaction(GRID, D, c, r).flow(u, [0.0, 0.4])
         coefficients = numbers(0.1, -0.5, 0.3)
     else:
         wall = Dirichlet if kind == "dirichlet" else Neumann
@@ -185,7 +185,7 @@ def test_gradcheck_of_the_waves_flow(boundary: Any) -> None:
 
 def test_gradcheck_of_symbols() -> None:
     k = torch.linspace(-3, 3, 7, dtype=torch.float64)
-    symbol = lambda D, c, r: ReactionDiffusionAdvection(GRID, D, c, r).symbol(k)
+    symbol = lambda D, c, r: AdvectionDiffusionReaction(GRID, D, c, r).symbol(k)
     assert torch.autograd.gradcheck(lambda *p: torch.view_as_real(symbol(*p)), [x.requires_grad_() for x in numbers(0.1, -0.5, 0.3)])
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from anodev2 import odeint, solve
-from anodev2.pde import Advection, Burgers, Diffusion, Dirichlet, Grid1D, Neumann, ReactionDiffusionAdvection, Wave
+from anodev2.pde import Advection, AdvectionDiffusionReaction, Burgers, Diffusion, Dirichlet, Grid1D, Neumann, Wave
 from anodev2.testing import observed_order, taylor_test
 
 Function = Callable[[Tensor], Tensor]
@@ -197,7 +197,7 @@ ROWS: dict[str, Row] = {
         orders({"in right": ((*BETWEEN, "central6"), KINDS)}, at_walls),
     ),
     "all three": Row(
-        lambda grid, D, scheme: ReactionDiffusionAdvection(grid, D, 0.4, -0.3, scheme=scheme, advection_scheme="central4"),
+        lambda grid, D, scheme: AdvectionDiffusionReaction(grid, D, 0.4, -0.3, scheme=scheme, advection_scheme="central4"),
         lambda u, D: lambda x: d(product(D, d(u)))(x) - 0.4 * d(u)(x) - 0.3 * u(x),
         lambda x: 0.3 + 0.2 * torch.sin(math.pi * x),
         orders({"periodic": (("central2", "central4"), KINDS), "dirichlet": (("central2",), KINDS)}, even),

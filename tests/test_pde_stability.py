@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from anodev2 import METHODS, Tableau, odeint
-from anodev2.pde import Advection, Burgers, Diffusion, Dirichlet, Grid1D, Neumann, ReactionDiffusionAdvection, Wave
+from anodev2.pde import Advection, AdvectionDiffusionReaction, Burgers, Diffusion, Dirichlet, Grid1D, Neumann, Wave
 from problems import RUNGE_KUTTA, points
 
 ZERO = torch.zeros((), dtype=torch.float64)
@@ -27,7 +27,7 @@ EQUATIONS: dict[str, Callable[[], Any]] = {
     **{f"advection {s}": lambda s=s: Advection(GRID, 0.9, s) for s in (*UPWIND_ADVECTION, *CENTRAL_ADVECTION)},
     **{f"diffusion {s}": lambda s=s: Diffusion(GRID, 0.3, s) for s in ("central2", "central4", "central6", "spectral")},
     "advection and diffusion": lambda: Advection(GRID, -0.9, "upwind3") + Diffusion(GRID, 0.02, "central4"),
-    "decay": lambda: ReactionDiffusionAdvection(GRID, reaction=-1.7),
+    "decay": lambda: AdvectionDiffusionReaction(GRID, reaction=-1.7),
 }
 
 
@@ -192,14 +192,14 @@ def test_fine_grids_are_judged_by_their_largest_mode() -> None:
 
 
 def test_nothing_limits_a_field_that_stands_still() -> None:
-    for equation in (Advection(GRID, 0.0), Diffusion(GRID, 0.0), ReactionDiffusionAdvection(GRID), Wave(GRID, 0.0)):
+    for equation in (Advection(GRID, 0.0), Diffusion(GRID, 0.0), AdvectionDiffusionReaction(GRID), Wave(GRID, 0.0)):
         assert equation.max_stable_step("leapfrog" if isinstance(equation, Wave) else "rk4") == math.inf
 
 
 def test_growing_reaction_is_left_out() -> None:
-    without = ReactionDiffusionAdvection(GRID, 0.1, 0.4).max_stable_step("rk4")
-    assert ReactionDiffusionAdvection(GRID, 0.1, 0.4, 2.0).max_stable_step("rk4") == pytest.approx(without, rel=1e-12)
-    assert 0.5 * without < ReactionDiffusionAdvection(GRID, 0.1, 0.4, -2.0).max_stable_step("rk4") < without
+    without = AdvectionDiffusionReaction(GRID, 0.1, 0.4).max_stable_step("rk4")
+    assert AdvectionDiffusionReaction(GRID, 0.1, 0.4, 2.0).max_stable_step("rk4") == pytest.approx(without, rel=1e-12)
+    assert 0.5 * without < AdvectionDiffusionReaction(GRID, 0.1, 0.4, -2.0).max_stable_step("rk4") < without
 
 
 def test_the_limit_follows_learned_coefficients() -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from anodev2 import CoupledODEBlock, FieldDynamics
-from anodev2.pde import Advection, Diffusion, Dirichlet, Equation, Grid1D, Neumann, ReactionDiffusionAdvection, Wave
+from anodev2.pde import Advection, AdvectionDiffusionReaction, Diffusion, Dirichlet, Equation, Grid1D, Neumann, Wave
 
 
 class Squash(nn.Module):
@@ -33,7 +33,7 @@ EQUATIONS: dict[str, Callable[[], Equation]] = {
     "diffusion, walls": lambda: Diffusion(Grid1D(8, 8.0, Neumann()), parameter(0.3)),
     "wave": lambda: Wave(GRID, parameter(0.7)),
     "wave, walls": lambda: Wave(Grid1D(8, 8.0, Dirichlet()), parameter(0.7)),
-    "all three": lambda: ReactionDiffusionAdvection(GRID, parameter(0.1), parameter(0.5), parameter(0.2)),
+    "all three": lambda: AdvectionDiffusionReaction(GRID, parameter(0.1), parameter(0.5), parameter(0.2)),
 }
 
 

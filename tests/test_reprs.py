@@ -28,6 +28,7 @@ from anodev2 import (
     stability_function,
     unroll,
 )
+from anodev2.pde import Advection, AdvectionDiffusionReaction, Burgers, Diffusion, Grid1D, Wave
 
 
 class Net(nn.Module):
@@ -68,6 +69,25 @@ OBJECTS: dict[str, Callable[[], Any]] = {
     "reversibility": lambda: diagnose.reversibility(ODEBlock(Net(), steps=2), X),
     "stability": lambda: diagnose.stability(ODEBlock(Net(), steps=2), X),
 }
+
+
+GRID = Grid1D(16)
+EQUATIONS: dict[str, Callable[[], Any]] = {
+    "speed=0.25": lambda: Advection(GRID, 0.25),
+    "scheme='central4'": lambda: Advection(GRID, 0.25, "central4"),
+    "diffusivity=Tensor[16]": lambda: Diffusion(GRID, torch.rand(16)),
+    "diffusivity=Parameter(0.5)": lambda: Diffusion(GRID, nn.Parameter(torch.tensor(0.5))),
+    "speed=decay": lambda: Wave(GRID, decay),
+    "rate=-2": lambda: AdvectionDiffusionReaction(GRID, 0.1, reaction=-2.0),
+    "diffusivity=0.75": lambda: Burgers(GRID, 0.75),
+    "diffusivity=0.125": lambda: Advection(GRID, 1.0) + Diffusion(GRID, 0.125),
+}
+OBJECTS |= EQUATIONS
+
+
+@pytest.mark.parametrize("part", EQUATIONS)
+def test_an_equation_shows_its_coefficients(part: str) -> None:
+    assert part in repr(EQUATIONS[part]())
 
 
 @pytest.mark.parametrize("name", OBJECTS)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from anodev2 import CoupledODEBlock, Dynamics, FieldDynamics, Galerkin, NeuralDynamics, ODEBlock, ReactionDiffusionAdvection, Static, odeint
 from anodev2.pde import Advection, Burgers, Diffusion, Equation, Grid1D, Reaction, Wave
-from anodev2.pde import ReactionDiffusionAdvection as FieldRDA
+from anodev2.pde import AdvectionDiffusionReaction as FieldRDA
 from average import Average
 from images import Images, augment, drawn
 from tests.null_cuda.launches import ADJOINTS, network, training_step

@@ -102,7 +102,7 @@ class Source(Term):
         return torch.zeros_like(k, dtype=torch.complex128)
 
 
-class ReactionDiffusionAdvection(FieldEquation):
+class AdvectionDiffusionReaction(FieldEquation):
     """du/dt = d/dx (D du/dx) - c du/dx + rho u + source(t, x, u).
 
     c > 0 moves the field towards +x; the weight dynamics of ANODEV2 writes + upsilon . grad w instead, upsilon = -c. Terms whose
