@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from examples import kernel_evolution, learn_medium, weights_as_waves
+from examples import kernel_evolution, learn_medium, weight_path, weights_as_waves
 
 
 def test_recordings_tell_the_medium_up_to_the_noise(tmp_path: Path) -> None:
@@ -22,6 +22,16 @@ def test_kernels_grow_blur_and_come_back(tmp_path: Path) -> None:
     assert 0.1 < result["blurred"] < 1
     assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "picture.gif").read_bytes().startswith(b"GIF8")
+
+
+def test_the_path_of_weights_follows_its_law_and_is_drawn(tmp_path: Path) -> None:
+    from PIL import Image
+
+    result = weight_path.main(tmp_path / "picture.png", size=5, times=4)
+    assert result["law"] < 1e-4 and result["change"] > 1 and 0.5 < result["norm"] < 1
+    assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
+    with Image.open(tmp_path / "picture.gif") as frames:
+        assert frames.n_frames == 4  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @pytest.mark.slow
