@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import math
+import random
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from torch import Tensor, nn
@@ -16,7 +18,7 @@ from anodev2.models import resnet4
 from problems import van_der_pol, vector
 from tests.problems import MLP, Pendulum, pendulum_state
 
-EXACT = ("direct", "checkpoint", "reversible")
+EXACT = ("checkpoint", "reversible")
 
 
 class Decay(nn.Module):
@@ -58,17 +60,37 @@ class _Doubled(torch.autograd.Function):
 
 def test_the_reverse_solve_of_the_closed_form_case_is_named_and_nothing_else() -> None:
     report = gradient_report(Decay(), vector(1.0, 0.0), method="dopri5", rtol=1e-6, atol=1e-6, loss=lambda end: end[1])
-    assert report.bad == ("backsolve",) and not report.ok and not report.refuted
+    assert report.bad == ("backsolve",) and report.exact == ("checkpoint",) and not report.refuted
     assert report.lengths["w"] == pytest.approx((1 - math.exp(-20)) / 20, rel=1e-6)
-    assert report.errors["direct"] == {"z0": 0.0, "w": 0.0} and report.errors["checkpoint"]["w"] < 1e-14
+    assert report.errors["checkpoint"]["w"] < 1e-14
     assert report.errors["backsolve"]["w"] > 2 and report.ratios["backsolve"]["w"] > 3
     assert report.errors["backsolve"]["z0"] < 1e-6  # alpha itself can be solved backwards
     assert "grids" in report.skipped["reversible"]
     assert report.differences["w"] < 1e-9 and report.uncertainty["w"] < 1e-6
-    said = str(report)
-    assert "direct, checkpoint: exact to round-off of float64" in said
-    assert "backsolve: wrong by 4.48 times its own length in w" in said and "use adjoint='checkpoint'" in said
-    assert said.endswith("Do not train with backsolve: what it gives is not the gradient of the loss.")
+    assert "4.5" in str(report) and report.verdict == "ok; not exact, and does not promise it: backsolve"
+
+
+def test_ok_is_about_adjoints_that_promise_to_be_exact_and_the_one_in_use() -> None:
+    z0 = vector(1.0, 0.0)
+    healthy, sick = (gradient_report(ODEBlock(Decay(), steps=10, method="rk4", adjoint=a), z0) for a in ("checkpoint", "backsolve"))
+    assert healthy.errors == sick.errors and healthy.bad == sick.bad == ("backsolve",)
+    assert healthy.ok and healthy.promised == EXACT
+    assert not sick.ok and sick.promised == (*EXACT, "backsolve")
+    assert sick.verdict == "not ok: not the gradient of the loss: backsolve"
+    chosen = gradient_report(ODEBlock(Decay(), steps=10, method="rk4", adjoint=BacksolveAdjoint(rtol=1e-3)), z0, adjoints=("checkpoint",))
+    assert list(chosen.failed) == ["BacksolveAdjoint(rtol=0.001)"] and chosen.exact == ("checkpoint",) and not chosen.ok
+
+
+def test_an_adjoint_in_use_that_has_no_gradient_is_bad_and_another_is_left_out() -> None:
+    constant = torch.ones(3)
+
+    def loss(end: Tensor) -> Tensor:
+        constant.mul_(1)  # so that steps cannot be redone
+        return end.sum()
+
+    report = gradient_report(lambda t, z: constant + torch.sin(z), torch.ones(3), steps=3, loss=loss, adjoints=EXACT)
+    assert list(report.failed) == ["checkpoint"] and list(report.skipped) == ["reversible"]
+    assert report.bad == ("checkpoint",) and not report.ok and "modified in place" in str(report)
 
 
 @pytest.mark.parametrize("loss", [lambda end: end[0] ** 2 + end[1], None])
@@ -76,7 +98,7 @@ def test_the_reverse_solve_of_van_der_pol_is_named_and_nothing_else(loss: Any) -
     report = gradient_report(van_der_pol, vector(2.0, 0.0), (0.0, 3.0), method="dopri8", rtol=1e-6, atol=1e-6, loss=loss)
     assert report.bad == ("backsolve",) and report.groups == ("z0",)
     assert report.errors["backsolve"]["z0"] > 0.5 and report.angles["backsolve"]["z0"] > 20
-    assert report.errors["direct"]["z0"] == report.errors["checkpoint"]["z0"] == 0.0
+    assert report.errors["checkpoint"]["z0"] == 0.0
     assert report.differences["z0"] < 1e-7
 
 
@@ -87,7 +109,7 @@ def test_a_small_network_has_nothing_wrong() -> None:
     assert all(error < 1e-13 for name in EXACT for error in report.errors[name].values())
     assert 1e-11 < max(report.errors["backsolve"].values()) < 1e-3  # the order of rk4, not round-off
     assert max(report.differences.values()) < 1e-8
-    assert str(report).endswith("nothing wrong.")
+    assert str(report).endswith("\nok")
 
 
 def test_the_steps_of_error_control_are_constants_for_the_differences_too() -> None:
@@ -97,7 +119,7 @@ def test_the_steps_of_error_control_are_constants_for_the_differences_too() -> N
     rate = vector(2.0)[0].requires_grad_()
     report = gradient_report(f, torch.randn(5, dtype=torch.float64), (0.0, 2.0), method="bosh3", rtol=1e-2, atol=1e-2, args=(rate,))
     assert report.groups == ("z0", "args[0]") and max(report.differences.values()) < 1e-8
-    assert all(report.errors[name][group] < 1e-14 for name in ("direct", "checkpoint") for group in report.groups)
+    assert all(report.errors["checkpoint"][group] < 1e-14 for group in report.groups)
     assert "backsolve" in report.bad and list(report.skipped) == ["reversible"]
 
 
@@ -105,7 +127,7 @@ def test_the_reversible_scheme_is_judged_by_its_own_gradient_and_the_difference_
     report = gradient_report(MLP(), torch.randn(3, 4, dtype=torch.float64), method="euler", steps=4, directions=0)
     assert max(report.errors["reversible"].values()) < 1e-13
     assert 1e-3 < max(report.own_scheme["reversible"].values()) < 0.5
-    assert "scheme of its own" in report.verdict
+    assert "scheme of reversible" in str(report) and report.ok
     assert report.differences == {} and "finite differences" not in str(report)
 
 
@@ -121,16 +143,16 @@ def test_a_well_scaled_convolution_is_right_with_a_fine_method_and_off_by_the_st
 
 @pytest.mark.parametrize(("kind", "norm"), [("ode", "per_step"), ("coupled", "shared")])
 def test_a_whole_network_in_training_is_left_as_it_was(kind: Any, norm: Any) -> None:
-    network = resnet4(block=kind, norm=norm, steps=3, adjoint="backsolve")
+    network = resnet4(block=kind, norm=norm, steps=3, adjoint="backsolve").double()
     block = next(module for module in network if isinstance(module, ODEBlock))
     before = {name: value.clone() for name, value in network.state_dict().items()}
     memory = {name: value.data_ptr() for name, value in network.state_dict().items()}
     versions = [p._version for p in network.parameters()]
-    z0 = torch.rand(3, 3, 32, 32)
-    random = torch.get_rng_state()
+    z0 = torch.rand(3, 3, 32, 32, dtype=torch.float64)
+    drawn = torch.get_rng_state()
     report = gradient_report(network, z0, directions=1)
-    assert torch.equal(random, torch.get_rng_state())
-    assert report.bad == ("backsolve",) and not report.refuted
+    assert torch.equal(torch.get_rng_state(), drawn)
+    assert report.bad == ("backsolve",) and not report.ok and not report.refuted
     assert {"z0", "0.weight", "1.bias", "3.f.conv1", "3.f.norm2", "7.bias"} <= set(report.groups)
     assert ("3.dynamics.upsilon" in report.groups) == (kind == "coupled")
     assert len(report.groups) <= 13 and sum(report.sizes.values()) == 9216 + sum(p.numel() for p in network.parameters())
@@ -146,23 +168,30 @@ def test_a_whole_network_in_training_is_left_as_it_was(kind: Any, norm: Any) -> 
 
 def test_dropout_is_the_same_in_every_run_and_the_generator_is_not_moved() -> None:
     network = nn.Sequential(ODEBlock(ConvField(dropout=0.5), steps=3, method="midpoint"), nn.Flatten(), nn.Linear(256, 3))
-    z0, random = torch.randn(2, 4, 8, 8), torch.get_rng_state()
+    z0, drawn = torch.randn(2, 4, 8, 8), torch.get_rng_state()
     one, other = (gradient_report(network, z0, adjoints=("direct", "checkpoint"), seed=seed) for seed in (0, 1))
-    assert torch.equal(torch.get_rng_state(), random)
+    assert torch.equal(torch.get_rng_state(), drawn)
     assert one.bad == () == other.bad and not one.refuted and not other.refuted
     assert all(error < 1e-5 for name in one.errors for error in one.errors[name].values())
-    again = gradient_report(network, z0, adjoints=("direct",), directions=0, loss=torch.sum, seed=0)
-    torch.rand(1)  # the user's generator elsewhere
-    assert again.lengths == gradient_report(network, z0, adjoints=("direct",), directions=0, loss=torch.sum, seed=0).lengths
-    assert again.lengths != gradient_report(network, z0, adjoints=("direct",), directions=0, loss=torch.sum, seed=1).lengths
+    again = gradient_report(network, z0, adjoints=(), directions=0)
+    assert again.lengths == one.lengths != other.lengths
+    torch.rand(1)  # other draws
+    assert gradient_report(network, z0, adjoints=(), directions=0).lengths != one.lengths
     backsolve = gradient_report(network, z0, adjoints=("backsolve",))
     assert backsolve.bad == ("backsolve",)  # its dropout is drawn anew on the way back
+
+
+@pytest.mark.parametrize("draw", [lambda: random.random(), lambda: numpy.random.rand()], ids=["random", "numpy"])
+def test_an_f_that_draws_from_elsewhere_than_torch_is_no_function_and_told(draw: Any) -> None:
+    with pytest.raises(ValueError, match=r"run twice .* it is no function of its inputs"):
+        gradient_report(lambda t, z: draw() - z, torch.ones(3), steps=3)
+    assert gradient_report(lambda t, z: torch.rand_like(z) - z, torch.ones(3), steps=3).ok
 
 
 def test_all_is_restored_after_an_error() -> None:
     block = ODEBlock(ConvField(), steps=2, adjoint="reversible", compile=True)
     norm = nn.BatchNorm2d(4)
-    mean, random = norm.running_mean, torch.get_rng_state()
+    mean, drawn = norm.running_mean, torch.get_rng_state()
 
     def failing(end: Tensor) -> Tensor:
         raise KeyError("on purpose")
@@ -171,7 +200,7 @@ def test_all_is_restored_after_an_error() -> None:
         gradient_report(nn.Sequential(norm, block), torch.ones(2, 4, 8, 8), loss=failing)
     assert isinstance(block.adjoint, ReversibleAdjoint) and block.compiling
     assert mean is not None and norm.running_mean is mean and not mean.any() and norm.num_batches_tracked == 0
-    assert torch.equal(torch.get_rng_state(), random)
+    assert torch.equal(torch.get_rng_state(), drawn)
 
 
 def test_a_wrong_derivative_is_found_by_differences_and_told() -> None:
@@ -183,8 +212,7 @@ def test_a_wrong_derivative_is_found_by_differences_and_told() -> None:
     assert report.refuted == ("args[0]",) and not report.ok
     assert report.differences["args[0]"] == pytest.approx(0.5, abs=1e-6)  # half of what is claimed
     assert report.differences["z0"] < 1e-8
-    assert "finite differences contradict the exact gradient in args[0]: by 50 %" in report.verdict
-    assert str(report).endswith("The derivative of args[0] is wrong before any adjoint comes in.")
+    assert str(report).endswith("contradict plain autograd in args[0]: a custom autograd Function, a detach() or a jump")
 
 
 def test_what_is_detached_is_found_too() -> None:
@@ -207,10 +235,10 @@ def test_kinks_are_uncertainty_and_no_alarm() -> None:
         def forward(self, t: Any, z: Tensor) -> Tensor:
             return self.conv(torch.relu(z))
 
-    report = gradient_report(ODEBlock(Activated(), steps=5), torch.randn(2, 4, 8, 8).relu(), adjoints=("direct", "checkpoint"))
+    z0 = torch.randn(2, 4, 8, 8, dtype=torch.float64).relu()
+    report = gradient_report(ODEBlock(Activated().double(), steps=5), z0, adjoints=("checkpoint",))
     assert report.bad == () == report.refuted and report.undecided == ("z0",)
     assert report.uncertainty["z0"] > 0.01 and report.differences["f.conv.weight"] < 1e-6
-    assert "kinks" in report.verdict
 
 
 def test_a_gradient_that_is_only_round_off_is_not_judged() -> None:
@@ -227,28 +255,22 @@ def test_a_gradient_that_is_only_round_off_is_not_judged() -> None:
     for dtype in (torch.float32, torch.float64):
         report = gradient_report(Normed().to(dtype), torch.randn(16, 4, dtype=dtype), steps=4, method="rk4", adjoints=EXACT)
         assert report.bad == () == report.refuted and report.round_off["linear.bias"] > 0.1
-        assert "linear.bias: not judged" in report.verdict
+        assert report.ok
 
 
-def test_float32_is_compared_with_float64_and_its_round_off_is_no_fault() -> None:
-    report = gradient_report(MLP().float(), torch.randn(3, 4), method="rk4", steps=10)
-    assert report.ok and report.dtype == torch.float32
-    assert all(0 < error < 1e-5 for name in EXACT for error in report.errors[name].values())
-    assert max(report.differences.values()) < 1e-8  # those of float64
+def test_of_a_copy_in_float64_differences_know_more_digits() -> None:
+    net, z0 = MLP().float(), torch.randn(3, 4)
+    report = gradient_report(net, z0, method="rk4", steps=10)
+    assert report.ok and report.dtype == torch.float32 and set(EXACT) <= set(report.exact)
     assert all(1e-9 < share < 1e-5 for share in report.round_off.values())
+    assert 1e-8 < max(report.differences.values()) < 1e-2
+    assert max(gradient_report(copy.deepcopy(net).double(), z0.double(), method="rk4", steps=10).differences.values()) < 1e-8
 
 
-def test_what_has_no_copy_in_float64_is_judged_in_its_own_precision() -> None:
+def test_what_a_function_reaches_by_closure_is_one_group() -> None:
     net = MLP().float()
     report = gradient_report(lambda t, z: net(t, z), torch.randn(3, 4), steps=10)
     assert report.groups == ("z0", "closure") and report.sizes["closure"] == 76 and report.ok
-    assert any("closure" in note and "float32" in note for note in report.notes)
-    assert 1e-8 < max(report.differences.values()) < 1e-2
-    constant = torch.randn(4, 4)
-    report = gradient_report(lambda t, z: torch.tanh(z @ constant), torch.randn(3, 4), steps=10)
-    assert report.groups == ("z0",) and report.ok and any("does not run" in note for note in report.notes)
-    noisy = gradient_report(lambda t, z: -z + torch.randn_like(z), torch.randn(6, 4), steps=10, adjoints=("checkpoint",))
-    assert noisy.ok and any("ends elsewhere" in note for note in noisy.notes)
 
 
 def test_autocast_is_that_of_the_caller_and_its_cache_keeps_nothing() -> None:
@@ -259,7 +281,7 @@ def test_autocast_is_that_of_the_caller_and_its_cache_keeps_nothing() -> None:
         own = gradient_report(lambda t, z: net(t, z), z0, steps=4, adjoints=EXACT)
         assert torch.equal(net(torch.tensor(0.0), z0), before)
     assert report.ok and report.dtype == own.dtype == torch.bfloat16 and not own.refuted
-    assert 1e-4 < max(report.errors["direct"].values()) < 0.1 and max(report.differences.values()) < 1e-8
+    assert 1e-4 < max(report.round_off.values()) < 0.1
 
 
 def test_states_and_arguments_are_trees_and_groups_have_names() -> None:
@@ -310,15 +332,6 @@ def test_a_backward_solve_that_ends_early_is_bad() -> None:
     assert "backsolve: failed" in str(report)
 
 
-def test_the_plot_shows_every_adjoint_and_group() -> None:
-    report = gradient_report(Decay(), vector(1.0, 0.0), method="dopri5", rtol=1e-6, atol=1e-6)
-    ax = report.plot()
-    assert [label.get_text() for label in ax.get_yticklabels()] == ["z0", "w"] and ax.get_xscale() == "log"
-    labels = [text.get_text() for text in ax.get_legend().get_texts()]
-    assert labels == ["direct", "checkpoint", "backsolve", "exact against differences", "tolerance 0.01"]
-    assert report.plot(ax) is ax
-
-
 class Both(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -345,13 +358,9 @@ def test_networks_and_right_hand_sides_are_told_apart() -> None:
     nested = Nested()
     report = gradient_report(nested, z0, steps=3, adjoints=EXACT, directions=1)
     assert report.ok and isinstance(nested.block.adjoint, BacksolveAdjoint)
-    with pytest.raises(ValueError, match="both as network"):
-        gradient_report(Both(), z0, steps=3)
-    with pytest.raises(ValueError, match=r"its own blocks.*leave out t, steps"):
-        gradient_report(nn.Sequential(ODEBlock(MLP(), steps=2)), z0, (0.0, 1.0), steps=3)
     with pytest.raises(ValueError, match="leave out steps"):
         gradient_report(ODEBlock(MLP(), steps=2), z0, steps=3)
-    with pytest.raises(TypeError, match="Linear holds no ODEBlock"):
+    with pytest.raises(TypeError, match=r"func must be callable as func\(t, y\)"):
         gradient_report(nn.Linear(4, 4).double(), z0)
 
 
@@ -373,24 +382,21 @@ def test_misuse_is_told() -> None:
         gradient_report(MLP(), z0, steps=2, args=[z0])  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="does not depend"):
         gradient_report(MLP(), z0, steps=2, loss=lambda end: torch.zeros(()))
-    with pytest.raises(ValueError, match="not finite"):
-        gradient_report(lambda t, z: z * math.inf, z0, steps=2)
+    with pytest.raises(ValueError, match="the gradient under adjoint='direct' is not finite"):
+        gradient_report(lambda t, z: torch.sqrt(z), torch.zeros(2), steps=2)
 
 
-def test_a_difference_between_precisions_that_rounding_cannot_make_is_no_round_off() -> None:
-    first = nn.Linear(4, 8)
-    first.weight.register_hook(lambda g: 2 * g)  # which the copy in float64 does not have
-    net = nn.Sequential(first, nn.Tanh(), nn.Linear(8, 4))
-    report = gradient_report(ODEBlock(OfState(net), steps=3, method="rk4"), torch.randn(3, 4), adjoints=("direct", "checkpoint"))
-    assert report.bad == ("direct", "checkpoint") and not report.ok
-    assert "differ by 1 in" in report.verdict and "a hook on a parameter" in report.verdict
+def test_a_hook_that_changes_gradients_is_contradicted_by_differences() -> None:
+    first = nn.Linear(4, 8).double()
+    first.weight.register_hook(lambda g: 2 * g)
+    net = nn.Sequential(first, nn.Tanh(), nn.Linear(8, 4).double())
+    report = gradient_report(ODEBlock(OfState(net), steps=3, method="rk4"), torch.randn(3, 4, dtype=torch.float64))
+    assert report.refuted == ("f.inner.0.weight",) and not report.ok
 
 
 def test_a_reversible_scheme_that_leaves_the_solution_is_told_though_its_gradient_is_right() -> None:
     report = gradient_report(lambda t, z: -20 * z, torch.ones(1, dtype=torch.float64), method="rk4", steps=20, adjoints=EXACT, directions=0)
-    assert report.astray == ("reversible",) and report.bad == () and not report.ok
-    assert "as the two solutions differ: take more steps" in report.verdict and "Do not train" not in report.verdict
-    assert str(report).endswith("reversible has left the method's solution: it trains another model.")
+    assert report.own_scheme["reversible"]["z0"] > 1 and report.bad == () and report.ok
 
 
 class Sized(nn.Module):
@@ -412,9 +418,9 @@ INCREMENTS = {"euler": lambda f, z, h: h * f(0, z), "midpoint": lambda f, z, h: 
 
 
 def by_hand(f: Sized, z0: Tensor, method: str, steps: int, reversible: bool, nudge: float = 0.0) -> list[Tensor]:
-    """The gradient in float64 of the sum of squares at the end, by a loop; ``nudge``: with inputs moved by so much of their size."""
-    wide, h, c = copy.deepcopy(f).double(), 1 / steps, ReversibleAdjoint().coupling
-    start = z0.double().requires_grad_()
+    """The gradient of the sum of squares at the end, by a loop; ``nudge``: with inputs moved by so much of their size."""
+    wide, h, c = copy.deepcopy(f), 1 / steps, ReversibleAdjoint().coupling
+    start = z0.clone().requires_grad_()
     with torch.no_grad():
         for leaf in (start, *wide.parameters()):
             leaf += nudge * leaf.square().mean().sqrt() * torch.randn_like(leaf)
@@ -436,25 +442,24 @@ def shares(found: list[Tensor], right: list[Tensor]) -> list[float]:
 @pytest.mark.parametrize(("method", "steps", "decay"), [("euler", 2, 0.0), ("euler", 4, 8.0), ("midpoint", 12, 2.0)])
 @pytest.mark.parametrize("size", [0.5, 1, 3, 6, 12])
 def test_whether_a_gradient_is_exact_and_whether_that_matters_are_two_verdicts(size: float, method: str, steps: int, decay: float) -> None:
-    """Each against the gradient that the block gives, compared with one by hand in float64 and with what round-off does to that."""
+    """Each against the gradient that the block gives, compared with one by hand and with what round-off does to that."""
     f, z0, eps = Sized(size, decay), torch.randn(16, 8), torch.finfo(torch.float32).eps
     report = gradient_report(ODEBlock(f, steps=steps, method=method), z0, loss=lambda end: end.square().sum(), directions=0)
     harmless = set()
-    for name in ("direct", "checkpoint", "reversible", "backsolve"):
+    for name in report.errors:
         right = by_hand(f, z0, method, steps, name == "reversible")
         noise = max(max(shares(by_hand(f, z0, method, steps, name == "reversible", eps), right)) for _ in range(3))
         start = z0.clone().requires_grad_()
         end = ODEBlock(f, steps=steps, method=method, adjoint=name)(start)
         errors = shares(list(torch.autograd.grad(end.square().sum(), [start, *f.parameters()])), right)
-        assert list(report.errors[name].values()) == pytest.approx(errors, rel=1e-3, abs=1e-9), name
+        assert list(report.errors[name].values()) == pytest.approx(errors, rel=1e-3, abs=max(10 * eps, noise)), name
         harmless |= {name} if max(errors) <= 0.01 else set()
         if name in report.exact:
             assert max(errors) <= max(100 * eps, 30 * noise), name
         else:
             assert max(errors) > max(50 * eps, 3 * noise), name
-    assert set(report.harmless) == harmless and {*report.bad} == {*report.errors} - harmless
-    summary = report.verdict.splitlines()[-1]
-    assert ("Do not train with" in summary) == bool(report.bad) and all((name in summary) == (name in report.bad) for name in report.errors)
+    assert set(report.bad) == {*report.errors} - harmless
+    assert report.ok is ("reversible" not in report.bad)
 
 
 def test_the_projection_is_not_along_an_input_drawn_from_the_same_seed() -> None:

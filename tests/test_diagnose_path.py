@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -45,10 +44,7 @@ def test_reaction_grows_norms_by_its_exponential() -> None:
     assert report.times == (0.0, 0.25, 0.5, 0.75, 1.0)
     torch.testing.assert_close(report.norms["weight"], block.f.get_parameter("weight").detach().norm() * torch.exp(0.8 * t))
     torch.testing.assert_close(report.changes["weight"], torch.expm1(0.8 * t))
-    assert f"weight moves most from t = 0 to 1 under ReactionDiffusionAdvection, by {math.expm1(0.8):.0%} of its size at t = 1" in str(
-        report
-    )
-    assert f"its norm grows by a factor {math.exp(0.8):.3g}" in str(report)
+    assert f"{math.expm1(0.8):.3g}" in str(report) and str(report).startswith("theta under ReactionDiffusionAdvection")
 
 
 @pytest.mark.parametrize("size", [3, 4, 5])
@@ -61,20 +57,20 @@ def test_diffusion_takes_each_band_down_by_its_own_rate(size: int) -> None:
     assert modes.sum() == size**2 and k[0] == 0
     if size == 3:
         assert k.tolist() == pytest.approx([0, 2 * math.pi / 3, math.sqrt(2) * 2 * math.pi / 3]) and modes.tolist() == [1, 4, 4]
-    assert "mean |k|" in str(report) and "decays by a factor" in str(report)
+    assert "mean |k|" in str(report)
 
 
 def test_advection_moves_a_kernel_and_keeps_its_norm_and_spectrum() -> None:
     report = weight_path(kernels(5, upsilon=(0.0, 2.0)), 3)
     power = report.bands("weight").power
     torch.testing.assert_close(power[2], power[0])
-    assert report.changes["weight"][2] > 0.3 and str(report).endswith("and keeps its norm")
+    torch.testing.assert_close(report.norms["weight"][2], report.norms["weight"][0])
+    assert report.changes["weight"][2] > 0.3
 
 
 def test_standing_weights_hardly_move() -> None:
     report = weight_path(kernels(dynamics=Static()))
     assert len(report.times) == 11 and all((change == 0).all() for change in report.changes.values())
-    assert "the weights hardly move from t = 0 to 1 under Static: by 0 of their size at most" in str(report)
 
 
 def test_matrices_have_singular_values_and_the_fastest_weight_is_named() -> None:
@@ -87,7 +83,6 @@ def test_matrices_have_singular_values_and_the_fastest_weight_is_named() -> None
         values, expected * torch.exp(-2 * torch.tensor([[0.0], [0.5], [1.0]], dtype=torch.float64)), rtol=1e-3, atol=0
     )
     assert report.moving_most == "inner.weight" and report.kernels == ()
-    assert "inner.weight moves most from t = 1 to 2" in str(report) and "its norm decays by a factor 0.135" in str(report)
     assert "largest singular value" in str(report)
     with pytest.raises(ValueError, match="no matrix"):
         report.singular_values("inner.bias")
@@ -101,7 +96,7 @@ def test_a_weight_that_starts_from_zero() -> None:
         block.f.get_parameter("bias").zero_()
     report = weight_path(block, 3)
     assert report.changes["bias"].tolist()[1:] == [math.inf, math.inf]
-    assert "bias moves most" in str(report) and "it starts from 0 and its norm ends at 1.44" in str(report)  # (1 + 1/4)^4 - 1
+    assert report.moving_most == "bias" and report.norms["bias"][-1].item() == pytest.approx(1.25**4 - 1)
 
 
 def test_the_block_is_left_as_it_was() -> None:
@@ -130,27 +125,6 @@ def test_mistakes_are_named() -> None:
     for times in (1, [0.5], 0, [0.0, 2.0]):
         with pytest.raises(ValueError, match=r"times|between 0\.0 and 1\.0"):
             weight_path(kernels(), times)
-
-
-def test_pictures_and_films(tmp_path: Path) -> None:
-    from PIL import Image
-
-    report = weight_path(kernels(5, tau=0.3, upsilon=2.0), 4)
-    norms, strip, spectrum = report.plot()
-    assert norms.lines[0].get_ydata() == pytest.approx((report.norms["weight"] / report.norms["weight"][0]).numpy())
-    assert strip.images[0].get_array().shape == (14, 11) and len(strip.texts) == 4  # two rows of two kernels, and room between them
-    assert len(spectrum.lines) == 3
-    assert report.plot(norms) is norms
-    film = report.animate(tmp_path / "film.gif", count=3)
-    with Image.open(film) as frames:
-        assert frames.n_frames == 4 and film.stat().st_size < 100_000  # pyright: ignore[reportAttributeAccessIssue]
-
-    matrices = weight_path(CoupledODEBlock(Dense(), shrinking(dict.fromkeys(dict(Dense().named_parameters()), 1.0)), steps=4), 3)
-    assert len(matrices.plot()) == 2
-    with Image.open(matrices.animate(tmp_path / "matrix.gif", "outer.weight")) as frames:
-        assert frames.n_frames == 3  # pyright: ignore[reportAttributeAccessIssue]
-    with pytest.raises(ValueError, match=r"no weight with two axes; choose one of inner\.weight, outer\.weight"):
-        matrices.animate(tmp_path / "none.gif", "inner.bias")
 
 
 class Sized(nn.Module):

@@ -10,10 +10,10 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
-from anodev2 import CoupledODEBlock, Galerkin, NeuralDynamics, ODEBlock, ReactionDiffusionAdvection, odeint
+from anodev2 import CoupledODEBlock, NeuralDynamics, ODEBlock, ReactionDiffusionAdvection, odeint
 from anodev2.diagnose.spectra import Stability, stability
 from anodev2.pde import Advection, Diffusion, Grid1D, Wave
-from problems import MLP, Reacting, vector
+from problems import MLP, vector
 
 
 def distance(found: Tensor, expected: Tensor) -> float:
@@ -69,7 +69,7 @@ MATRICES = {
 def test_small_systems_have_all_eigenvalues_of_the_dense_matrix(name: str) -> None:
     A = MATRICES[name]
     report = stability(linear(A), torch.randn(len(A), dtype=torch.float64), steps=2)
-    for spectrum in report.z.spectra:
+    for spectrum in report.spectra:
         assert distance(spectrum.eigenvalues, torch.linalg.eigvals(A)) < 1e-6
         assert spectrum.vectors == spectrum.unknowns == len(A)
 
@@ -79,8 +79,8 @@ def test_the_jacobian_is_that_of_the_solved_path_at_its_times() -> None:
     block = ODEBlock(f, steps=5, method="rk4", t=(1.0, 2.0))
     path = block.trajectory(z0).detach()
     report = stability(block, z0)
-    assert [spectrum.t for spectrum in report.z.spectra] == pytest.approx([1.0, 1.4, 2.0])
-    for spectrum, place in zip(report.z.spectra, (0, 2, 5), strict=True):
+    assert [spectrum.t for spectrum in report.spectra] == pytest.approx([1.0, 1.4, 2.0])
+    for spectrum, place in zip(report.spectra, (0, 2, 5), strict=True):
         J = torch.func.jacrev(lambda z, t=spectrum.t: f(t, z))(path[place]).reshape(12, 12)
         assert distance(spectrum.eigenvalues, torch.linalg.eigvals(J.detach())) < 1e-6
 
@@ -92,7 +92,7 @@ def test_states_may_be_trees_and_complex() -> None:
     z0 = {"a": torch.ones(2, 1), "b": (torch.ones(1), torch.zeros(1)), "c": torch.ones(1, dtype=torch.complex128)}
     report = stability(f, z0, steps=3, args=(3.0,))
     expected = torch.tensor([-3, -3, 2j, -2j, -0.5 + 1j, -0.5 - 1j], dtype=torch.complex128)
-    assert distance(report.z.spectra[0].eigenvalues, expected) < 1e-5
+    assert distance(report.spectra[0].eigenvalues, expected) < 1e-5
 
 
 @pytest.mark.parametrize("method", ["euler", "heun2", "rk4"])
@@ -100,21 +100,21 @@ def test_states_may_be_trees_and_complex() -> None:
 def test_equations_on_a_periodic_grid_have_their_symbols_and_their_limit(equation: Any, method: str) -> None:
     k = 2 * math.pi * torch.fft.fftfreq(32, 1 / 32, dtype=torch.float64)
     report = stability(equation, torch.randn(32, dtype=torch.float64), (0.0, 1e-3), method=method, steps=1)
-    assert distance(report.z.spectra[0].eigenvalues, equation.symbol(k)) < 1e-6
-    assert report.z.limit == pytest.approx(equation.max_stable_step(method), rel=1e-6)
+    assert distance(report.spectra[0].eigenvalues, equation.symbol(k)) < 1e-6
+    assert report.limit == pytest.approx(equation.max_stable_step(method), rel=1e-6)
 
 
 def test_leapfrog_is_judged_by_frequencies() -> None:
     wave = Wave(Grid1D(16), 1.5)
     report = stability(wave, (torch.randn(16, dtype=torch.float64), torch.zeros(16, dtype=torch.float64)), method="leapfrog", steps=50)
-    assert report.z.limit == pytest.approx(wave.max_stable_step("leapfrog"), rel=1e-5) and report.inside
+    assert report.limit == pytest.approx(wave.max_stable_step("leapfrog"), rel=1e-5) and report.inside
 
 
 @pytest.mark.parametrize("method", ["euler", "midpoint", "ssprk3", "rk4"])
 def test_a_solve_blows_up_beyond_the_step_and_not_below(method: str) -> None:
     A = torch.tensor([[-1.0, 40.0, 0.0], [0.0, -9.0, 6.0], [0.0, -6.0, -9.0]], dtype=torch.float64)
     z0 = torch.ones(3, dtype=torch.float64)
-    limit = stability(linear(A), z0, method=method).z.limit
+    limit = stability(linear(A), z0, method=method).limit
 
     def size_after(h: float, steps: int = 1500) -> float:
         return odeint(linear(A), z0, [0.0, steps * h], method=method, steps=steps)[-1].norm().item()
@@ -125,9 +125,9 @@ def test_a_solve_blows_up_beyond_the_step_and_not_below(method: str) -> None:
 def test_the_steps_needed_are_inside_and_one_less_is_not() -> None:
     f = linear(torch.diag(vector(-30, -1)))
     few = stability(f, torch.ones(2, dtype=torch.float64), (0.0, 4.0), method="euler", steps=10)
-    assert few.inside is False and few.z.steps_needed == 60 and few.z.step == 0.4
-    assert "60 steps instead of 10 are inside" in str(few) and "stability region, which ends at 0.0667" in str(few)
-    factor, mode = few.z.spurious()
+    assert few.inside is False and few.steps_needed == 60 and few.step == 0.4
+    assert str(few).endswith("euler is stable up to a step of 0.0667 (60 over t); the step 0.4 is outside")
+    factor, mode = few.spurious()
     assert factor == pytest.approx(11, rel=1e-6) and mode.item() == pytest.approx(-30)
     for steps in (59, 60):
         assert stability(f, torch.ones(2, dtype=torch.float64), (0.0, 4.0), method="euler", steps=steps).inside is (steps == 60)
@@ -135,40 +135,39 @@ def test_the_steps_needed_are_inside_and_one_less_is_not() -> None:
 
 def test_growing_modes_limit_no_step_and_are_named() -> None:
     report = stability(linear(torch.diag(vector(2, 0, -5))), torch.ones(3, dtype=torch.float64), method="euler", steps=10)
-    assert report.z.limit == pytest.approx(0.4, rel=1e-5) and report.inside
-    assert report.z.growing(report.z.spectra[0]).tolist() == pytest.approx([2])
-    assert "grow in the ODE itself, by 7.39 over t for 2;" in str(report)
+    assert report.limit == pytest.approx(0.4, rel=1e-5) and report.inside
+    assert report.growing(report.spectra[0]).tolist() == pytest.approx([2])
 
 
 def test_a_growing_mode_that_the_method_grows_much_more_is_told() -> None:
     A = torch.tensor([[0.01, 9.0], [-9.0, 0.01]], dtype=torch.float64)
     report = stability(linear(A), torch.ones(2, dtype=torch.float64), method="euler", steps=10)
     ratio = abs(1 + 0.1 * (0.01 + 9j)) ** 10 / math.exp(0.01)
-    assert report.inside and f"euler makes {ratio:.3g} times more over t than the ODE" in str(report)
+    assert report.inside and report.spurious()[0] ** 10 == pytest.approx(ratio)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_on_the_imaginary_axis_no_step_of_euler_is_stable_and_rk4_takes_its_own(dtype: torch.dtype) -> None:
     f, z0 = Advection(Grid1D(24), 1.0, "central2"), torch.randn(24, dtype=dtype)
     euler = stability(f, z0, method="euler", steps=40)
-    assert euler.z.limit == 0 and euler.z.steps_needed is None and euler.inside is False
-    assert "no step of euler is stable, because of modes on the imaginary axis" in str(euler)
+    assert euler.limit == 0 and euler.steps_needed is None and euler.inside is False
+    assert str(euler).endswith("no step of euler is stable; the step 0.025 is outside")
     rk4 = stability(f, z0, method="rk4", steps=40)
-    assert rk4.z.limit == pytest.approx(2 * math.sqrt(2) / 24, rel=1e-4) and rk4.inside
+    assert rk4.limit == pytest.approx(2 * math.sqrt(2) / 24, rel=1e-4) and rk4.inside
 
 
 def test_time_that_falls_turns_growth_into_decay() -> None:
     report = stability(linear(vector(3)[:, None]), vector(1), (1.0, 0.0), method="euler", steps=2)
-    assert report.z.limit == pytest.approx(2 / 3) and report.inside
-    assert report.z.spectra[0].eigenvalues.real.item() == pytest.approx(3) and "grow in the ODE" not in str(report)
+    assert report.limit == pytest.approx(2 / 3) and report.inside
+    assert report.spectra[0].eigenvalues.real.item() == pytest.approx(3) and not len(report.growing(report.spectra[0]))
 
 
 def test_without_steps_the_limit_alone_is_told() -> None:
     f, z0 = linear(torch.diag(vector(-30, -1))), torch.ones(2, dtype=torch.float64)
     for report in (stability(f, z0, method="euler"), stability(f, z0, method="dopri5", rtol=1e-6, atol=1e-8)):
-        assert report.inside is None and report.z.step is None and 0 < report.z.limit < 1
+        assert report.inside is None and report.step is None and 0 < report.limit < 1
         assert "is stable up to a step of" in str(report)
-    assert stability(f, z0, method="backward_euler", steps=1).z.limit == math.inf
+    assert stability(f, z0, method="backward_euler", steps=1).limit == math.inf
 
 
 def test_a_linear_part_treated_by_itself_is_left_out() -> None:
@@ -176,7 +175,7 @@ def test_a_linear_part_treated_by_itself_is_left_out() -> None:
     z0 = torch.randn(32, dtype=torch.float64)
     whole = stability(equation, z0, (0.0, 0.1), method="rk4", steps=5)
     parts = stability(equation, z0, (0.0, 0.1), method="etdrk4", steps=5)
-    assert parts.z.limit > 20 * whole.z.limit and "linear part" in str(parts)
+    assert parts.limit > 20 * whole.limit and "linear part" in str(parts)
 
 
 def test_images_need_products_alone_and_agree_with_the_dense_matrix() -> None:
@@ -185,12 +184,12 @@ def test_images_need_products_alone_and_agree_with_the_dense_matrix() -> None:
     report = stability(block, z0)
     assert f.calls <= 3 * 100 + 8
     dense = torch.linalg.eigvals(torch.func.jacrev(lambda z: f(torch.tensor(0.0), z))(z0).detach().reshape(400, 400))
-    spectrum = report.z.spectra[0]
+    spectrum = report.spectra[0]
     assert spectrum.unknowns == 400 and spectrum.vectors <= 100
     assert spectrum.size == pytest.approx(dense.abs().max().item(), rel=1e-3)
     assert spectrum.eigenvalues.real.max().item() == pytest.approx(dense.real.max().item(), rel=1e-3)
-    own = report.z.function
-    assert own is not None and report.z.limit_at(spectrum) == pytest.approx(own.limit(dense[dense.real <= 0]), rel=1e-2)
+    own = report.function
+    assert own is not None and report.limit_at(spectrum) == pytest.approx(own.limit(dense[dense.real <= 0]), rel=1e-2)
     nearest = (spectrum.eigenvalues[:, None] - dense[None, :]).abs().min(1).values
     assert (nearest[spectrum.residuals < 1e-6 * spectrum.size] < 1e-4).all() and (spectrum.residuals < 1e-6 * spectrum.size).sum() > 3
 
@@ -199,17 +198,15 @@ def test_images_need_products_alone_and_agree_with_the_dense_matrix() -> None:
 def test_modes_that_arnoldi_does_not_see_are_not_passed_over(method: str) -> None:
     f, z0 = Convolution(4).eval(), torch.randn(1, 4, 6, 6, dtype=torch.float64)
     report = stability(f, z0, method=method, steps=4, vectors=40)
-    assert ("only outer eigenvalues were seen" in str(report)) is (method == "euler")
-    height = max(spectrum.eigenvalues[spectrum.settled].imag.max().item() for spectrum in report.z.spectra)
-    assert (f"it makes {abs(1 + 0.25j * height) ** 4:.3g} times more over t" in str(report)) is (method == "euler")
-    assert "only outer" not in str(stability(f, z0[..., :4, :4], method=method, steps=4))  # 64 unknowns: all were seen
+    assert report.unseen is (method == "euler") and ("modes on the imaginary axis" in str(report)) is report.unseen
+    assert not stability(f, z0[..., :4, :4], method=method, steps=4).unseen  # 64 unknowns: all were seen
 
 
 def test_single_precision_costs_single_precision() -> None:
     f = Convolution(2).eval()
     z0 = torch.randn(1, 2, 5, 5, dtype=torch.float64)
-    exact = stability(f, z0, steps=2).z.spectra[0].eigenvalues
-    rounded = stability(f.float(), z0.float(), steps=2).z.spectra[0].eigenvalues
+    exact = stability(f, z0, steps=2).spectra[0].eigenvalues
+    rounded = stability(f.float(), z0.float(), steps=2).spectra[0].eigenvalues
     assert rounded.dtype == torch.complex128 and 0 < distance(rounded[:6], exact[:6]) < 1e-4 * exact[0].abs()
 
 
@@ -226,14 +223,14 @@ def test_the_model_is_left_as_it_was() -> None:
 
 def test_dropout_is_one_draw_for_all_products() -> None:
     dropout = nn.Dropout(0.5)
-    found = stability(lambda t, z: -dropout(z), torch.ones(40, dtype=torch.float64), steps=1).z.spectra[0].eigenvalues
+    found = stability(lambda t, z: -dropout(z), torch.ones(40, dtype=torch.float64), steps=1).spectra[0].eigenvalues
     kept = (found + 2).abs() < 1e-9
     assert (kept | (found.abs() < 1e-9)).all() and 5 < kept.sum() < 35
 
 
 def test_batchnorm_in_training_mode_couples_the_samples() -> None:
     f, z0 = Convolution(1), torch.randn(2, 1, 4, 4, dtype=torch.float64)
-    found = stability(f, z0, steps=1).z.spectra[0].eigenvalues
+    found = stability(f, z0, steps=1).spectra[0].eigenvalues
     J = torch.func.jacrev(lambda z: f.conv2(torch.relu(_normalised(f.conv1(z), f.norm))))(z0).detach().reshape(32, 32)
     assert distance(found, torch.linalg.eigvals(J)) < 1e-6
 
@@ -249,7 +246,7 @@ def test_each_time_is_seen_with_its_own_step() -> None:
             return -(1.0 + step) * z
 
     report = stability(ODEBlock(Stepped(), steps=6), torch.ones(1, dtype=torch.float64))
-    assert [s.eigenvalues.real.item() for s in report.z.spectra] == pytest.approx([-1, -4, -6])
+    assert [s.eigenvalues.real.item() for s in report.spectra] == pytest.approx([-1, -4, -6])
 
 
 class Scaled(nn.Module):
@@ -272,17 +269,22 @@ def test_a_coupled_block_is_seen_with_the_weights_of_each_time(weights: Any) -> 
     block = CoupledODEBlock(Scaled(-3.0), decay(1.0), steps=8, method="rk4", weights=weights)
     report = stability(block, torch.ones(1, dtype=torch.float64))
     expected = [-3.0, -3.0 * math.exp(-0.5), -3.0 * math.exp(-1)] if weights == "along" else [-3.0 * math.exp(-1)] * 3
-    assert [s.eigenvalues.real.item() for s in report.z.spectra] == pytest.approx(expected, rel=1e-4)
+    assert [s.eigenvalues.real.item() for s in report.spectra] == pytest.approx(expected, rel=1e-4)
 
 
-def test_the_steps_of_theta_are_judged_too() -> None:
+def of_theta(block: CoupledODEBlock) -> Stability:
+    """Of the equation of the weights."""
+    theta = {name: w.detach() for name, w in block.weights(0.0).items()}
+    return stability(block.dynamics, theta, method=block.weight_method, steps=block.weight_steps)
+
+
+def test_the_steps_of_theta_are_judged_by_its_own_equation() -> None:
     block = CoupledODEBlock(Scaled(-1.0), decay(9.0), steps=4, weight_steps=4)
-    report = stability(block, torch.ones(1, dtype=torch.float64))
-    assert report.theta is not None and report.theta.step == 0.25 and report.theta.limit == pytest.approx(2 / 9)
-    assert report.z.inside and report.theta.inside is False and report.inside is False
-    assert "theta: the step 0.25 of euler is outside" in str(report)
-    block.weight_steps = 8
+    report = of_theta(block)
+    assert report.step == 0.25 and report.limit == pytest.approx(2 / 9) and report.inside is False
     assert stability(block, torch.ones(1, dtype=torch.float64)).inside
+    block.weight_steps = 8
+    assert of_theta(block).inside
 
 
 class Kernel(nn.Conv2d):
@@ -295,34 +297,26 @@ def test_reaction_diffusion_advection_has_the_eigenvalues_of_its_formula(groups:
     tau, upsilon, rho = 0.3, (0.5, -0.2), -0.1
     f = Kernel(6, 6, 3, padding=1, groups=groups, dtype=torch.float64)
     block = CoupledODEBlock(f, ReactionDiffusionAdvection(tau, upsilon, rho), steps=3)
-    report = stability(block, torch.randn(1, 6, 3, 3, dtype=torch.float64))
+    report = of_theta(block)
     k = 2 * math.pi * torch.fft.fftfreq(3, dtype=torch.float64)
     k = torch.cartesian_prod(k, k)
     formula = torch.complex(rho - tau * (k**2).sum(1), k @ vector(*upsilon))
-    assert report.theta is not None and report.theta.step is None and "theta: known in closed form" in str(report)
-    for spectrum in report.theta.spectra:  # 54 unknowns: each mode as often as there are kernels; 324: each once, in 9 products
+    for spectrum in report.spectra:  # 54 unknowns: each mode as often as there are kernels; 324: each once, in 9 products
         assert distance(spectrum.eigenvalues, formula.repeat(6 if groups == 6 else 1)) < 1e-6
         assert spectrum.vectors == (54 if groups == 6 else 9)
 
 
-def test_weight_dynamics_known_by_their_flow_alone_have_no_spectrum() -> None:
-    block = CoupledODEBlock(Kernel(1, 1, 3, padding=1), Galerkin("constant", 3), steps=3)
-    report = stability(block, torch.randn(1, 1, 4, 4))
-    assert report.theta is not None and not report.theta.spectra and "dq/dtheta is not known" in str(report)
-    report.plot()
-
-
 def test_a_path_that_is_not_finite_is_told() -> None:
     report = stability(lambda t, z: z**3, torch.full((1,), 1e60, dtype=torch.float64), method="euler", steps=4)
-    assert len(report.z.spectra) == 1 and "not finite at t = 0.5" in str(report)
+    assert len(report.spectra) == 1 and "not finite" in str(report)
 
 
 def test_mistakes_are_named() -> None:
     z0 = torch.ones(1, dtype=torch.float64)
     with pytest.raises(ValueError, match="leave out method"):
         stability(ODEBlock(Scaled(1.0), steps=2), z0, method="rk4")
-    with pytest.raises(ValueError, match="tolerance=0 must be positive"):
-        stability(Scaled(1.0), z0, steps=2, tolerance=0)
+    with pytest.raises(ValueError, match="vectors=0"):
+        stability(Scaled(1.0), z0, steps=2, vectors=0)
     with pytest.raises(ValueError, match="without forward mode"):
         stability(lambda t, z: _OwnDerivative.apply(z), z0, steps=2)
     with pytest.raises(ValueError, match="not finite at this state"):
@@ -339,35 +333,17 @@ class _OwnDerivative(torch.autograd.Function):
         return -g
 
 
-def test_the_picture_shows_modes_times_the_step() -> None:
-    block = CoupledODEBlock(Scaled(-3.0), decay(1.0), steps=5)
-    report: Stability = stability(block, torch.ones(1, dtype=torch.float64))
-    left, right = report.plot()
-    start = left.lines[2]  # behind the two axes
-    assert start.get_xdata() == pytest.approx([-0.6]) and start.get_ydata() == pytest.approx([0])
-    assert right.get_title().startswith("dq/dtheta, euler")
-    assert report.plot([left, right]) == [left, right] and len(left.lines) == 10
-    alone = stability(linear(torch.diag(vector(-1, 2))), vector(1, 1), method="rk4")
-    assert alone.plot(left) is left and left.get_title().startswith("df/dz, rk4, the largest stable step h = 2.79")
-
-
 def test_inference_mode_hides_no_derivative() -> None:
     with torch.inference_mode():
         report = stability(lambda t, z: -30 * z, torch.ones(2, dtype=torch.float64), method="euler", steps=10)
-    assert report.z.limit == pytest.approx(2 / 30) and report.inside is False
-    assert "a step multiplies -30 by 2 (the ODE by 0.05), all 10 by 1.02e+03" in str(report)
+    assert report.limit == pytest.approx(2 / 30) and report.inside is False
+    assert report.spurious()[0] == pytest.approx(2)
 
 
 def test_a_compiled_block_is_looked_at_as_it_is() -> None:
     block = ODEBlock(MLP(), steps=4)
     z0 = torch.randn(3, 4, dtype=torch.float64)
     assert str(stability(torch.compile(block), z0)) == str(stability(block, z0))  # pyright: ignore[reportArgumentType]
-
-
-def test_what_a_split_method_leaves_says_nothing_of_growth() -> None:
-    equation = Reacting(n=16)
-    report = stability(equation, equation.start(), method="imex1", steps=10)
-    assert "grow in the ODE itself" not in str(report)
 
 
 def test_what_modules_keep_is_put_back() -> None:

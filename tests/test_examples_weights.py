@@ -8,6 +8,7 @@ import pytest
 
 import kernel_evolution
 import learn_medium
+import weight_path
 import weights_as_waves
 
 
@@ -24,6 +25,16 @@ def test_kernels_grow_blur_and_come_back(tmp_path: Path) -> None:
     assert 0.1 < result["blurred"] < 1
     assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "picture.gif").read_bytes().startswith(b"GIF8")
+
+
+def test_the_path_of_weights_follows_its_law_and_is_drawn(tmp_path: Path) -> None:
+    from PIL import Image
+
+    result = weight_path.main(tmp_path / "picture.png", size=5, times=4)
+    assert result["law"] < 1e-4 and result["change"] > 1 and 0.5 < result["norm"] < 1
+    assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
+    with Image.open(tmp_path / "picture.gif") as frames:
+        assert frames.n_frames == 4  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @pytest.mark.slow

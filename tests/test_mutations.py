@@ -1222,7 +1222,19 @@ MUTATIONS = {
     ),
     # what diagnose says
     "the referee overruled": ("diagnose/gradients.py", "if gap > self.tolerance and", "if False and", "test_diagnose_gradients.py"),
-    "steps undone in the wrong order": ("diagnose/reversal.py", "step=self.last - step", "step=step", "test_diagnose_reversal.py"),
+    "a verdict on adjoints that promise nothing": (
+        "diagnose/gradients.py",
+        "not set(self.bad) & set(self.promised)",
+        "not self.bad",
+        "test_diagnose_gradients.py",
+    ),
+    "a program that is no function of its inputs": (
+        "diagnose/gradients.py",
+        "    _refuse_another_end(program)\n",
+        "",
+        "test_diagnose_gradients.py",
+    ),
+    "steps undone in the wrong order": ("diagnose/subject.py", "step=last - step", "step=step", "test_diagnose_reversal.py"),
     "other draws in every product": (
         "diagnose/jacobian.py",
         "        self.recording.retreat()\n        with forward_ad",

@@ -1,4 +1,4 @@
-"""How the weights of a coupled block move: norms, change, spectra of kernels, singular values of matrices, and pictures of them."""
+"""How the weights of a coupled block move: norms, change, spectra of kernels, singular values of matrices."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -15,12 +14,7 @@ from torch import Tensor, nn
 from ..block import CoupledODEBlock, ODEBlock
 from ..stepping import as_count
 from .subject import Subject, uncompiled
-from .table import axes, each, number, table
-
-STILL, STEADY = 1e-3, 0.02  # relative change below which a weight hardly moves, and change of its norm below which it keeps its size
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe, Ito
-MARKERS = "os^Dvx+"
-GAP = 1  # empty columns between two pictures of a kernel
+from .table import number, table
 
 
 class Bands(NamedTuple):
@@ -34,7 +28,7 @@ class Bands(NamedTuple):
 
 @dataclass(frozen=True, repr=False, eq=False)
 class WeightPath:
-    """theta(t) of a block by parameter name at some times; ``print`` reads it aloud, ``plot`` and ``animate`` draw it.
+    """theta(t) of a block by parameter name at some times; ``print`` shows a table.
 
     ``theta``: the weights, the times in front: (times, *shape), detached, on the CPU, float64 or complex128.
     """
@@ -105,36 +99,13 @@ class WeightPath:
         return str(self)
 
     def __str__(self) -> str:
-        columns = ["weight", "shape", f"|theta({self.times[0]:g})|", f"|theta({self.times[-1]:g})|", "furthest change", "what moves"]
-        rows = [
-            [
-                name,
-                "x".join(map(str, w.shape[1:])),
-                *(self.norms[name][[0, -1]].tolist()),
-                self.changes[name].max().item(),
-                self._moves(name),
-            ]
-            for name, w in self.theta.items()
-        ]
-        return "\n".join([table(columns, rows), self.verdict])
-
-    @property
-    def verdict(self) -> str:
-        """Which weight moves most, by how much, and how."""
-        name = self.moving_most
-        change, norms = self.changes[name], self.norms[name]
-        span = f"from t = {self.times[0]:g} to {self.times[-1]:g} under {self.dynamics}"
-        if change.max() < STILL:
-            return f"the weights hardly move {span}: by {change.max():.1g} of their size at most, of {name}"
-        when = self.times[int(change.argmax())]
-        if norms[0] == 0:
-            return f"{name} moves most {span}: it starts from 0 and its norm ends at {norms[-1]:.3g}"
-        largest = change.max().item()
-        far = f"{name} moves most {span}, by {f'{largest:.0%} of' if largest < 10 else f'{largest:.3g} times'} its size at t = {when:g}"
-        ratio = (norms[-1] / norms[0]).item()
-        if abs(ratio - 1) < STEADY:
-            return f"{far}, and keeps its norm"
-        return f"{far}; its norm {'grows' if ratio > 1 else 'decays'} by a factor {ratio:.3g}"
+        start, end = self.times[0], self.times[-1]
+        columns = ["weight", "shape", f"|theta({start:g})|", f"|theta({end:g})|", "furthest change", "what moves"]
+        rows: list[list[Any]] = []
+        for name, w in self.theta.items():
+            norms, change = self.norms[name][[0, -1]].tolist(), self.changes[name].max().item()
+            rows.append([name, "x".join(map(str, w.shape[1:])), *norms, change, self._moves(name)])
+        return f"theta under {self.dynamics}\n{table(columns, rows)}"
 
     def _moves(self, name: str) -> str:
         """Of a kernel how fine it is, of a matrix its largest singular value, at the start and end."""
@@ -149,135 +120,9 @@ class WeightPath:
             return f"largest singular value {number(values[0].item())} -> {number(values[-1].item())}"
         return "-"
 
-    def plot(self, ax: Any = None) -> Any:
-        """Norms over t; then of the kernel that moves most a strip over t and its spectrum, or of the matrix its singular values.
-
-        ``ax``: one for the norms alone, or as many of the three panels as there are to be drawn; returns the axes.
-        """
-        panels = [self._draw_norms]
-        if self.kernels:
-            panels += [self._draw_strip, self._draw_bands]
-        elif self._matrices:
-            panels.append(self._draw_singular_values)
-        ax = axes(ax, 1, len(panels))
-        for one, draw in zip(each(ax), panels, strict=False):
-            draw(one)
-        return ax
-
-    def animate(self, path: str | Path, name: str | None = None, *, count: int = 16, fps: int = 10, dpi: int = 64) -> Path:
-        """A film of kernels (a matrix is one picture) over the times, as a GIF; returns its path.
-
-        Args:
-            path: of the file to write.
-            name: which weight; None: the kernel that moves most, or else the matrix.
-            count: so many of its kernels are shown, those that move most, each in colours of its own.
-            fps, dpi: frames per second, dots per inch.
-
-        Raises:
-            ValueError: a weight that is not there, or has fewer than two axes.
-        """
-        from matplotlib import colormaps
-        from matplotlib.animation import PillowWriter
-        from matplotlib.figure import Figure
-
-        name = self._pictured(name)
-        films = self._kernels_of(name, as_count("count", count))
-        columns = math.ceil(math.sqrt(len(films)))
-        rows = math.ceil(len(films) / columns)
-        cell = max(1.0, 2.6 / columns)
-        figure = Figure(figsize=(cell * columns, cell * rows + 0.35), dpi=dpi)
-        grid = figure.subplots(rows, columns, squeeze=False)
-        figure.subplots_adjust(left=0.01, right=0.99, bottom=0.01, top=1 - 0.35 / figure.get_figheight(), wspace=0.05, hspace=0.05)
-        colours, images = colormaps["RdBu_r"].resampled(25), []  # few colours keep the file small
-        for axis in grid.flat:
-            axis.set(xticks=[], yticks=[], frame_on=False)
-        for axis, film in zip(grid.flat, films, strict=False):
-            images.append(axis.imshow(film[0].numpy(), cmap=colours, **_range(film)))
-        writer = PillowWriter(fps=fps)
-        with writer.saving(figure, str(path), dpi=dpi):
-            for place, time in enumerate(self.times):
-                for image, film in zip(images, films, strict=True):
-                    image.set_data(film[place].numpy())
-                figure.suptitle(f"{name}, t = {time:.2f}", fontsize=9, y=0.995)
-                writer.grab_frame()
-        return Path(path)
-
-    @property
-    def _matrices(self) -> list[str]:
-        return [name for name, w in self.theta.items() if w.ndim >= 3 and name not in self.kernels]
-
-    def _pictured(self, name: str | None) -> str:
-        """The weight to be shown: the given one, else the kernel, else the matrix that moves most."""
-        if name is None:
-            names = self.kernels or self._matrices
-            if not names:
-                raise ValueError("no weight of this path has two axes to be seen as a picture; plot() draws the norms")
-            return max(names, key=lambda name: self.changes[name].max().item())
-        if name not in self.theta or self.theta[name].ndim < 3:
-            raise ValueError(f"name={name!r} is no weight with two axes; choose one of {', '.join([*self.kernels, *self._matrices])}")
-        return name
-
-    def _kernels_of(self, name: str, count: int) -> list[Tensor]:
-        """Pictures (times, height, width) of the kernels that move most; a matrix is one."""
-        w = self.theta[name].real
-        if name not in self.kernels:
-            return [w.flatten(2)]
-        pictures = w.flatten(1, 2)
-        moved = (pictures - pictures[:1]).flatten(2).norm(dim=2).amax(0)
-        shown = [pictures[:, i] for i in moved.argsort(descending=True, stable=True)[:count].tolist()]
-        return [_flat(picture) for picture in shown]
-
-    def _draw_norms(self, ax: Any) -> None:
-        shown = sorted(self.theta, key=lambda name: -self.changes[name].max().item())[: len(COLOURS)]
-        for name, colour, marker in zip(shown, COLOURS, MARKERS, strict=False):
-            norms = self.norms[name]
-            ax.plot(
-                self.times, (norms / norms[0] if norms[0] > 0 else norms).numpy(), color=colour, marker=marker, markersize=4, label=name
-            )
-        rest = len(self.theta) - len(shown)
-        ax.set(xlabel="t", ylabel="|θ(t)| / |θ(0)|", title="norms" + (f" (and {rest} weights that move less)" if rest else ""))
-        ax.grid(alpha=0.3)
-        ax.legend()
-
-    def _draw_strip(self, ax: Any) -> None:
-        name = self._pictured(None)
-        film = self._kernels_of(name, 1)[0]
-        places = sorted({round(i * (len(self.times) - 1) / 5) for i in range(6)})
-        height, width = film.shape[1:]
-        across, down = width + GAP, math.ceil(1.3 * height)  # room for the time above each
-        columns = math.ceil(len(places) / 2)
-        canvas = film.new_full((down * math.ceil(len(places) / columns), across * columns - GAP), math.nan)
-        for i, place in enumerate(places):
-            left, bottom = across * (i % columns), down * (i // columns + 1)
-            canvas[bottom - height : bottom, left : left + width] = film[place]
-            ax.text(left + (width - 1) / 2, bottom - height - 0.7, f"t = {self.times[place]:.2g}", ha="center", va="bottom")
-        image = ax.imshow(canvas.numpy(), cmap="RdBu_r", **_range(film))
-        ax.set(xticks=[], yticks=[], frame_on=False, title=f"the kernel of {name} that moves most")
-        ax.figure.colorbar(image, ax=ax, label="w")
-
-    def _draw_bands(self, ax: Any) -> None:
-        name = self._pictured(None)
-        k, _, power = self.bands(name)
-        for place, colour, marker in zip(sorted({0, len(self.times) // 2, len(self.times) - 1}), COLOURS, MARKERS, strict=False):
-            ax.semilogy(k.numpy(), power[place].numpy(), color=colour, marker=marker, markersize=4, label=f"t = {self.times[place]:.2g}")
-        ax.set(xlabel="|k|  (radians per cell)", ylabel="mean power of a mode", title=f"spectrum of {name}, all channels")
-        ax.grid(alpha=0.3)
-        ax.legend()
-
-    def _draw_singular_values(self, ax: Any) -> None:
-        name = self._pictured(None)
-        values = self.singular_values(name)
-        for place in range(min(values.shape[1], len(COLOURS))):
-            ax.plot(
-                self.times, values[:, place].numpy(), color=COLOURS[place], marker=MARKERS[place], markersize=4, label=f"no. {place + 1}"
-            )
-        ax.set(xlabel="t", ylabel="singular value", title=f"largest singular values of {name}")
-        ax.grid(alpha=0.3)
-        ax.legend()
-
 
 def weight_path(block: CoupledODEBlock, times: int | Sequence[float] | None = None) -> WeightPath:
-    """How the weights of a coupled block move, theta(t) at some times: norms, change, spectra; a table and pictures.
+    """How the weights of a coupled block move, theta(t) at some times: norms, change, spectra.
 
     Where the dynamics has no closed form, its steps are cut further so that they meet the times that are given.
 
@@ -319,17 +164,3 @@ def _chosen(block: CoupledODEBlock, times: int | Sequence[float] | None) -> list
         return [float(time) for time in times]
     count = 11 if times is None else as_count("times", times)
     return [start + (end - start) * i / max(1, count - 1) if i < count - 1 or i == 0 else end for i in range(count)]
-
-
-def _flat(picture: Tensor) -> Tensor:
-    """(times, height, width) of (times, *space): axes of length 1 dropped, the middle of those in front."""
-    space = [size for size in picture.shape[1:] if size > 1]
-    picture = picture.reshape(len(picture), *space)
-    while picture.ndim > 3:
-        picture = picture[:, picture.shape[1] // 2]
-    return picture
-
-
-def _range(film: Tensor) -> dict[str, float]:
-    limit = film.abs().max().item() or 1.0
-    return {"vmin": -limit, "vmax": limit}

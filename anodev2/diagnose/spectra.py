@@ -1,4 +1,4 @@
-"""Whether steps are stable: leading eigenvalues of df/dz along a solve, and of dq/dtheta, against the method's stability region.
+"""Whether steps are stable: leading eigenvalues of df/dz along a solve against the method's stability region.
 
 Source: Saad, Numerical Methods for Large Eigenvalue Problems (2011), 6.2; Hairer, Wanner, Solving Ordinary Differential Equations II, IV.2.
 """
@@ -14,22 +14,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..block import CoupledODEBlock
 from ..integrate.recording import Recording
-from ..problem import CountedCall, SolveError
-from ..pytree import build, leaves_of, structure_of
-from ..solve import integrate, odeint
+from ..problem import CountedCall
 from ..solvers import Method, as_method
 from ..solvers.stability import StabilityFunction, stability_function
-from ..stepping import as_count, uniform_grid
+from ..stepping import as_count
 from ..torch_private import BatchNorm
-from .jacobian import Jacobian, Search, arnoldi, falling, forward_mode
-from .subject import Subject
-from .table import axes, each, number, table
+from .jacobian import Jacobian, forward_mode
+from .subject import Path, Subject
+from .table import number, table
 
+CONTROL = {"method": "dopri5", "rtol": 1e-4, "atol": 1e-6}  # where nothing says how z is solved
 LOOSE = 0.05  # Ritz values with a larger residual, in units of the largest eigenvalue, do not count for the limit
-MILD = 1.5  # growth over a whole solve that few would notice
-COLOURS = (("#0072B2", "o"), ("#E69F00", "s"), ("#009E73", "^"))
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,8 +43,8 @@ class Spectrum:
     t: float
     eigenvalues: Tensor
     residuals: Tensor
-    unknowns: int
     vectors: int
+    unknowns: int
     round_off: float
 
     @property
@@ -68,25 +64,23 @@ class Spectrum:
         return good if good.any() else torch.ones_like(good)
 
 
-@dataclass(frozen=True, eq=False)
-class StepLimit:
-    """What the spectra of one equation, of z or of theta, mean for the steps of ``method``.
+@dataclass(frozen=True, repr=False, eq=False)
+class Stability:
+    """Spectra of df/dz and what they mean for the steps of ``method``; ``print`` shows a table.
 
+    - span: how long the solve is in t; direction: 1, or -1 where t falls and -J decides;
     - step: the longest step that is taken, None where error control finds it, or none is taken;
-    - function: R of the method, None where it is not known or no steps are taken;
-    - direction: 1, or -1 where t falls and -J decides;
-    - whole: whether the spectra are those of all of f, and not of what a method leaves of it.
+    - function: R of the method, None where it is not known;
+    - notes: what the spectra depend on besides, or what went wrong.
     """
 
-    name: str
     method: str
     span: float
     direction: float
     step: float | None
     spectra: tuple[Spectrum, ...]
     function: StabilityFunction | None
-    note: str = ""
-    whole: bool = True
+    notes: tuple[str, ...] = ()
 
     @property
     def limit(self) -> float:
@@ -142,135 +136,40 @@ class StepLimit:
         growth = self.function(self.step * modes).abs() / torch.exp(self.step * modes.real).clamp_min(1)
         return growth.max().item(), modes[growth.argmax()]
 
-    def rows(self) -> list[list[Any]]:
-        """Of the table: one per time; the residual is that of the limiting mode, or else of the largest."""
-        rows = []
-        for spectrum in self.spectra:
-            modes, limiting = self.modes(spectrum), self.limiting(spectrum).tolist()
-            settled = modes[spectrum.settled]
-            named = [_complex(settled[0]), _complex(settled[settled.real.argmax()]), _complex(modes[limiting[0]]) if limiting else "-"]
-            residual = (
-                "complete" if spectrum.complete else f"{spectrum.residuals[(limiting or [0])[0]].item() / (spectrum.size or 1.0):.0e}"
-            )
-            counts = [len(self.growing(spectrum)), spectrum.unknowns, spectrum.vectors, residual]
-            rows.append([self.name, number(spectrum.t), *named, number(self.limit_at(spectrum)), *counts])
-        return rows
-
-    def sentences(self) -> list[str]:
-        """What the numbers mean."""
-        what = "z" if self.name == "df/dz" else "theta"
-        found = [f"{what}: {self.note}"] if self.note else []
-        if not self.spectra:
-            return found
-        if self.function is not None and self.step is not None:
-            found.append(f"{what}: {self._verdict(self.step)}")
-        elif self.function is not None:
-            found.append(f"{what}: {self._allowance()}")
-        return [*found, *self._about_growth(what), *self._about_unseen(what), *self._about_residuals(what)]
-
-    def _allowance(self) -> str:
-        if self.limit == 0:
-            return f"no step of {self.method} is stable: modes on the imaginary axis neither grow nor decay in the ODE, and grow with it"
-        if math.isinf(self.limit):
-            return f"nothing limits the step of {self.method}"
-        return f"{self.method} is stable up to a step of {self.limit:.3g}, at least {self.steps_needed} steps over t"
-
-    def _verdict(self, step: float) -> str:
-        if self.inside:
-            share = "" if math.isinf(self.limit) else f", {step / self.limit:.0%} of what is stable"
-            return f"the step {step:.3g} of {self.method} is inside its stability region{share}"
-        count, (factor, mode) = round(self.span / step), self.spurious()
-        total = _power(factor, count)
-        own, right = self._multiplied(mode, step)
-        grows = f"a step multiplies {_complex(mode)} by {own:.3g} (the ODE by {right:.2g}), all {count} by {_power(own, count):.3g}"
-        mild = ", which is little" if total < MILD else ""
-        if self.limit == 0:
-            return (
-                f"no step of {self.method} is stable, because of modes on the imaginary axis, which the ODE lets neither grow nor decay; "
-                f"{grows}{mild}; rk4 and ssprk3 hold a piece of that axis"
-            )
-        return (
-            f"the step {step:.3g} of {self.method} is outside its stability region, which ends at {self.limit:.3g}; {grows}{mild}; "
-            f"{self.steps_needed} steps instead of {count} are inside"
-        )
-
-    def _multiplied(self, mode: Tensor, step: float) -> tuple[float, float]:
-        """By how much a step of the method makes a mode larger, and the ODE over the same time."""
-        assert self.function is not None
-        return self.function(step * mode).abs().item(), math.exp(min(step * mode.real.item(), 700))
-
-    def _about_growth(self, what: str) -> Iterator[str]:
-        if not self.whole:
-            return
-        fastest = [modes[0] for spectrum in self.spectra if len(modes := self.growing(spectrum))]
-        if fastest:
-            mode = max(fastest, key=lambda mode: mode.real.item())
-            total = _power(math.e, mode.real.item() * self.span)
-            yield f"{what}: some modes grow in the ODE itself, by {total:.3g} over t for {_complex(mode)}; they limit no step"
-        factor, worst = self.spurious()
-        if self.step is not None and self.inside and (total := _power(factor, self.span / self.step)) > MILD:
-            yield f"{what}: of the growing mode {_complex(worst)} {self.method} makes {total:.3g} times more over t than the ODE"
-
-    def _about_unseen(self, what: str) -> Iterator[str]:
-        """Arnoldi sees the outside of a spectrum; where that surrounds the imaginary axis, modes on it are to be expected."""
+    @property
+    def unseen(self) -> bool:
+        """Whether modes that Arnoldi does not see may grow: those on the imaginary axis, where outer ones surround it and R bears none."""
         seen = [self.modes(spectrum)[spectrum.settled] for spectrum in self.spectra if not spectrum.complete]
-        around = torch.cat([modes for modes in seen if (modes.real > 0).any() and (modes.real < 0).any()] or [torch.empty(0)])
-        if self.function is None or not len(around) or self.function.limit(torch.tensor(1j)) > 0:
-            return
-        height = around.imag.abs().max().item() if around.is_complex() else 0.0
-        if height > 0:
-            grows = ""
-            if self.step is not None:
-                total = _power(self.function(1j * height * self.step).abs().item(), self.span / self.step)
-                grows = f"; of +-{height:.3g}i, as high as any seen, it makes {total:.3g} times more over t than the ODE"
-            unstable = f"of modes on the imaginary axis between them no step of {self.method} is stable"
-            yield f"{what}: only outer eigenvalues were seen; {unstable}{grows}"
-
-    def _about_residuals(self, what: str) -> Iterator[str]:
-        worst = max((s.residuals[s.settled].max().item() / (s.size or 1.0) for s in self.spectra), default=0.0)
-        if worst > LOOSE:
-            yield f"{what}: the eigenvalues have not settled (residuals up to {worst:.0%} of the largest); more vectors make them better"
-
-
-@dataclass(frozen=True, repr=False, eq=False)
-class Stability:
-    """Spectra, largest stable steps and a verdict; ``print`` reads it aloud, ``plot`` draws it.
-
-    ``z``: of dz/dt = f. ``theta``: of dtheta/dt = q, None where the weights stand. ``notes``: what the spectra depend on besides.
-    """
-
-    z: StepLimit
-    theta: StepLimit | None
-    notes: tuple[str, ...] = ()
+        around = any((modes.real > 0).any() and (modes.real < 0).any() and modes.imag.any() for modes in seen)
+        return around and self.function is not None and self.function.limit(torch.tensor(1j)) == 0
 
     @property
-    def limits(self) -> tuple[StepLimit, ...]:
-        return (self.z,) if self.theta is None else (self.z, self.theta)
-
-    @property
-    def inside(self) -> bool | None:
-        """Whether all chosen steps are stable; None where there are none."""
-        known = [found for limit in self.limits if (found := limit.inside) is not None]
-        return all(known) if known else None
+    def verdict(self) -> str:
+        """One sentence."""
+        if self.function is None:
+            return f"no stability function of {self.method} is known"
+        stable = f"{self.method} is stable up to a step of {self.limit:.3g}" if self.limit else f"no step of {self.method} is stable"
+        needed = "" if self.steps_needed is None else f" ({self.steps_needed} over t)"
+        taken = "" if self.step is None else f"; the step {self.step:.3g} is {'inside' if self.inside else 'outside'}"
+        unseen = "; modes on the imaginary axis, between the outer ones that were seen, may grow" if self.unseen else ""
+        return f"{stable}{needed}{taken}{unseen}"
 
     def __repr__(self) -> str:
         return str(self)
 
     def __str__(self) -> str:
-        rows = [row for limit in self.limits for row in limit.rows()]
-        columns = ["", "t", "largest", "rightmost", "limits the step", "stable step", "growing", "unknowns", "vectors", "residual"]
-        return "\n".join([table(columns, rows), *self.notes, *(line for limit in self.limits for line in limit.sentences())])
+        columns = ["t", "largest", "rightmost", "limits the step", "stable step", "growing", "unknowns", "vectors", "residual"]
+        return "\n".join([table(columns, [self._row(spectrum) for spectrum in self.spectra]), *self.notes, self.verdict])
 
-    def plot(self, ax: Any = None) -> Any:
-        """Eigenvalues times the step (the largest stable one where none is chosen) over |R| <= 1; returns the axes.
-
-        ``ax``: axes, or two of them for z and theta.
-        """
-        drawn = [limit for limit in self.limits if limit.spectra]
-        ax = axes(ax, 1, len(drawn))
-        for one, limit in zip(each(ax), drawn, strict=False):
-            _draw(one, limit)
-        return ax
+    def _row(self, spectrum: Spectrum) -> list[Any]:
+        """The residual is that of the limiting mode, or else of the largest."""
+        modes, limiting = self.modes(spectrum), self.limiting(spectrum).tolist()
+        settled = modes[spectrum.settled]
+        named = [_complex(settled[0]), _complex(settled[settled.real.argmax()]), _complex(modes[limiting[0]]) if limiting else "-"]
+        residual = spectrum.residuals[(limiting or [0])[0]].item() / (spectrum.size or 1.0)
+        counts = [len(self.growing(spectrum)), spectrum.unknowns, spectrum.vectors]
+        found = "complete" if spectrum.complete else f"{residual:.0e}"
+        return [number(spectrum.t), *named, number(self.limit_at(spectrum)), *counts, found]
 
 
 def stability(
@@ -284,11 +183,9 @@ def stability(
     rtol: Any = None,
     atol: Any = None,
     args: tuple[Any, ...] = (),
-    count: int = 6,
     vectors: int = 100,
-    tolerance: float = 1e-4,
 ) -> Stability:
-    """Spectra of df/dz, and of dq/dtheta of a coupled block, at the start, middle and end of t, and the steps that are stable there.
+    """Spectra of df/dz at the start, middle and end of t, and the steps that are stable there.
 
     The step h is stable where |R(h lambda)| <= 1 for every eigenvalue lambda, R the method's stability function. Modes with a positive
     real part grow in the ODE itself and are left out of the limit; those on the imaginary axis are not, and give Euler the limit 0.
@@ -296,7 +193,8 @@ def stability(
     would limit Euler more, are not, and the report says so.
 
     Stability of the linearisation at these three times is meant, and says nothing about accuracy; where J is far from normal,
-    solutions may grow for a while although every mode decays.
+    solutions may grow for a while although every mode decays. Of a coupled block the equation of z is looked at, theta being that of the
+    time; that of theta by ``stability(block.dynamics, block.weights(0.0), method=block.weight_method, steps=block.weight_steps)``.
 
     The state z is the whole batch: J of independent samples has the eigenvalues of all of them. z at the middle and end is solved with
     the given steps (with error control where there are none). Parameters, buffers and random generators stay as they were; BatchNorm in
@@ -307,9 +205,7 @@ def stability(
         z0: the state at the start: a tensor (batch, ...) or a tree of tensors. Of complex ones J maps real and imaginary parts.
         t, method, steps, step_size, rtol, atol, args: as for ``odeint``, for functions only; t from 0 to 1 and rk4 where not given. With
             neither ``steps`` nor ``step_size`` the limit alone is told.
-        count: so many of the largest, of the rightmost and of the step-limiting eigenvalues must have settled for Arnoldi to end.
-        vectors: the most Arnoldi vectors, each a product J v, for more than 64 unknowns; fewer where they would take more than 512 MiB.
-        tolerance: largest residual of these eigenvalues, in units of the largest.
+        vectors: of Arnoldi's iteration, each a product J v, for more than 64 unknowns; fewer where they would take more than 512 MiB.
 
     Raises:
         ValueError, TypeError: naming the argument, what was given and the cure; an operation of func without forward mode.
@@ -318,63 +214,21 @@ def stability(
     """
     options = {"method": method, "steps": steps, "step_size": step_size, "rtol": rtol, "atol": atol, "args": args}
     subject = Subject(block_or_func, t, options)
-    if not tolerance > 0:
-        raise ValueError(f"tolerance={tolerance} must be positive: a residual in units of the largest eigenvalue, such as 1e-4")
     chosen = as_method(subject.options.setdefault("method", "rk4"))
-    search = Search(as_count("count", count), as_count("vectors", vectors), tolerance)
-    with torch.inference_mode(False), subject.untouched(z0) as recording, forward_mode():
-        path, problem = _path(subject, z0)
-        return Stability(
-            _of_z(subject, chosen, path, search, recording, problem),
-            _of_theta(subject.block, [time for time, _ in path], search, recording) if isinstance(subject.block, CoupledODEBlock) else None,
-            tuple(_notes(recording)),
-        )
-
-
-def _path(subject: Subject, z0: Any) -> tuple[list[tuple[float, Any]], str]:
-    """(time, z) at the start, middle and end, the middle on the grid; and what went wrong."""
-    start, end = subject.t
-    count = subject.steps or 2
-    places = sorted({0, count // 2, count})
-    times = [start + (end - start) * place / count for place in places]
-    with warnings.catch_warnings():
+    vectors = as_count("vectors", vectors)
+    given = subject.options if subject.steps or subject.options.keys() & {"rtol", "atol"} else subject.options | CONTROL
+    with torch.inference_mode(False), subject.untouched(z0) as recording, forward_mode(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="a step of .* modes of it grow", category=UserWarning)  # the report says it
-        try:
-            path = _solved(subject, z0, times, places)
-        except SolveError as error:
-            return [(start, z0)], f"seen at the start alone: {error}"
-    bad = [time for time, z in path if not all(leaf.isfinite().all() for leaf in leaves_of(z, structure_of(z)))]
-    return [(time, z) for time, z in path if time not in bad], f"the solution is not finite at t = {bad[0]:.3g}" if bad else ""
-
-
-def _solved(subject: Subject, z0: Any, times: list[float], places: list[int]) -> list[tuple[float, Any]]:
-    structure, options = structure_of(z0), subject.options
-    if subject.block is not None:
-        leaves = leaves_of(subject.block.trajectory(z0), structure)
-        states = [[leaf[place] for leaf in leaves] for place in places]
-    elif subject.steps is not None:
-        steps = integrate(subject.target, z0, subject.t, adjoint="direct", save="steps", **options)[0]
-        states = [steps[place] for place in places]
-    else:
-        controlled = options.keys() & {"rtol", "atol"}
-        found = odeint(subject.target, z0, times, adjoint="direct", **options | ({} if controlled else _CONTROL))
-        states = list(zip(*leaves_of(found, structure), strict=True))
-    return [(time, build(structure, state)) for time, state in zip(times, states, strict=True)]
-
-
-_CONTROL = {"method": "dopri5", "rtol": 1e-4, "atol": 1e-6}  # where nothing says how z is solved
-
-
-def _of_z(subject: Subject, method: Method, path: list[tuple[float, Any]], search: Search, recording: Recording, note: str) -> StepLimit:
+        path = Path(subject, z0, 3, given)
+        states, solution = path.solve(throw=False)
+        fields = [_rest(subject, time) if chosen.splits else subject.at(time) for time in path.times[: len(states)]]
+        at = zip(path.times, (Jacobian(*pair, recording) for pair in zip(fields, states, strict=True)), strict=False)
+        spectra = tuple(Spectrum(time, *J.eigenvalues(vectors), J.unknowns, J.round_off) for time, J in at)
+        notes = (*_notes(chosen, recording), *([] if solution.status.ok else [solution.status.message]))
     start, end = subject.t
     span, direction = abs(end - start), math.copysign(1.0, end - start)
-    function, missing = _known(method)
-    fields = [(time, _rest(subject, time) if method.splits else subject.at(time), z) for time, z in path]
-    spectra = tuple(_spectrum(time, field, z, function, direction, search, recording) for time, field, z in fields)
-    apart = "df/dz is that of the rest of f, without its linear part, whose damping is not counted" if method.splits else ""
     step = span / subject.steps if subject.steps else None
-    said = "; ".join(filter(None, (note, missing, apart)))
-    return StepLimit("df/dz", method.name, span, direction, step, spectra, function, said, whole=not method.splits)
+    return Stability(chosen.name, span, direction, step, spectra, _known(chosen), notes)
 
 
 def _rest(subject: Subject, time: float) -> Callable[[Any], Any]:
@@ -385,88 +239,26 @@ def _rest(subject: Subject, time: float) -> Callable[[Any], Any]:
     return lambda z: rest(torch.tensor(time, dtype=z.real.dtype, device=z.device), z, *args, step=step, stage=0)
 
 
-def _of_theta(block: CoupledODEBlock, times: list[float], search: Search, recording: Recording) -> StepLimit:
-    """Of the state of the dynamics: theta, and what it carries along."""
-    start, end = block.t
-    span, direction = abs(end - start), math.copysign(1.0, end - start)
-    theta0 = block.weights(start)
-    closed = block.dynamics.flow(theta0, [0.0]) is not None
-    function, note = _known(block.weight_method)
-    if closed:
-        step, function, note = None, None, "known in closed form, so no step limits it"
-        path = [(time - start, block.dynamics.start(block.weights(time))) for time in times]
-    else:
-        step, path = _weight_step(block), _weight_path(block, theta0, times)
+def _known(method: Method) -> StabilityFunction | None:
     try:
-        slopes = [(time, lambda state, time=time: block.dynamics(_clock(time, state), state), state) for time, state in path]
-        spectra = tuple(_spectrum(time, slope, state, function, direction, search, recording) for time, slope, state in slopes)
-    except ValueError as error:  # a dynamics that is known by its flow alone
-        spectra, note = (), f"{note}; dq/dtheta is not known: {error}"
-    return StepLimit("dq/dtheta", "closed form" if closed else block.weight_method.name, span, direction, step, spectra, function, note)
+        return stability_function(method)
+    except ValueError:
+        return None
 
 
-def _weight_step(block: CoupledODEBlock) -> float:
-    """The longest step of theta between the times at which z reads it."""
-    start, end = block.t
-    later = [time for time in block.reading_times if time != start]
-    grid = uniform_grid([start, *later], step_size=abs(end - start) / block.weight_steps)
-    return max(abs(float(step.dt)) for step in grid.steps())
-
-
-def _weight_path(block: CoupledODEBlock, theta0: Any, times: list[float]) -> list[tuple[float, Any]]:
-    state = block.dynamics.start(theta0)
-    if len(times) == 1:
-        return [(times[0], state)]
-    structure, size = structure_of(state), abs(block.t[1] - block.t[0]) / block.weight_steps
-    path = odeint(block.dynamics, state, times, method=block.weight_method, step_size=size, adjoint="direct")
-    return [(time, build(structure, leaves)) for time, leaves in zip(times, zip(*leaves_of(path, structure), strict=True), strict=True)]
-
-
-def _known(method: Method) -> tuple[StabilityFunction | None, str]:
-    try:
-        return stability_function(method), ""
-    except ValueError as error:
-        return None, str(error)
-
-
-def _notes(recording: Recording) -> Iterator[str]:
+def _notes(method: Method, recording: Recording) -> Iterator[str]:
     training = [module for module in recording.attributes.modules if module.training]
+    if method.splits:
+        yield "df/dz is that of the rest of f, without its linear part, whose damping is not counted"
     if any(isinstance(module, BatchNorm) for module in training):
         yield "BatchNorm in training mode couples the samples: df/dz is that of this batch"
     if any(isinstance(module, nn.modules.dropout._DropoutNd) for module in training):
         yield "dropout in training mode: df/dz is that of one draw"
 
 
-def _spectrum(
-    time: float,
-    field: Callable[[Any], Any],
-    y: Any,
-    function: StabilityFunction | None,
-    direction: float,
-    search: Search,
-    recording: Recording,
-) -> Spectrum:
-    """By Arnoldi on the Jacobian of ``field`` at y."""
-    structure = structure_of(y)
-    jacobian = Jacobian(lambda leaves: leaves_of(field(build(structure, leaves)), structure), leaves_of(y, structure), recording)
-    part = StepLimit("", "", 1.0, direction, None, (), function)
-
-    def limiting(values: Tensor, residuals: Tensor) -> Tensor:
-        return part.limiting(Spectrum(time, values, residuals, jacobian.unknowns, 0, jacobian.round_off))
-
-    values, residuals, vectors = arnoldi(jacobian, search, limiting)
-    order = falling(values.abs())
-    return Spectrum(time, values[order], residuals[order], jacobian.unknowns, vectors, jacobian.round_off)
-
-
-def _clock(time: float, state: Any) -> Tensor:
-    leaf = leaves_of(state, structure_of(state))[0]
-    return torch.tensor(time, dtype=torch.promote_types(torch.float32, leaf.dtype), device=leaf.device)
-
-
-def _power(factor: float, count: float) -> float:
-    """factor^count, at most about 1e304."""
-    return math.exp(min(count * math.log(factor), 700)) if factor > 0 else 0.0
+def falling(values: Tensor) -> Tensor:
+    """Places of the values, the largest first."""
+    return values.argsort(descending=True)
 
 
 def _complex(mode: Tensor) -> str:
@@ -475,26 +267,3 @@ def _complex(mode: Tensor) -> str:
     if value.imag == 0:
         return f"{value.real:.3g}"
     return f"{value.real:.3g} +- {abs(value.imag):.3g}i" if value.real else f"+-{abs(value.imag):.3g}i"
-
-
-def _draw(ax: Any, limit: StepLimit) -> None:
-    h = 1.0 if limit.function is None else limit.step or limit.limit
-    h = h if 0 < h < math.inf else 1 / max(spectrum.size or 1.0 for spectrum in limit.spectra)
-    furthest = h * max(spectrum.size for spectrum in limit.spectra) or 1.0
-    region = 0.0 if limit.function is None else 1.2 * limit.function.limit(torch.tensor(-1.0))
-    radius = max(1.15 * furthest, min(region, 6 * furthest))
-    if limit.function is not None:
-        x = torch.linspace(-1.3 * radius, 0.7 * radius, 241, dtype=torch.float64)
-        y = torch.linspace(-radius, radius, 241, dtype=torch.float64)
-        R = limit.function(torch.complex(*torch.meshgrid(x, y, indexing="xy"))).abs()
-        ax.contourf(x.numpy(), y.numpy(), R.numpy(), levels=[-1.0, 1.0], colors=["#DDDDDD"])
-        ax.contour(x.numpy(), y.numpy(), R.numpy(), levels=[1.0], colors=["#555555"], linewidths=1.0)
-    ax.axvline(0, color="#555555", linewidth=0.6)
-    ax.axhline(0, color="#555555", linewidth=0.6)
-    for spectrum, (colour, marker) in zip(limit.spectra, COLOURS, strict=False):
-        modes = h * limit.direction * spectrum.eigenvalues[spectrum.settled]
-        ax.plot(modes.real.numpy(), modes.imag.numpy(), marker, color=colour, fillstyle="none", label=f"t = {spectrum.t:.3g}")
-    chosen = "the step h" if limit.step else "the largest stable step h" if h == limit.limit else "h"
-    ax.set(xlim=(-1.3 * radius, (0.7 if limit.function is not None else 1.3) * radius), ylim=(-radius, radius), aspect="equal")
-    ax.set(xlabel="Re hλ", ylabel="Im hλ", title=f"{limit.name}, {limit.method}, {chosen} = {h:.3g}")
-    ax.legend(loc="upper left")

@@ -14,10 +14,10 @@ from ..block import CoupledODEBlock, ODEBlock
 from ..dynamics import Theta
 from ..integrate.recording import Recording
 from ..problem import CountedCall, Counters
-from ..pytree import leaves_of, structure_of
-from ..stepping import numbers, uniform_grid
-
-Field = Callable[..., Any]
+from ..pytree import build, leaves_of, structure_of
+from ..solution import Solution
+from ..solve import problem_of, solve
+from ..stepping import Grid, numbers, uniform_grid
 
 
 def uncompiled(target: Any) -> Any:
@@ -107,3 +107,44 @@ class Subject:
         if self.block is None or theta is None:
             return self.call.func(t, z, *args, **counters)
         return functional_call(self.block.f, theta, (t, z), counters)
+
+
+class Path:
+    """A solve of a subject, seen at some ``times``: spread over the nodes of its steps, or over t where error control ends a step there.
+
+    Args:
+        z0: where it starts.
+        count: of times; all nodes where these are fewer.
+        options: of ``odeint``, instead of the subject's.
+    """
+
+    def __init__(self, subject: Subject, z0: Any, count: int, options: dict[str, Any]) -> None:
+        self.subject, self.z0 = subject, z0
+        self.func: Callable[..., Any] = subject.field if isinstance(subject.block, CoupledODEBlock) else subject.call.func
+        self.problem, _ = problem_of(self.func, z0, subject.t, **options)
+        (start, end), last = subject.t, count - 1
+        self.nodes = self.problem.stepping.nodes() if isinstance(self.problem.stepping, Grid) else ()
+        if self.nodes:
+            places = sorted({round(i * (len(self.nodes) - 1) / last) for i in range(count)})
+            self.times = tuple(self.nodes[place] for place in places)
+        else:
+            self.times = (*(start + (end - start) * (i / last) for i in range(last)), end)
+        kept = ("method", "args") if self.nodes else ("method", "args", "rtol", "atol")
+        self.options = {"adjoint": "direct", **{name: options[name] for name in kept if name in options}}
+
+    def solve(self, back_from: Any = None, **limits: Any) -> tuple[list[Any], Solution]:
+        """The states at ``times``, as far as they were reached; from ``back_from`` at the last of them, the last one first."""
+        func, back = self.func, back_from is not None
+        start, way = (back_from, -1) if back else (self.z0, 1)
+        if back and "step" in self.subject.call.names:
+            call, last = CountedCall(func), len(self.nodes) - 2
+
+            def func(t: Tensor, z: Any, *args: Any, step: int, stage: int) -> Any:
+                return call(t, z, *args, step=last - step, stage=stage)  # the number of the step that is undone
+
+        grid = {"grid": self.nodes[::way]} if self.nodes else {}
+        with self.subject.untouched(self.z0):
+            solution = solve(func, start, self.times[::way], **grid, **self.options, **limits)
+        structure = structure_of(self.z0)
+        leaves = leaves_of(solution.ys, structure)
+        return [build(structure, [leaf[i] for leaf in leaves]) for i in range(len(solution.ts))], solution

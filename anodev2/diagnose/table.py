@@ -1,4 +1,4 @@
-"""How reports look: tables in plain text, and axes to draw on."""
+"""How reports look: tables in plain text."""
 
 from __future__ import annotations
 
@@ -20,22 +20,3 @@ def number(value: float | int | bool | None) -> str:
     if value is None:
         return "-"
     return str(value) if isinstance(value, (bool, int)) else f"{value:.3g}"
-
-
-def axes(given: Any, rows: int = 1, columns: int = 1, size: tuple[float, float] = (5.0, 3.6)) -> Any:
-    """``given``, or new matplotlib axes: one, or an array (rows, columns) of them."""
-    if given is not None:
-        return given
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ImportError("a plot needs matplotlib: pip install matplotlib") from None
-    figure = Figure(figsize=(size[0] * columns, size[1] * rows), layout="constrained")
-    return figure.subplots(rows, columns) if rows * columns > 1 else figure.subplots()
-
-
-def each(given: Any) -> list[Any]:
-    """What ``axes`` returned, or a user gave, one after the other."""
-    if hasattr(given, "flat"):
-        return list(given.flat)
-    return list(given) if isinstance(given, Sequence) else [given]
