@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 
 from anodev2 import CoupledODEBlock, ReactionDiffusionAdvection, diagnose
-from anodev2.diagnose import WeightPath
 from kernel_evolution import gabor
 from options import picture_script
 
@@ -43,7 +42,7 @@ def carried(size: int) -> CoupledODEBlock:
     return CoupledODEBlock(f, ReactionDiffusionAdvection(TAU, UPSILON, RHO), steps=5)
 
 
-def films(path: WeightPath, name: str, count: int) -> list[Tensor]:
+def films(path: diagnose.WeightPath, name: str, count: int) -> list[Tensor]:
     """Of each of the ``count`` kernels of a weight that move most, (times, height, width)."""
     pictures = path.theta[name].flatten(1, 2)
     moved = (pictures - pictures[:1]).flatten(2).norm(dim=2).amax(0)
@@ -55,7 +54,7 @@ def limits(film: Tensor) -> dict[str, float]:
     return {"vmin": -largest, "vmax": largest}
 
 
-def draw(target: Path, path: WeightPath) -> None:
+def draw(target: Path, path: diagnose.WeightPath) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(15, 3.6), layout="constrained")
@@ -72,7 +71,7 @@ def draw(target: Path, path: WeightPath) -> None:
     figure.savefig(target, dpi=100)
 
 
-def draw_norms(ax: Any, path: WeightPath) -> None:
+def draw_norms(ax: Any, path: diagnose.WeightPath) -> None:
     for (name, norms), colour, marker in zip(path.norms.items(), COLOURS, MARKERS, strict=False):
         ax.plot(path.times, (norms / norms[0]).numpy(), color=colour, marker=marker, markersize=4, label=name)
     ax.set(xlabel="t", ylabel="|θ(t)| / |θ(0)|", title="norms")
@@ -80,7 +79,7 @@ def draw_norms(ax: Any, path: WeightPath) -> None:
     ax.legend()
 
 
-def draw_strip(ax: Any, path: WeightPath, name: str) -> None:
+def draw_strip(ax: Any, path: diagnose.WeightPath, name: str) -> None:
     """The kernel that moves most at up to six times, in two rows."""
     film = films(path, name, 1)[0]
     places = sorted({round(i * (len(path.times) - 1) / 5) for i in range(6)})
@@ -97,7 +96,7 @@ def draw_strip(ax: Any, path: WeightPath, name: str) -> None:
     ax.figure.colorbar(image, ax=ax, label="w")
 
 
-def animate(target: Path, path: WeightPath, name: str, count: int = 16) -> None:
+def animate(target: Path, path: diagnose.WeightPath, name: str, count: int = 16) -> None:
     """The kernels that move most, each in colours of its own; few colours and dots keep the file small."""
     from matplotlib import colormaps
     from matplotlib.animation import PillowWriter

@@ -462,6 +462,14 @@ def test_whether_a_gradient_is_exact_and_whether_that_matters_are_two_verdicts(s
     assert report.ok is ("reversible" not in report.bad)
 
 
+def test_a_warning_of_an_adjoint_that_is_compared_is_its_error_in_the_report() -> None:
+    block = ODEBlock(Sized(6.0, 8.0), steps=30, adjoint="reversible")
+    z0 = torch.randn(16, 8, requires_grad=True)
+    with pytest.warns(RuntimeWarning, match="ReversibleAdjoint found y0 again"):
+        block(z0).sum().backward()
+    assert max(gradient_report(block, z0).errors["reversible"].values()) > 1e-5
+
+
 def test_the_projection_is_not_along_an_input_drawn_from_the_same_seed() -> None:
     class Skew(nn.Module):
         def __init__(self) -> None:

@@ -6,6 +6,7 @@ Every number comes from one small experiment, repeated: set random generators an
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, dataclass
 from typing import Any
@@ -184,7 +185,7 @@ def gradient_report(
     options = {"method": method, "steps": steps, "step_size": step_size, "rtol": rtol, "atol": atol, "args": args}
     with torch.inference_mode(False):
         program = program_of(block_or_func, z0, t, options, loss, seed)
-        blocks = list(dict.fromkeys(block.adjoint for block in program.blocks)) if program.options is None else []
+        blocks = [block.adjoint for block in program.blocks] if program.options is None else []
         chosen |= {_name(adjoint): adjoint for adjoint in blocks if adjoint not in chosen.values()}
         own = blocks or [CheckpointAdjoint()]  # what odeint does by default
         return _report(program, chosen, own, float(tolerance), directions)
@@ -199,7 +200,9 @@ def _report(program: Program, chosen: dict[str, Adjoint], own: list[Adjoint], to
     skipped, failed = {}, {}
     for name, adjoint in chosen.items():
         try:
-            found[name] = program.gradient(adjoint)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", RuntimeWarning)  # of the reversible, of an error that the report tells
+                found[name] = program.gradient(adjoint)
         except (RuntimeError, ValueError) as error:  # an adjoint that does not apply raises the latter
             (failed if adjoint in own or isinstance(error, RuntimeError) else skipped)[name] = str(error)
     failed |= {name: "its gradient is not finite" for name, gradient in found.items() if not _finite(gradient)}

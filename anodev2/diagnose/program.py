@@ -70,7 +70,7 @@ class Program:
         if torch.is_autocast_enabled(device):
             dtypes.append(torch.get_autocast_dtype(device))
         self.dtype = max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
-        self.grid: tuple[float, ...] | None = None  # of error control
+        self.grid: tuple[float, ...] | None = None  # of the solve
         if self.options is not None:
             with self._as_at_first(DirectAdjoint()), torch.no_grad():
                 given: dict[str, Any] = {"method": "rk4", **self.options}
@@ -100,7 +100,7 @@ class Program:
         generator, eps = torch.Generator().manual_seed(SEED + self.seed), torch.finfo(self.dtype).eps
         leaves = [leaf for group in self.groups.values() for leaf in group]
         changes = [eps * _size([leaf]) * torch.randn(leaf.shape, dtype=torch.float64, generator=generator).to(leaf) for leaf in leaves]
-        with _moved(leaves, changes), self._on_its_grid():
+        with self._moved(leaves, changes):
             return self.gradient(DirectAdjoint())
 
     def slope(self, group: str, along: Tensor) -> tuple[float, float]:
@@ -119,19 +119,23 @@ class Program:
     def _value_at(self, leaves: Leaves, change: Tensor) -> float:
         sizes = [2 * leaf.numel() if leaf.is_complex() else leaf.numel() for leaf in leaves]
         changes = [_shaped(part, leaf) for part, leaf in zip(change.split(sizes), leaves, strict=True)]
-        with _moved(leaves, changes), self._on_its_grid(), self._as_at_first(DirectAdjoint()), torch.no_grad():
+        with self._moved(leaves, changes), self._as_at_first(DirectAdjoint()), torch.no_grad():
             return self._value(self._end(DirectAdjoint())).item()
 
     @contextmanager
-    def _on_its_grid(self) -> Iterator[None]:
-        """The steps that the solve took are constants."""
-        before = self.options
-        if before is not None:
-            self.options = {"method": before.get("method", "rk4"), "grid": self.grid}
+    def _moved(self, leaves: Leaves, changes: Leaves) -> Iterator[None]:
+        """Leaves with other values, on the steps that the solve took; with their own memory again behind, so that no graph notices."""
+        options, before = self.options, [leaf.data for leaf in leaves]
         try:
+            if options is not None:
+                self.options = {"method": options.get("method", "rk4"), "grid": self.grid}
+            for leaf, change in zip(leaves, changes, strict=True):
+                leaf.data = leaf.data + change
             yield
         finally:
-            self.options = before
+            self.options = options
+            for leaf, data in zip(leaves, before, strict=True):
+                leaf.data = data
 
     def _end(self, adjoint: Adjoint) -> Any:
         if self.options is None:
@@ -229,19 +233,6 @@ def _by_prefix(parameters: dict[str, Tensor]) -> dict[str, list[Tensor]]:
         if len(groups) <= MOST_GROUPS:
             break
     return groups if len(groups) <= 4 * MOST_GROUPS else {"parameters": list(parameters.values())}
-
-
-@contextmanager
-def _moved(leaves: Leaves, changes: Leaves) -> Iterator[None]:
-    """Leaves with other values, and with their own memory again behind: no graph that holds them notices."""
-    before = [leaf.data for leaf in leaves]
-    try:
-        for leaf, change in zip(leaves, changes, strict=True):
-            leaf.data = leaf.data + change
-        yield
-    finally:
-        for leaf, data in zip(leaves, before, strict=True):
-            leaf.data = data
 
 
 def _leaves(tree: Any) -> list[Any]:
