@@ -21,7 +21,7 @@ from .stepping import Adaptive, Grid, Step, Time
 from .torch_private import saving_hooks
 
 Counters = dict[str, int]
-LATEST = 64  # times that are kept as tensors, so that a redone step need not make them again
+LATEST = 16  # times that are kept as tensors, so that a redone step need not make them again
 
 
 def signature_of(func: Callable[..., Any]) -> inspect.Signature | None:

@@ -229,6 +229,7 @@ class _Field(VectorField):
         self.structure = structure
         self.device = y0[0].device
         self.time_dtype = _time_dtype(y0)
+        self.latest = {}
         self.copies = module.copies()
         self.constants = dict(zip(module.times, module.constants(y0), strict=True))
 

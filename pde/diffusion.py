@@ -53,10 +53,10 @@ class Diffusion(Term):
     def __init__(self, grid: Grid1D, diffusivity: Coefficient, scheme: str = "central2") -> None:
         super().__init__(grid)
         attach(self, "diffusivity", diffusivity, grid.n)
-        known = isinstance(diffusivity, int | float) or (
-            isinstance(diffusivity, Tensor) and diffusivity.numel() > 0 and readable(diffusivity)
-        )
-        if known and (least := as_tensor(diffusivity).min().item()) < 0:
+        least = diffusivity
+        if isinstance(diffusivity, Tensor) and diffusivity.numel() > 0 and readable(diffusivity):
+            least = diffusivity.min().item()
+        if isinstance(least, int | float) and least < 0:
             raise ValueError(f"diffusivity={least:g} must be at least 0: negative diffusion grows without bound")
         self.scheme = scheme
         self.second: Derivative = derivative(grid, 2, scheme)

@@ -70,7 +70,7 @@ def test_it_learns_from_a_folder_at_equal_cost_and_leaves_its_weights(folder: Pa
     result = finetune.main(options(folder, "--epochs", "3", "--out", str(file)))
     original, coupled = result["original"], result["coupled"]
     assert original["per_image"] == coupled["per_image"] and original["per_pass"] == 0
-    assert coupled["per_pass"] == 2 * (256 * 256 + 2) * 9 * 9 + 18  # two times at which the kernel is read
+    assert coupled["per_pass"] == 2 * (8 * 9 + 2 * 9 * 81 + 256 * 256 * 81)  # two times: growth of modes, circulant matrices, products
     kernel, norms, dynamics = 9 * 256 * 256, 4 * 256, 4  # one convolution of two; as many norms; tau, upsilon (2), rho
     block = 2 * kernel + norms
     assert original["parameters"] - coupled["parameters"] == block - (kernel + norms + dynamics)
@@ -97,7 +97,8 @@ def test_all_stages_cost_the_same_and_other_names_stay(name: str, stage: int, co
         coupled_one, coupled_two = (finetune.multiply_adds(model, x) for x in images)
     channels = block.f.get_parameter("conv.weight").shape[0]
     assert coupled_two - coupled_one == two - one and block.steps == convolutions == 2 * block.t[1]
-    evolution = convolutions * (channels**2 + 2) * 81 + 18  # products with circulant matrices; those, and the growth of nine modes
+    modes, places = 9, 9  # the growth of the modes by four coefficients, circulant matrices of it, and products with these
+    evolution = convolutions * (4 * 2 * modes + 2 * modes * places**2 + channels**2 * places**2)
     assert coupled_one - one == evolution
     assert evolution < 0.3 * (two - one)  # once per batch less than a third of an image, here of 64 x 64 pixels
     own, after = f"layer{stage}.1.", model.state_dict()

@@ -40,7 +40,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def killed(moment: str, *arguments: str, **environment: str) -> None:
     """A process that is killed at a given moment."""
-    everything = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", **environment}
+    everything = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'examples'}", "PYTHONUNBUFFERED": "1", **environment}
     command = [sys.executable, str(ROOT / "tests" / "killed.py"), moment, *arguments]
     process = subprocess.run(command, capture_output=True, text=True, env=everything, timeout=300)
     assert process.returncode == -signal.SIGKILL, process.stdout + process.stderr

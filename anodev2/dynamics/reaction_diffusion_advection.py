@@ -105,7 +105,7 @@ class ReactionDiffusionAdvection(Dynamics):
         columns = [torch.zeros_like(rho)] * len(self.spaces[name])
         for column, axis in enumerate(moving(self.spaces[name])):
             columns[axis] = self.upsilon[key][..., column]
-        return signed - signed.detach().clamp(max=0), torch.stack(columns, -1), rho
+        return _at_least_0(signed), torch.stack(columns, -1), rho
 
     def forward(self, t: Tensor | float, theta: Theta) -> Theta:
         slopes: Theta = {}
@@ -132,7 +132,7 @@ class ReactionDiffusionAdvection(Dynamics):
             columns.append(torch.cat([torch.atleast_2d(self.upsilon[key]) for key in keys]))
         if keys[0] in self.signed_tau:
             signed = torch.cat([self.signed_tau[key] for key in keys])[:, None]
-            columns.append(signed * (2.0 * (signed.detach() >= 0) - 1.0))
+            columns.append(_at_least_0(signed))
         dtype = torch.promote_types(weight.dtype, torch.float32)
         table = kept(growth, tuple(weight.shape[2:]), times, dtype, weight.device)
         return (torch.cat(columns, 1).to(dtype) @ table).unflatten(1, (len(times), -1, 2))
@@ -140,3 +140,8 @@ class ReactionDiffusionAdvection(Dynamics):
     def extra_repr(self) -> str:
         tau, upsilon, rho = self.initial
         return f"tau={tau}, upsilon={upsilon}, rho={rho}, per={self.per!r}, learnable={self.learnable}"
+
+
+def _at_least_0(signed: Tensor) -> Tensor:
+    """max(signed, 0), with the slope that it has from 0 on, so that what was led below comes back."""
+    return signed - signed.detach().clamp(max=0)
