@@ -250,3 +250,12 @@ def test_the_second_derivative_spreads_evenly() -> None:
         du = Diffusion(grid, 0.1, scheme)(ZERO, u)
         assert du[12] < 0 < du[11]
         torch.testing.assert_close(du[1:], du[1:].flip(0), rtol=1e-12, atol=1e-10)
+
+
+@pytest.mark.parametrize("speed", [0.7, -0.7])
+@pytest.mark.parametrize("scheme", ["upwind1", "upwind3", "weno5"])
+def test_a_speed_per_field_is_upwinded_as_the_same_number_is(scheme: str, speed: float) -> None:
+    grid, fields = Grid1D(24), torch.randn(3, 24, dtype=torch.float64)
+    each = torch.tensor([[speed], [-2.0], [3.0]], dtype=torch.float64)
+    found, expected = Advection(grid, each, scheme)(0.0, fields), Advection(grid, speed, scheme)(0.0, fields)
+    torch.testing.assert_close(found[0], expected[0], rtol=1e-12, atol=1e-12)
