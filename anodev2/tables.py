@@ -18,7 +18,7 @@ def kept(make: Callable[..., Tensor], *key: Any) -> Tensor:
     return make(*key) if passing or in_tracing_mode() else _made(make, *key)
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=4096)
 def _made(make: Callable[..., Tensor], *key: Any) -> Tensor:
     with torch.inference_mode(False), no_dispatch_modes():  # what is kept must serve everywhere, whoever comes first
         return make(*key)

@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode  # the only way to se
 from torch.utils._python_dispatch import _disable_current_modes as no_dispatch_modes  # else: make tables when a module is made
 from torch.utils._pytree import tree_leaves  # of an operation's arguments; else: torch.utils.pytree, once that is the same
 
-__all__ = ["BatchNorm", "TorchDispatchMode", "hooks_of_all_modules", "no_dispatch_modes", "tree_leaves"]
+__all__ = ["BatchNorm", "TorchDispatchMode", "no_dispatch_modes", "tree_leaves"]
 
 
 def in_transform() -> bool:

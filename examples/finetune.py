@@ -155,6 +155,8 @@ def train(model: nn.Module, training: DataLoader[Any], testing: DataLoader[Any],
     before = ["conv1", "bn1", *(f"layer{i}" for i in range(1, config.stage))] if config.freeze else []
     frozen = [model.get_submodule(name).requires_grad_(False) for name in before]
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], config.lr)
+    for dynamics in (module for module in model.modules() if isinstance(module, ReactionDiffusionAdvection)):
+        optimizer.register_step_post_hook(dynamics.project)
     scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.lr, total_steps=max(2, config.epochs * len(training)))
     means = []
     for epoch in range(config.epochs):

@@ -405,7 +405,10 @@ def make_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
     dynamics = [p for name, p in model.named_parameters() if ".dynamics." in name]
     rest = [p for name, p in model.named_parameters() if ".dynamics." not in name]
     groups = [{"params": rest}, {"params": dynamics, "weight_decay": 0.0}]
-    return torch.optim.SGD(groups, config.lr, config.momentum, weight_decay=config.weight_decay)
+    optimizer = torch.optim.SGD(groups, config.lr, config.momentum, weight_decay=config.weight_decay)
+    for moving in (module for module in model.modules() if isinstance(module, ReactionDiffusionAdvection)):
+        optimizer.register_step_post_hook(moving.project)
+    return optimizer
 
 
 def make_scheduler(config: Config, optimizer: torch.optim.Optimizer, batches: int) -> torch.optim.lr_scheduler.LRScheduler:

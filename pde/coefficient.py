@@ -65,13 +65,8 @@ def evaluate(value: Coefficient, t: Any, x: Callable[[], Tensor], u: Tensor) -> 
 
 
 def positive(value: Any) -> Any:
-    """max(value, 0), with the slope 1 at all values: one that has become negative counts as 0, and its gradient is that at 0.
-
-    So a learned coefficient stays in its range, may be 0 to the bit, and comes back by its gradient.
-    """
-    if not isinstance(value, Tensor):
-        return max(value, 0.0)
-    return value - value.detach().clamp(max=0)
+    """max(value, 0), with the slope 1 at 0: a learned coefficient that has become negative counts as 0, and has no gradient there."""
+    return torch.where(value < 0, 0.0, value) if isinstance(value, Tensor) else max(value, 0.0)
 
 
 def as_coefficient(value: float | tuple[float, ...]) -> float | Tensor:

@@ -32,7 +32,7 @@ class Diffusion(Term):
     factor of 2). An explicit method needs dt D / h^2 below about 1/2 (Euler, central2); ``max_stable_step`` tells for any scheme
     and method.
 
-    A D that is learned and becomes negative counts as 0, with the gradient that it has there, as does a negative value of a function.
+    A D that is learned and becomes negative counts as 0 and has no gradient there, as does a negative value of a function.
 
     Args:
         grid: the points; walls need data at both ends.

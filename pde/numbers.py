@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from anodev2.tables import kept
 from anodev2.torch_private import in_dispatch_mode, in_fake_mode, transformed
 
 Rows = tuple[tuple[float, ...], ...]
@@ -35,8 +35,11 @@ def as_tensor(value: Any) -> Tensor:
 
 def constant(rows: Rows, like: Tensor) -> Tensor:
     """A matrix of known numbers with the dtype and device of ``like``; kept, so that a GPU gets it once."""
-    make = _constant if readable() else _constant.__wrapped__  # what is made under a transform or a mode must not outlive it
-    return make(rows, like.dtype, like.device)
+    return kept(_matrix, rows, like.dtype, like.device)
+
+
+def _matrix(rows: Rows, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.tensor(rows, dtype=dtype, device=device)
 
 
 def keep(module: nn.Module, name: str, value: Any) -> None:
@@ -45,9 +48,3 @@ def keep(module: nn.Module, name: str, value: Any) -> None:
         module.register_buffer(name, value, persistent=False)
     else:
         setattr(module, name, value)
-
-
-@lru_cache(maxsize=256)
-@torch.inference_mode(False)  # what is kept must serve training too, whoever comes first
-def _constant(rows: Rows, dtype: torch.dtype, device: torch.device) -> Tensor:
-    return torch.tensor(rows, dtype=dtype, device=device)

@@ -93,21 +93,22 @@ def test_diffusivity_stays_non_negative_and_can_leave_zero() -> None:
     flow = dynamics.flow(theta, [1.0])
     assert flow is not None
     (below,) = torch.autograd.grad(flow["conv.weight"].square().sum(), signed)
-    assert torch.equal(below, slope)  # that at 0: it comes back
+    assert below == 0  # as nothing changes there
 
 
 @pytest.mark.parametrize(
     ("start", "wanted", "rate", "momentum"),
-    [(0.05, 0.0, 0.05, 0.9), (0.05, 0.0, 0.1, 0.9), (0.05, 0.0, 0.4, 0.9), (-0.05, 0.08, 0.05, 0.0)],
+    [(0.05, 0.0, 0.05, 0.9), (0.05, 0.0, 0.1, 0.9), (0.05, 0.0, 0.4, 0.9), (-0.05, 0.08, 0.02, 0.0)],
 )
 def test_a_step_beyond_zero_is_no_strong_diffusion_and_comes_back(start: float, wanted: float, rate: float, momentum: float) -> None:
-    """SGD with momentum from tau = 0.05 to 0 overshoots: |p| was led to 0.07, 2.5 and 9.5 so, and softplus never gets to 0."""
+    """With the hook of the page; SGD from tau = 0.05 to 0 overshoots: |p| was led to 0.07, 2.5 and 9.5 so, softplus never gets to 0."""
     theta = {"w": torch.randn(8, 8, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))}
     target, dynamics = bound(theta, wanted, learnable=False).flow(theta, [1.0]), bound(theta, 0.05)
     p = dynamics.signed_tau["w"]
     with torch.no_grad():
         p.fill_(start)
     optimizer = torch.optim.SGD([p], lr=rate, momentum=momentum)
+    optimizer.register_step_post_hook(dynamics.project)
     for _ in range(300):
         optimizer.zero_grad()
         flow = dynamics.flow(theta, [1.0])

@@ -1241,6 +1241,18 @@ MUTATIONS = {
         "        with forward_ad",
         "test_diagnose_spectra.py",
     ),
+    "a diffusivity below 0 left there": (
+        "dynamics/reaction_diffusion_advection.py",
+        "signed.clamp_(min=0)",
+        "pass",
+        "test_dynamics.py::test_a_step_beyond_zero_is_no_strong_diffusion_and_comes_back",
+    ),
+    "a diffusivity below 0 that diffuses": (
+        "dynamics/reaction_diffusion_advection.py",
+        "columns.append(torch.where(signed < 0, 0.0, signed))",
+        "columns.append(signed.abs())",
+        "test_dynamics.py::test_diffusivity_stays_non_negative_and_can_leave_zero",
+    ),
     "diffusion backwards": ("dynamics/spectral.py", "-(k**2).sum(-1)", "(k**2).sum(-1)", "test_dynamics.py"),
 }
 

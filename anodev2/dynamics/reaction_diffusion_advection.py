@@ -28,9 +28,9 @@ class ReactionDiffusionAdvection(Dynamics):
 
     Args:
         tau: initial diffusivity, at least 0, in kernel cells squared per unit of t. What is learned is a number p, and
-            tau = max(p, 0) with the gradient that it has at 0 where p < 0: non-negative, able to be exactly 0 and to leave
-            it again, and weight decay draws it towards 0 (the softplus usual here turns decay into diffusion, and |p|
-            reflects a step too long into strong diffusion).
+            tau = max(p, 0): non-negative, able to be exactly 0, and drawn towards it by weight decay (the softplus usual here
+            turns decay into diffusion, and |p| reflects a step too long into strong diffusion). Its derivative is 1 at 0 and 0
+            below: ``project`` sets what an optimizer has led below 0 to 0, from where it can rise again.
         upsilon: initial advection velocity in cells per unit of t: one number for all axes, or one per spatial axis.
         rho: initial reaction rate per unit of t.
         per: "layer": one set of coefficients for each kernel tensor; "channel": one for each of its output channels.
@@ -105,7 +105,13 @@ class ReactionDiffusionAdvection(Dynamics):
         columns = [torch.zeros_like(rho)] * len(self.spaces[name])
         for column, axis in enumerate(moving(self.spaces[name])):
             columns[axis] = self.upsilon[key][..., column]
-        return _at_least_0(signed), torch.stack(columns, -1), rho
+        return torch.where(signed < 0, 0.0, signed), torch.stack(columns, -1), rho
+
+    def project(self, *_: Any) -> None:
+        """Set what an optimizer has led below 0 to 0, after its step: ``optimizer.register_step_post_hook(dynamics.project)``."""
+        with torch.no_grad():
+            for signed in self.signed_tau.values():
+                signed.clamp_(min=0)
 
     def forward(self, t: Tensor | float, theta: Theta) -> Theta:
         slopes: Theta = {}
@@ -132,7 +138,7 @@ class ReactionDiffusionAdvection(Dynamics):
             columns.append(torch.cat([torch.atleast_2d(self.upsilon[key]) for key in keys]))
         if keys[0] in self.signed_tau:
             signed = torch.cat([self.signed_tau[key] for key in keys])[:, None]
-            columns.append(_at_least_0(signed))
+            columns.append(torch.where(signed < 0, 0.0, signed))
         dtype = torch.promote_types(weight.dtype, torch.float32)
         table = kept(growth, tuple(weight.shape[2:]), times, dtype, weight.device)
         return (torch.cat(columns, 1).to(dtype) @ table).unflatten(1, (len(times), -1, 2))
@@ -140,8 +146,3 @@ class ReactionDiffusionAdvection(Dynamics):
     def extra_repr(self) -> str:
         tau, upsilon, rho = self.initial
         return f"tau={tau}, upsilon={upsilon}, rho={rho}, per={self.per!r}, learnable={self.learnable}"
-
-
-def _at_least_0(signed: Tensor) -> Tensor:
-    """max(signed, 0), with the slope that it has from 0 on, so that what was led below comes back."""
-    return signed - signed.detach().clamp(max=0)

@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -138,33 +139,17 @@ class Undo:
         for start, size, *found in zip(y0, sizes, back.y, back.z, strict=True):
             gap = torch.stack([torch.linalg.vector_norm(leaf - start) / size.clamp_min(1e-30) for leaf in found]).max()
             limit = ROUND_OFF.get(start.real.dtype if start.is_complex() else start.dtype, COARSE_ROUND_OFF)
-            if not gap.is_cuda:
-                _judge(gap, limit)
-            elif not torch.cuda.is_current_stream_capturing():
-                _judge_later(gap, limit)
+            back.comparison.judge([gap.reshape(1)], partial(_warn_of, limit))
 
 
-def _judge(gap: Tensor, limit: float) -> None:
+def _warn_of(limit: float, gap: Tensor) -> None:
     if not gap.item() <= limit:
         warnings.warn(
             f"ReversibleAdjoint found y0 again only to {gap.item():.1e} (relative): the steps cannot be undone to round-off, and the "
             "gradient is off by that or more; take more steps, or adjoint='checkpoint'",
             RuntimeWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
-
-
-_coming: list[tuple[Tensor, float, torch.Event]] = []
-
-
-def _judge_later(gap: Tensor, limit: float) -> None:
-    """What a GPU has found is looked at in a later backward pass, when it has come to the host, which does not wait for it."""
-    while _coming and _coming[0][2].query():
-        _judge(*_coming.pop(0)[:2])
-    home, event = torch.empty_like(gap, device="cpu", pin_memory=True), torch.Event(gap.device)
-    home.copy_(gap, non_blocking=True)
-    event.record()
-    _coming.append((home, limit, event))
 
 
 class _Undoing:
@@ -172,6 +157,7 @@ class _Undoing:
 
     def __init__(self, undo: Undo, y: Leaves, z: Leaves) -> None:
         self.undone, self.coupling, self.captured, self.recording = undo, undo.coupling, undo.captured, undo.recording
+        self.comparison = Comparison(undo.recording.low_precision)
         self.y, self.z = y, z
         self.y_bar: Grads = [None] * len(y)
         self.z_bar: Grads = [None] * len(y)
@@ -199,7 +185,7 @@ class _Undoing:
                 raise changed("led to another graph")
             values = [leaf.detach() for leaf in graph.end]
             if first:
-                Comparison(self.recording.low_precision).add(values, self.undone.expected[mark])
+                self.comparison.add(values, self.undone.expected[mark])
             return values, captured.pull_back(graph, seeds, [None] * len(at), self.totals, [True] * len(at))
 
 

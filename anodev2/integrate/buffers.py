@@ -52,25 +52,26 @@ class Buffers:
         for _ in range(marks):
             self.tracks[-1].append(pairs)
 
-    def moved(self) -> list[bool]:
-        """Which groups did since the last mark."""
+    def moved(self, groups: Sequence[Sequence[Tensor]] | None = None) -> list[bool]:
+        """Which ``groups``, those that there are, did since the last mark."""
         if not self.seen:
             return [True] * len(self.tracks)
-        pairs = zip(self.groups()[: len(self.modules)], self.seen, strict=False)
+        pairs = zip((groups or self.groups())[: len(self.modules)], self.seen, strict=False)
         own = [len(now) != len(then) or not all(map(is_, now, then)) or versions(now) != counts for now, (then, counts) in pairs]
         return own + [True] * len(self.alone)
 
     def mark(self) -> None:
         """Note the values where they moved."""
-        groups, moved = self.groups(), self.moved()
+        groups = self.groups()
+        moved = self.moved(groups)
         copies = iter(_copies([tensor for group in compress(groups, moved) for tensor in group]))
         for track, group, now in zip(self.tracks, groups, moved, strict=True):
             track.append([(tensor, next(copies)) for tensor in group] if now else track.values[-1])
-        self.look()
+        self._look(groups)
 
-    def look(self) -> None:
+    def _look(self, groups: list[list[Tensor]]) -> None:
         """What there is now has the values of the last mark."""
-        self.seen = [(group, versions(group)) for group in self.groups()]
+        self.seen = [(group, versions(group)) for group in groups]
 
     def pop(self) -> None:
         """Forget the last mark."""
@@ -81,7 +82,7 @@ class Buffers:
     def retreat(self) -> None:
         """Put back the values of the last mark."""
         put([pair for track in compress(self.tracks, self.moved()) for pair in track.values[-1]])
-        self.look()
+        self._look(self.groups())
 
     def last(self) -> dict[int, Tensor]:
         """The values at the last mark, by id."""
@@ -92,7 +93,8 @@ class Buffers:
         if not self.tracks:
             return [], []
         then, now, unknown = list[Pair](), dict[int, Pair](), dict[int, Tensor]()
-        for track, group, moved in zip(self.tracks, self.groups(), self.moved(), strict=True):
+        groups = self.groups()
+        for track, group, moved in zip(self.tracks, groups, self.moved(groups), strict=True):
             own, last = track[index], track.values[-1]
             if moved or own is not last:
                 then += own

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -38,43 +39,47 @@ class Comparison:
 
     def __init__(self, low_precision: bool) -> None:
         self.low_precision = low_precision
-        self.waiting: dict[Any, list[tuple[Tensor, Tensor, float]]] = {}
+        self.waiting: list[tuple[Sequence[Tensor], Callable[..., None]]] = []
 
     def add(self, found: Sequence[Tensor], samples: Sequence[Sample]) -> None:
         """Refuse what differs. What has become NaN passes, the gradient will tell."""
         for tensor, sample in zip(found, samples, strict=True):
             expected = sample.values
-            if expected.is_meta or not expected.numel() or type(expected) is not Tensor:  # no values
-                continue
-            if expected.is_cuda and torch.cuda.is_current_stream_capturing():
+            if not expected.numel() or type(expected) is not Tensor:  # no values
                 continue
             again = sample.of(tensor)
-            if again.is_cpu:
-                if not torch.equal(again, expected):
-                    _refuse(again, expected, self._tolerance(tensor))
-                continue
-            if not self.waiting:
-                after_backward(self.verify)
-            again = again if again.untyped_storage().nbytes() == again.nbytes else again.clone()  # which would hold all of the tensor
-            self.waiting.setdefault((again.device, again.dtype), []).append((again, expected, self._tolerance(tensor)))
+            if not again.is_cpu and again.untyped_storage().nbytes() > again.nbytes:
+                again = again.clone()  # until then, all of the tensor would be held
+            self.judge([again, expected], partial(_refuse, self._tolerance, tensor.dtype, tensor.device))
 
-    def _tolerance(self, leaf: Tensor) -> float:
-        own = LOW_PRECISION_TOLERANCE if self.low_precision else TOLERANCE.get(leaf.dtype.to_real(), LOW_PRECISION_TOLERANCE)
-        return own if leaf.device.type in ("cpu", "meta") else max(own, ACCELERATOR_TOLERANCE)
+    def judge(self, values: Sequence[Tensor], call: Callable[..., None]) -> None:
+        """Call with these numbers (rows of them), as soon as the host can see them."""
+        if values[0].is_cpu:
+            return call(*values)
+        if values[0].is_meta or (values[0].is_cuda and torch.cuda.is_current_stream_capturing()):
+            return
+        if not self.waiting:
+            after_backward(self._judge_all)
+        self.waiting.append((values, call))
 
-    def verify(self) -> None:
-        waiting, self.waiting = self.waiting, {}
-        homes = [
-            _sent_home(torch.cat([values for again, expected, _ in group for values in (again, expected)])) for group in waiting.values()
-        ]
-        for device in {device for device, _ in waiting}:  # the one time that a backward pass waits for it
+    def _judge_all(self) -> None:
+        waiting, self.waiting = self.waiting, []
+        kinds: dict[Any, list[Tensor]] = {}
+        for values, _ in waiting:
+            for row in values:
+                kinds.setdefault((row.device, row.dtype), []).append(row)
+        homes = {kind: _sent_home(torch.cat(rows)) for kind, rows in kinds.items()}
+        for device in {device for device, _ in kinds}:  # the one time that a backward pass waits for it
             arrived = torch.Event(device)
             arrived.record()
             arrived.synchronize()
-        for group, values in zip(waiting.values(), homes, strict=True):
-            parts = iter(values.split([len(again) for again, _, _ in group for _ in range(2)]))
-            for (*_, tolerance), again, expected in zip(group, parts, parts, strict=True):
-                _refuse(again, expected, tolerance)
+        parts = {kind: iter(home.split([len(row) for row in kinds[kind]])) for kind, home in homes.items()}
+        for values, call in waiting:
+            call(*(next(parts[row.device, row.dtype]) for row in values))
+
+    def _tolerance(self, dtype: torch.dtype, device: torch.device) -> float:
+        own = LOW_PRECISION_TOLERANCE if self.low_precision else TOLERANCE.get(dtype.to_real(), LOW_PRECISION_TOLERANCE)
+        return own if device.type in ("cpu", "meta") else max(own, ACCELERATOR_TOLERANCE)
 
 
 def _sent_home(values: Tensor) -> Tensor:
@@ -82,13 +87,15 @@ def _sent_home(values: Tensor) -> Tensor:
     return home.copy_(values, non_blocking=True)
 
 
-def _refuse(again: Tensor, expected: Tensor, tolerance: float) -> None:
+def _refuse(
+    tolerance: Callable[[torch.dtype, torch.device], float], dtype: torch.dtype, device: torch.device, again: Tensor, expected: Tensor
+) -> None:
     """Numbers that are farther from those expected than the tolerance times the largest of them."""
     if torch.equal(again, expected):
         return
     if again.is_floating_point() or again.is_complex():
         gap = torch.linalg.vector_norm((again - expected).nan_to_num_(0.0), math.inf)  # inf - inf too
-        if gap <= tolerance * torch.linalg.vector_norm(expected.nan_to_num(0.0, 0.0, 0.0), math.inf):
+        if gap <= tolerance(dtype, device) * torch.linalg.vector_norm(expected.nan_to_num(0.0, 0.0, 0.0), math.inf):
             return
     raise changed("came out differently")
 

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from functools import cached_property, lru_cache, partial
+from functools import cached_property, partial
 from itertools import pairwise
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -25,7 +25,8 @@ from ..problem import Given, Problem, VectorField, compilers_own_warnings_ignore
 from ..solvers import Leaves, Method, RungeKutta
 from ..solvers.tableau import Tableau
 from ..stepping import Grid, Step, Time, as_count
-from ..torch_private import compile_errors, in_dispatch_mode, options_of_mode
+from ..tables import kept
+from ..torch_private import compile_errors, options_of_mode
 
 
 @dataclass(frozen=True)
@@ -237,11 +238,8 @@ def _run(field: VectorField, method: Method, args: tuple[Any, ...], first: int, 
 def _tensor_of(times: list[Time], field: VectorField) -> Tensor:
     if any(isinstance(time, Tensor) for time in times):
         return torch.stack(torch.broadcast_tensors(*(field.time(time) for time in times)))
-    make = _cached_times.__wrapped__ if in_dispatch_mode() else _cached_times  # modes make tensors of their own
-    return make(tuple(map(float, times)), field.device)
+    return kept(_times, tuple(map(float, times)), field.device)
 
 
-@lru_cache(maxsize=4096)
-def _cached_times(times: tuple[float, ...], device: torch.device) -> Tensor:
-    with torch.inference_mode(False):
-        return torch.tensor(times, dtype=torch.float64, device=device)
+def _times(times: tuple[float, ...], device: torch.device) -> Tensor:
+    return torch.tensor(times, dtype=torch.float64, device=device)
