@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Iterator
+from functools import lru_cache
 
 # before torch is imported, here and in the processes that tests start: those that share the cores take twice as long with threads
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -19,6 +22,17 @@ settings.load_profile("steady")
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def nothing_kept() -> Iterator[None]:
+    """What our functions have kept from earlier tests is forgotten."""
+    for name, module in list(sys.modules.items()):
+        if name.partition(".")[0] in ("anodev2", "pde"):
+            for value in list(vars(module).values()):
+                if isinstance(value, type(lru_cache(len))):
+                    value.cache_clear()
+    yield
 
 
 @pytest.fixture(scope="session")

@@ -19,18 +19,7 @@ from torch import Tensor, nn
 
 from anodev2 import Adjoint, BacksolveAdjoint, CheckpointAdjoint, DirectAdjoint, ODEBlock, ReversibleAdjoint, odeint
 from anodev2.models import resnet4
-from anodev2.problem import Problem, Run
-from anodev2.solvers import Leaves
-
-COUPLING = 0.999
-
-
-class StoredReversible(Adjoint):
-    """The reversible scheme by plain autograd: what its gradients are compared with."""
-
-    def solve(self, problem: Problem, y0: Leaves, args: tuple[Any, ...]) -> Run:
-        return ReversibleAdjoint(COUPLING).stored(problem, y0, args)
-
+from faithful import COUPLING, StoredReversible
 
 ADJOINTS: dict[str, Adjoint] = {
     "direct": DirectAdjoint(),
@@ -285,7 +274,7 @@ def test_two_processes_get_the_gradients_of_one(tmp_path: Path) -> None:
 
 
 def test_the_table_of_the_docs_is_this_one() -> None:
-    page = (Path(__file__).parent.parent / "docs" / "gradients.md").read_text()
+    page = (Path(__file__).parents[2] / "docs" / "gradients.md").read_text()
     for column, cells in MATRIX.items():
         assert "| " + " | ".join([column, *cells.values()]) + " |" in page, column
 

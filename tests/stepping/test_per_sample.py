@@ -11,8 +11,8 @@ from scipy.integrate import solve_ivp
 from torch import Tensor, nn
 
 from anodev2 import CheckpointAdjoint, Control, ReversibleAdjoint, SolveError, odeint, solve
+from faithful import StoredReversible
 from problems import MLP
-from test_composition import StoredReversible
 
 STIFFNESS = torch.tensor([0.5, 3.0, 8.0]).double()[:, None]
 

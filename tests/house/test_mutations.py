@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PARTS = ["anodev2", "models", "pde", "examples", "benchmarks", "tests", "pyproject.toml"]
 
 # what is taken out: (file, text, instead, the tests that must notice)
@@ -1266,7 +1266,7 @@ def copy_of_the_repository(target: Path) -> None:
 
 
 SERVER = """
-import os, sys, numpy, pytest, torch, torch._dynamo
+import os, pathlib, sys, numpy, pytest, torch, torch._dynamo
 for line in sys.stdin:
     where, test = line.rstrip("\\n").split("\\t")
     child = os.fork()
@@ -1275,7 +1275,9 @@ for line in sys.stdin:
         sys.path.insert(0, where)
         out = os.open("out.txt", os.O_WRONLY | os.O_CREAT)
         os.dup2(out, 1), os.dup2(out, 2)
-        os._exit(pytest.main(["-q", "-x", "-p", "no:cacheprovider", *(["-m", ""] if "::" in test else []), f"tests/{test}"]))
+        file, one, function = test.partition("::")
+        path = next(pathlib.Path("tests").rglob(file))
+        os._exit(pytest.main(["-q", "-x", "-p", "no:cacheprovider", *(["-m", ""] if one else []), f"{path}{one}{function}"]))
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 
@@ -1303,11 +1305,11 @@ def runner() -> Iterator[Runner]:
 
 
 def test_every_row_has_one_place_and_its_tests() -> None:
-    odd = []
+    odd, where = [], {path.name: path for path in (ROOT / "tests").rglob("test_*.py")}
     for name, (file, old, _, tests) in MUTATIONS.items():
         path, _, function = tests.partition("::")
         count = (ROOT / "anodev2" / file).read_text().count(old)
-        there = f"def {function.partition('[')[0]}" in (ROOT / "tests" / path).read_text()
+        there = f"def {function.partition('[')[0]}" in where[path].read_text()
         odd += [f"{name}: {file} holds {old!r} {count} times"] * (count != 1) + [f"{name}: {tests} is not there"] * (not there)
     assert not odd, "\n".join(odd)
 

@@ -17,9 +17,9 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflat
 from anodev2 import Adjoint, BacksolveAdjoint, CheckpointAdjoint, Leapfrog, ReversibleAdjoint, SolveError, odeint, plan, solve
 from anodev2.gradients import backsolve
 from anodev2.testing import observed_order
+from compared import SYSTEMS, gradients
+from faithful import StoredReversible
 from problems import CONTROLLED, MLP, RUNGE_KUTTA, separable
-from test_adjoint import SYSTEMS, gradients
-from test_composition import StoredReversible
 
 SCHEDULES: dict[str, Adjoint] = {
     "per step": CheckpointAdjoint(),

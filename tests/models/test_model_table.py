@@ -12,7 +12,7 @@ from torch import nn
 from anodev2.models import resnet4
 from benchmarks import model_table
 
-PAGE = Path(__file__).parent.parent / "docs" / "models.md"
+PAGE = Path(__file__).parents[2] / "docs" / "models.md"
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from benchmarks.speed.scaling import measured, slope
 from benchmarks.speed.workloads import FIXED, OURS, WORKLOADS, prepare, scaling
 from live_bytes import LiveBytes
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 INEXACT = "torchdiffeq adjoint"
 ELSEWHERE = "torchdyn"  # not among what development needs
 

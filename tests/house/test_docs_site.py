@@ -13,7 +13,7 @@ from mkdocs.config import load_config
 
 import anodev2
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")

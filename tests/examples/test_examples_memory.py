@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from test_examples import is_picture
 
 import memory_and_work
 import training_comparison
 from anodev2 import BacksolveAdjoint
 from anodev2.models import squeezenext
 from runs import RunError
-from test_examples import is_picture
 
 
 @pytest.mark.slow

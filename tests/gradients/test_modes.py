@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
-from functools import lru_cache
 from typing import Any
 
 import pytest
@@ -18,15 +16,7 @@ from anodev2 import Compile, odeint
 from anodev2.pde import Advection, AdvectionDiffusionReaction, Burgers, Diffusion, Dirichlet, Grid1D, Neumann, Wave
 from blocks import DYNAMICS, block_of, stirred
 
-
-@pytest.fixture(autouse=True)
-def nothing_kept() -> Iterator[None]:
-    for name, module in list(sys.modules.items()):
-        if name.partition(".")[0] in ("anodev2", "pde"):
-            for value in list(vars(module).values()):
-                if isinstance(value, type(lru_cache(len))):
-                    value.cache_clear()
-    yield
+pytestmark = pytest.mark.usefixtures("nothing_kept")
 
 
 def outcome(block: nn.Module, z: Tensor) -> list[Tensor]:

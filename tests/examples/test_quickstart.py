@@ -5,7 +5,7 @@ from pathlib import Path
 
 import quickstart
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def test_gradients_equal_the_closed_form() -> None:

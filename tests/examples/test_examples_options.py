@@ -20,7 +20,7 @@ from anodev2 import ODEBlock
 from options import DIFFERENT, Count, NotNegative, Rule, Share, checked, parse
 from runs import RunError
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted(
     path.relative_to(ROOT)
     for path in [*(ROOT / "examples").glob("*.py"), ROOT / "benchmarks" / "gpu_training.py"]

@@ -21,6 +21,7 @@ from typing import Any, get_args, get_type_hints
 import pytest
 import safetensors.torch
 import torch
+from test_examples_options import OTHERWISE
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import runs
@@ -29,7 +30,6 @@ from anodev2 import CoupledODEBlock
 from average import Average
 from killed import Downloaded, Killed, arrange, interrupt, stop
 from runs import RunError
-from test_examples_options import OTHERWISE
 from trained import ROOT, mistake, options, recounted, result, weights, write_small
 
 

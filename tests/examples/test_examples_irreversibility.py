@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from test_examples import is_picture
 
 import irreversibility
 import residual_is_euler
-from test_examples import is_picture
 
 
 @pytest.mark.slow

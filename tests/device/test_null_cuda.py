@@ -80,7 +80,7 @@ QUICK = {  # rows of the tables above that are asked for in the quick part
     "captures": {name for name in captures.CASES if name.startswith(("residual", "ode", "coupled"))},
     "epochs": set(EPOCHS[2:3]),
     "controls": set(CONTROLS),
-    "promises": {"tests/test_cuda.py"},
+    "promises": {"tests/device/test_cuda.py"},
 }
 ROWS = {
     "launches": list(LAUNCHES),
@@ -88,7 +88,7 @@ ROWS = {
     "captures": list(captures.CASES),
     "epochs": EPOCHS,
     "controls": list(CONTROLS),
-    "promises": ["tests/test_cuda.py"],
+    "promises": ["tests/device/test_cuda.py"],
 }
 
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from anodev2 import CheckpointAdjoint, DirectAdjoint, ReversibleAdjoint, odeint, solve
 from anodev2.integrate.captured import reachable
+from compared import CHECKPOINTS, agree
 from hiding import EasyDict
-from test_adjoint import CHECKPOINTS, agree
 
 GLOBAL = torch.full((3,), 0.5, requires_grad=True)
 

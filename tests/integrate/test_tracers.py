@@ -10,14 +10,12 @@ from torch import Tensor, nn
 
 from anodev2 import CoupledODEBlock, ODEBlock
 from blocks import DYNAMICS, Branch, block_of, stirred
-from test_modes import nothing_kept
 
 pytestmark = [
     pytest.mark.usefixtures("nothing_kept"),
     pytest.mark.filterwarnings("ignore:`torch.jit.trace:FutureWarning"),
     pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning"),
 ]
-assert nothing_kept
 
 
 def image(batch: int = 2) -> Tensor:
