@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .exponential import ETDRK4, ExponentialEuler
 from .imex import IMEX, IMEX1, IMEX2, IMEX3
-from .implicit import BackwardEuler, Implicit, ImplicitMidpoint
+from .newton import BackwardEuler, Implicit, ImplicitMidpoint
 from .leapfrog import Leapfrog, halves
 from .method import FlatField, Leaves, Method, SplitField, StepFailed
 from .runge_kutta import RungeKutta

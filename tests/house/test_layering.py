@@ -41,7 +41,7 @@ ORDER = [
 FOLDERS = {
     "dynamics": ["dynamics", "spectral", "reaction_diffusion_advection", "galerkin", "field", ""],
     "stepping": ["grid", "control", ""],
-    "solvers": ["tableau", "linear", "method", "runge_kutta", "leapfrog", "exponential", "imex", "implicit", "", "stability"],
+    "solvers": ["tableau", "linear", "method", "runge_kutta", "leapfrog", "exponential", "imex", "newton", "", "stability"],
     "integrate": [
         *("captured", "functional_call", "attributes", "buffers", "side_effects", "comparison", "recording", "loop"),
         *("per_sample", "dense", "compiled", ""),

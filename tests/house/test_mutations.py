@@ -671,7 +671,7 @@ MUTATIONS = {
     "phi_2 for phi_3": ("solvers/exponential.py", "phi_3(4 * (n_u", "phi_2(4 * (n_u", "test_stiff.py"),
     "two weights of an IMEX row swapped": ("solvers/imex.py", "(11 / 18, 1 / 18)", "(1 / 18, 11 / 18)", "test_stiff.py"),
     "the implicit gradient without its solve": (
-        "solvers/implicit.py",
+        "solvers/newton.py",
         "            return v\n",
         "            return g\n",
         "test_stiff.py",
