@@ -756,6 +756,24 @@ MUTATIONS = {
         "number, counters = 0 * self.plan.number(",
         "test_unroll.py::test_outputs_are_the_blocks_to_the_bit",
     ),
+    "kinds of a benchmark that start from different weights": (
+        "../benchmarks/depth/networks.py",
+        "    torch.manual_seed(seed)\n",
+        "    torch.manual_seed(seed + len(kind))\n",
+        "test_depth.py::test_all_kinds_start_alike_and_do_the_same_work",
+    ),
+    "differences not within pairs": (
+        "../benchmarks/depth/report.py",
+        'float(base[seed]["accuracy"])',
+        'float(base[min(base)]["accuracy"])',
+        "test_depth.py::test_differences_are_within_pairs_and_intervals_are_those_of_the_t_test",
+    ),
+    "an idx file that is cut short": (
+        "../examples/images.py",
+        "if not axes or len(content) != 4 + 4 * axes + math.prod(shape):",
+        "if not axes:",
+        "test_images.py::test_idx_files_that_are_damaged_are_one_sentence",
+    ),
     "a basis that moves the start": ("dynamics/galerkin.py", "torch.cos(angle) - 1, ", "torch.cos(angle), ", "test_galerkin.py"),
     "a norm copied to the first step alone": (
         "../models/blocks.py",
