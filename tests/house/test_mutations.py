@@ -741,6 +741,12 @@ MUTATIONS = {
         "c = max(value",
         "test_pde_stability.py::test_a_wave_of_varying_speed_is_limited_where_it_is_fastest",
     ),
+    "wall data of the stage before": (
+        "solvers/imex.py",
+        "data(step, stage + 1, nodes[stage + 1], at)",
+        "data(step, stage + 1, nodes[stage], at)",
+        "test_pde_moving_walls.py",
+    ),
     "states promoted": ("solvers/method.py", "        k = k.to(leaf.dtype)", "        pass", "test_solve.py"),
     "leapfrog of what is not separable": (
         "solve.py",
