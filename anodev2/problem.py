@@ -197,13 +197,14 @@ class Given:
     def __call__(self, step: Step, stage: int, node: float, y: Leaves) -> list[Tensor]:
         return self.field(self.args, step, stage, node, y)
 
-    def split(self) -> tuple[LinearOperator, FlatField] | None:
-        """``func.split(*args)``, if func has it."""
+    def split(self) -> tuple[LinearOperator, FlatField | None, FlatField] | None:
+        """``func.split(*args)``, if func has it: (linear, rest) or (linear, data, rest)."""
         split: Any = getattr(self.field.func, "split", None)
         if not callable(split):
             return None
-        linear, rest = split(*self.args)  # pyright: ignore[reportGeneralTypeIssues]
-        return as_operator(linear), partial(self.field, self.args, call=CountedCall(rest))
+        linear, *data, rest = split(*self.args)  # pyright: ignore[reportGeneralTypeIssues]
+        flat = [partial(self.field, self.args, call=CountedCall(part)) for part in (*data, rest)]
+        return as_operator(linear), flat[0] if data else None, flat[-1]
 
 
 @dataclass(frozen=True)

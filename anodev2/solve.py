@@ -313,8 +313,8 @@ def problem_of(
 def _check_splits(func: Callable[..., Any], method: Method, structure: Structure) -> None:
     if not callable(getattr(func, "split", None)):
         raise ValueError(
-            f"{method.name} needs func.split() -> (linear, rest), linear a LinearOperator or a square matrix, rest(t, y); "
-            f"{type(func).__name__} has none: add it, or use an explicit or implicit method"
+            f"{method.name} needs func.split() -> (linear, rest) or (linear, data, rest), linear a LinearOperator or a square matrix, "
+            f"data(t, y) and rest(t, y); {type(func).__name__} has none: add it, or use an explicit or implicit method"
         )
     if structure is not LEAF:
         raise ValueError(f"{method.name} needs a single tensor as y0, got {structure}")

@@ -57,7 +57,7 @@ class Config:
 
 
 ACTS: Acts = {
-    "data_dir": ("--data cifar10 or cifar100", lambda c: c.data in DOWNLOADED),
+    "data_dir": (f"--data {', '.join(DOWNLOADED)}", lambda c: c.data in DOWNLOADED),
     "epochs": ("--no-tiny", lambda c: not c.tiny),
     "resnet18_epochs": ("--no-tiny", lambda c: not c.tiny),
 }

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import io
+import math
 import re
 import shutil
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +22,8 @@ from torch import Tensor
 from runs import NotWritten, RunError, in_words, replacing, unharmed
 
 MINI = Path(__file__).parent / "data" / "cifar10_mini.npz"
-DOWNLOADED = {"cifar10": 10, "cifar100": 100}  # classes
+DOWNLOADED = {"cifar10": 10, "cifar100": 100, "fashion": 10}  # classes
+DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # of the package dataset-fashion-mnist
 NAMES = ("x_train", "y_train", "x_test", "y_test")
 TRAINING = ("train", "training")  # names of folders, in any case
 HELD_OUT = ("test", "val", "valid", "validation", "testing", "eval", "evaluation", "dev", "holdout")  # the first there is used
@@ -51,7 +55,10 @@ class Images:
 
 
 def load_images(data: str, data_dir: Path, device: torch.device, subset: int | None = None) -> Images:
-    """``data``: "mini" (in this repository), "cifar10", "cifar100", or a folder of images.
+    """``data``: "mini" (in this repository), "cifar10", "cifar100", "fashion" (FashionMNIST), or a folder of images.
+
+    FashionMNIST's 28x28 grey images come as 32x32 in three equal channels, a black border around them: from its idx files (.gz or not)
+    where they lie in ``data_dir``, in torchvision's folder below it or in that of Debian's package dataset-fashion-mnist, else downloaded.
 
     The folder has one folder of images per class, or two such folders: train/ and test/ (or val/, valid/, validation/). Without the
     second, every fifth image is for testing. ``subset``: only so many training images, and at most so many test images, spread over
@@ -60,11 +67,11 @@ def load_images(data: str, data_dir: Path, device: torch.device, subset: int | N
     if data == "mini":
         arrays, classes = read_arrays(MINI, 10), 10
     elif data in DOWNLOADED:
-        arrays, classes = _cifar(data, data_dir), DOWNLOADED[data]
+        arrays, classes = _known(data, data_dir), DOWNLOADED[data]
     elif Path(data).is_dir():
         arrays, classes = _folder(Path(data))
     else:
-        raise DataError(f"--data {data!r} is neither mini, cifar10, cifar100 nor a folder with one folder of images per class")
+        raise DataError(f"--data {data!r} is neither mini, cifar10, cifar100, fashion nor a folder with one folder of images per class")
     if subset is not None:
         arrays = {name: array[np.linspace(0, len(array) - 1, min(subset, len(array))).astype(int)] for name, array in arrays.items()}
     mean, std = _statistics(arrays["x_train"])
@@ -108,11 +115,15 @@ def read_arrays(path: Path, classes: int) -> Arrays:
     return arrays
 
 
-def _cifar(name: str, data_dir: Path) -> Arrays:
-    """The decoded arrays from ``data_dir/NAME.npz``, else downloaded by torchvision and kept there."""
+def _known(name: str, data_dir: Path) -> Arrays:
+    """The decoded arrays from ``data_dir/NAME.npz`` or idx files, else downloaded by torchvision and kept there."""
     cache = data_dir / f"{name}.npz"
     if cache.exists():
         return read_arrays(cache, DOWNLOADED[name])
+    places = [data_dir, data_dir / "FashionMNIST" / "raw", DEBIAN] if name == "fashion" else []
+    for place in places:
+        if any(place.glob("train-images-idx3-ubyte*")):
+            return coloured(read_fashion(place))
     before = {path for path in (data_dir, *data_dir.parents, *data_dir.glob("*")) if path.exists()}
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
@@ -140,21 +151,55 @@ def _remove_new(folder: Path, before: set[Path]) -> None:
 
 
 def _download(name: str, data_dir: Path) -> Arrays:
-    from torchvision.datasets import CIFAR10, CIFAR100
+    from torchvision.datasets import CIFAR10, CIFAR100, FashionMNIST
 
-    kind = {"cifar10": CIFAR10, "cifar100": CIFAR100}[name]
+    kind = {"cifar10": CIFAR10, "cifar100": CIFAR100, "fashion": FashionMNIST}[name]
     arrays: Arrays = {}
     print(f"downloading {name} to {data_dir} (once)")
     try:
         with contextlib.redirect_stderr(io.StringIO()):  # urllib's progress and torchvision's warnings end up in the sentence below
             for part, train in (("train", True), ("test", False)):
                 dataset = kind(str(data_dir), train=train, download=True)
-                arrays |= {f"x_{part}": dataset.data, f"y_{part}": np.asarray(dataset.targets, dtype=np.int64)}
+                arrays |= {f"x_{part}": np.asarray(dataset.data), f"y_{part}": np.asarray(dataset.targets, dtype=np.int64)}
     except (OSError, RuntimeError) as error:
         raise DataError(
             f"{name} is not in {data_dir / name}.npz and could not be downloaded ({error}); try --data mini, or copy the file there"
         ) from None
+    return coloured(arrays) if name == "fashion" else arrays
+
+
+def read_fashion(folder: Path) -> Arrays:
+    """The four arrays of FashionMNIST's idx files, whole or as .gz: images (n, 28, 28) and labels (n,), uint8."""
+    arrays: Arrays = {}
+    for part, name in (("train", "train"), ("test", "t10k")):
+        x, y = read_idx(folder / f"{name}-images-idx3-ubyte"), read_idx(folder / f"{name}-labels-idx1-ubyte")
+        if x.shape != (len(x), 28, 28) or y.shape != (len(x),) or y.max(initial=0) > 9 or not len(x):
+            raise DataError(f"{folder}: {name} has images {x.shape} and labels {y.shape}, not (n, 28, 28) and (n,) of 0 to 9")
+        arrays |= {f"x_{part}": x, f"y_{part}": y}
     return arrays
+
+
+def read_idx(path: Path) -> np.ndarray:
+    """A uint8 array from an idx file: two zeros, 8 for uint8, the number of axes, the length of each (4 bytes, the highest first), values.
+
+    ``path`` is its name without .gz. Source: Yann LeCun's page of the MNIST database.
+    """
+    packed = path.with_name(f"{path.name}.gz")
+    try:
+        content = gzip.decompress(packed.read_bytes()) if packed.exists() else path.read_bytes()
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path} cannot be read ({in_words(error)})") from None
+    axes = content[3] if content[:3] == b"\0\0\x08" and len(content) > 3 else 0
+    shape = [int.from_bytes(content[4 + 4 * axis : 8 + 4 * axis]) for axis in range(axes)]
+    if not axes or len(content) != 4 + 4 * axes + math.prod(shape):
+        raise DataError(f"{path} is no idx file of bytes, or is cut short ({len(content)} bytes for the shape {tuple(shape)})")
+    return np.frombuffer(content, np.uint8, offset=4 + 4 * axes).reshape(shape).copy()
+
+
+def coloured(arrays: Arrays) -> Arrays:
+    """Grey images (n, 28, 28) as (n, 32, 32, 3), a black border around them; labels as they are."""
+    padded = {name: np.pad(a, ((0, 0), (2, 2), (2, 2))) if name.startswith("x") else a for name, a in arrays.items()}
+    return {name: np.repeat(a[..., None], 3, -1) if name.startswith("x") else a for name, a in padded.items()}
 
 
 def _folder(folder: Path) -> tuple[Arrays, int]:

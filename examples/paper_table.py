@@ -89,7 +89,7 @@ class Config:
 
 STEPPED = ("ode", "coupled-1", "ode-backsolve")  # variants whose steps are those of the table
 ACTS: Acts = {
-    "data_dir": ("--data cifar10 or cifar100", lambda c: c.data in DOWNLOADED),
+    "data_dir": (f"--data {', '.join(DOWNLOADED)}", lambda c: c.data in DOWNLOADED),
     "steps": (f"--variants {', '.join(STEPPED)}", lambda c: not {*STEPPED}.isdisjoint(c.variants)),
 }
 OWN = {"model", "block", "steps", "adjoint", "epochs", "seeds", "data", "data_dir", "subset", "out", "resume"}  # are not for a recipe

@@ -70,9 +70,9 @@ class Config:
     """Train a CIFAR classifier whose blocks are residual, ODEs or coupled ODEs."""
 
     data: str = "mini"
-    """mini (2,000 real CIFAR-10 images, in the repository), cifar10, cifar100, or a folder: train/CLASS/* and test/CLASS/*, or CLASS/*"""
+    """mini (2,000 of CIFAR-10, in the repository), cifar10, cifar100, fashion, or a folder: train/CLASS/* and test/CLASS/*, or CLASS/*"""
     data_dir: Path = Path("data")
-    """where cifar10.npz / cifar100.npz lie or are put after the download"""
+    """where cifar10.npz, cifar100.npz, fashion.npz or FashionMNIST's idx files lie, or are put after the download"""
     subset: Count | None = None
     """use only so many training images, and at most so many test images"""
     model: Literal["resnet4", "resnet10", "resnet18", "alexnet", "squeezenext"] = "resnet4"
@@ -148,7 +148,7 @@ class Config:
 BASES = ("constant", "linear", "fourier", "chebyshev")
 BLOCKS = "--block ode or coupled"
 ACTS: Acts = {  # options that do not always have an effect: with what they have one; elsewhere they are refused
-    "data_dir": ("--data cifar10 or cifar100", lambda c: c.data in DOWNLOADED),
+    "data_dir": (f"--data {', '.join(DOWNLOADED)}", lambda c: c.data in DOWNLOADED),
     "steps": (BLOCKS, lambda c: c.block != "residual"),
     "method": (BLOCKS, lambda c: c.block != "residual"),
     "norm": (f"{BLOCKS} and more than one step", lambda c: c.block != "residual" and c.steps > 1),

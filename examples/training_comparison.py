@@ -57,7 +57,7 @@ class Config:
     models: Annotated[tuple[Literal["squeezenext", "resnet18", "resnet4", "resnet10", "alexnet"], ...], DIFFERENT] = ("squeezenext",)
     """networks, a row of the picture each"""
     data: str = "mini"
-    """as for train_cifar.py: mini, cifar10, cifar100 or a folder"""
+    """as for train_cifar.py: mini, cifar10, cifar100, fashion or a folder"""
     data_dir: Path = Path("data")
     """as for train_cifar.py"""
     subset: Count | None = 1000
@@ -91,7 +91,7 @@ class Config:
 
 
 ACTS: Acts = {
-    "data_dir": ("--data cifar10 or cifar100", lambda c: c.data in DOWNLOADED),
+    "data_dir": (f"--data {', '.join(DOWNLOADED)}", lambda c: c.data in DOWNLOADED),
     "norm": ("more than one step", lambda c: c.steps > 1),
 }
 

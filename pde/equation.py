@@ -168,12 +168,12 @@ class FieldEquation(Equation):
         pushed = self._from_data(0.0, u)
         return dense_flow(_dense(self.terms(), self.grid, u), pushed, u, times)
 
-    def split(self) -> tuple[LinearOperator | Tensor, Rest]:
+    def split(self) -> tuple[LinearOperator | Tensor, Rest] | tuple[LinearOperator | Tensor, Rest, Rest]:
         """(linear, rest) with du/dt = linear u + rest(t, u): all linear terms of constant coefficients, and everything else.
 
-        ``linear`` is a FourierOperator on periodic grids, a dense (n, n) tensor between walls (an operator with that matrix, if
-        other terms are linear too); what boundary data add is in ``rest``. Implicit methods iterate with all linear terms. Kept
-        while no coefficient requires grad.
+        ``linear`` is a FourierOperator on periodic grids. Between walls it is a dense (n, n) tensor (an operator with that matrix, if
+        other terms are linear too), and there are three parts, (linear, data, rest): data(t, u) is what boundary data add to the linear
+        terms, and takes from u its shape alone. Implicit methods iterate with all linear terms. Kept while no coefficient requires grad.
         """
         sources = self.tensors()
         live = any(source.requires_grad or source.is_inference() for source in sources)
@@ -240,20 +240,22 @@ class FieldEquation(Equation):
         zero = torch.zeros(self.grid.n, dtype=u.dtype, device=u.device)
         return sum((term.tendency(t, zero) for term in (terms if terms is not None else self.terms())), zero)
 
-    def _make_split(self, kept: bool) -> tuple[LinearOperator | Tensor, Rest]:
+    def _make_split(self, kept: bool) -> tuple[LinearOperator | Tensor, Rest] | tuple[LinearOperator | Tensor, Rest, Rest]:
         constant = [term for term in self.terms() if term.constant]
         others = [term for term in self.terms() if not term.constant]
 
         def rest(t: Any, u: Tensor) -> Tensor:
             self._check_data(t, u)
-            total = reduce(torch.add, [term.tendency(t, u) for term in others]) if others else torch.zeros_like(u)
-            return total if self.grid.periodic else total + self._from_data(t, u, constant)
+            return reduce(torch.add, [term.tendency(t, u) for term in others]) if others else torch.zeros_like(u)
+
+        def data(t: Any, u: Tensor) -> Tensor:
+            return self._from_data(t, u, constant).expand_as(u)
 
         near = self._near([term for term in self.terms() if term.linear]) if any(term.linear for term in others) else None
         near = cache(near) if near is not None and kept else near
         if not self.grid.periodic:
             matrix = _dense(constant, self.grid, self.like())
-            return (matrix if near is None else LinearOperator.of(matrix, near)), rest
+            return (matrix if near is None else LinearOperator.of(matrix, near)), data, rest
         k = self.grid.modes(self.like())
         symbol = sum((term.symbol(k) for term in constant), torch.zeros_like(k, dtype=torch.complex128))
         return FourierOperator(symbol, self.grid.n, near), rest

@@ -234,7 +234,7 @@ def stability(
 def _rest(subject: Subject, time: float) -> Callable[[Any], Any]:
     """f at one time without the linear part that the method treats by itself."""
     args = subject.options.get("args", ())
-    rest = CountedCall(subject.call.func.split(*args)[1])  # pyright: ignore[reportFunctionMemberAccess]
+    rest = CountedCall(subject.call.func.split(*args)[-1])  # pyright: ignore[reportFunctionMemberAccess]
     step = subject.step_of(time)
     return lambda z: rest(torch.tensor(time, dtype=z.real.dtype, device=z.device), z, *args, step=step, stage=0)
 

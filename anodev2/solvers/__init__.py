@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from .exponential import ETDRK4, ExponentialEuler
 from .imex import IMEX, IMEX1, IMEX2, IMEX3
-from .implicit import BackwardEuler, Implicit, ImplicitMidpoint
 from .leapfrog import Leapfrog, halves
 from .method import FlatField, Leaves, Method, SplitField, StepFailed
+from .newton import Implicit
+from .one_stage import BackwardEuler, ImplicitMidpoint
 from .runge_kutta import RungeKutta
 from .tableau import METHODS as TABLEAUS
 from .tableau import Tableau, nearest

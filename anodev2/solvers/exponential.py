@@ -8,14 +8,17 @@ from torch import Tensor
 
 from ..stepping import Step
 from .linear import LinearOperator
-from .method import FlatField, Leaves, Method, SplitField
+from .method import FlatField, Leaves, Method, SplitField, combine
 
 
 def parts(field: SplitField) -> tuple[LinearOperator, FlatField]:
-    """L and N."""
+    """L and N, which has all that is not L u."""
     split = field.split()
     assert split is not None  # checked when the problem was made
-    return split
+    linear, data, rest = split
+    if data is None:
+        return linear, rest
+    return linear, lambda step, stage, node, y: combine(rest(step, stage, node, y), 1.0, (1.0,), [data(step, stage, node, y)])
 
 
 @dataclass(frozen=True)

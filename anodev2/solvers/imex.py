@@ -1,4 +1,4 @@
-"""Implicit-explicit Runge-Kutta methods for du/dt = L u + N(t, u): L implicit, N explicit."""
+"""Implicit-explicit Runge-Kutta methods for du/dt = L u + b(t) + N(t, u): L and b implicit, N explicit."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ..stepping import Step
-from .exponential import parts
 from .method import Leaves, Method, SplitField, combine
 
 Rows = tuple[tuple[float, ...], ...]
@@ -18,10 +17,10 @@ Rows = tuple[tuple[float, ...], ...]
 class IMEX(Method):
     """A pair of tableaus of which the last stage is the end of the step.
 
-        u_i = u + h sum_{j<i} e_ij N(t + c_j h, u_j) + h sum_{0<j<=i} m_ij L u_j,    u_0 = u,    u(t + h) = u_s
+        u_i = u + h sum_{j<i} e_ij N(t + c_j h, u_j) + h sum_{0<j<=i} m_ij (L u_j + b(t + c_j h)),    u_0 = u,    u(t + h) = u_s
 
     ``explicit`` and ``implicit`` hold the rows i = 1 ... s of e (over j = 0 ... i - 1) and m (over j = 1 ... i): one solve with
-    1 - h m_ii L per stage. L-stable in L.
+    1 - h m_ii L per stage. L-stable in L. b, the data of walls as a rule, is of the size of L: explicit it would cost the order.
 
     Source: Ascher, Ruuth, Spiteri, Applied Numerical Mathematics 25 (1997).
     """
@@ -38,13 +37,16 @@ class IMEX(Method):
         return (0.0, *(sum(row) for row in self.explicit[:-1]))
 
     def step(self, field: SplitField, step: Step, y: Leaves) -> list[Tensor]:
-        linear, rest = parts(field)
-        h, at, nodes = step.dt, list(y), self.nodes
+        split = field.split()
+        assert split is not None  # checked when the problem was made
+        linear, data, rest = split
+        h, at, nodes = step.dt, list(y), (*self.nodes, 1.0)
         slopes, linears = [], []
         for stage, (explicit, (*lower, diagonal)) in enumerate(zip(self.explicit, self.implicit, strict=True)):
             slopes.append(rest(step, stage, nodes[stage], at))
             known = combine(combine(y, h, explicit, slopes), h, lower, linears)
-            at = [linear.solve(diagonal * h, known[0])]
+            pushed = known if data is None else combine(known, h, (diagonal,), [data(step, stage + 1, nodes[stage + 1], at)])
+            at = [linear.solve(diagonal * h, pushed[0])]
             linears.append([(at[0] - known[0]) / (diagonal * h)])
         return at
 

@@ -26,8 +26,8 @@ class FlatField(Protocol):
 class SplitField(FlatField, Protocol):
     """f that may know a linear part of itself."""
 
-    def split(self) -> tuple[LinearOperator, FlatField] | None:
-        """(L, rest) with f = L y + rest, or None."""
+    def split(self) -> tuple[LinearOperator, FlatField | None, FlatField] | None:
+        """(L, data, rest) with f = L y + data + rest, data of t alone (None: 0), or None."""
         ...
 
 

@@ -147,8 +147,8 @@ class _Modes:
     def __call__(self, step: Step, stage: int, node: float, y: Leaves) -> list[Tensor]:
         return [self.z * y[0]]
 
-    def split(self) -> tuple[LinearOperator, _Modes]:
-        return _Diagonal(self.w), self
+    def split(self) -> tuple[LinearOperator, None, _Modes]:
+        return _Diagonal(self.w), None, self
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import errno
+import gzip
 import os
 import shutil
+import struct
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -122,6 +124,66 @@ def test_a_download_is_cached_decoded_and_not_repeated(name: str, tmp_path: Path
     assert cached["x_train"].shape == (20, 32, 32, 3) and cached["y_test"].dtype == np.int64 and FakeCifar.calls == 2
     assert torch.equal(load_images(name, tmp_path, CPU).x_train, first.x_train) and FakeCifar.calls == 2
     assert {p.name for p in tmp_path.iterdir()} <= {f"{name}.npz", f".{name}.lock"}
+
+
+def write_idx(folder: Path, packed: bool, count: int = 7) -> dict[str, np.ndarray]:
+    """FashionMNIST's four files of a few images, byte by byte as the format says."""
+    folder.mkdir(parents=True, exist_ok=True)
+    random, written = np.random.default_rng(0), {}
+    for part, n in (("train", count), ("t10k", 3)):
+        x, y = random.integers(0, 256, (n, 28, 28), dtype=np.uint8), (np.arange(n) % 10).astype(np.uint8)
+        for name, array in ((f"{part}-images-idx3-ubyte", x), (f"{part}-labels-idx1-ubyte", y)):
+            content = struct.pack(f">4B{array.ndim}I", 0, 0, 8, array.ndim, *array.shape) + array.tobytes()
+            (folder / f"{name}{'.gz' * packed}").write_bytes(gzip.compress(content) if packed else content)
+            written[name] = array
+    return written
+
+
+@pytest.mark.parametrize("place", [".", "FashionMNIST/raw", "debian"])
+@pytest.mark.parametrize("packed", [True, False])
+def test_fashion_mnist_is_read_from_idx_files_where_they_lie(
+    packed: bool, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(images_module, "DEBIAN", tmp_path / "debian")
+    written = write_idx(tmp_path / place, packed, 300)  # a length of two bytes
+    data = load_images("fashion", tmp_path, CPU)
+    for part, x, y in (("train", data.x_train, data.y_train), ("t10k", data.x_test, data.y_test)):
+        grey = written[f"{part}-images-idx3-ubyte"]
+        assert x.shape == (len(grey), 32, 32, 3) and y.tolist() == written[f"{part}-labels-idx1-ubyte"].tolist()
+        assert all(np.array_equal(x[:, 2:-2, 2:-2, channel], grey) for channel in range(3)) and x.sum() == 3 * grey.sum(dtype=int)
+    assert data.classes == 10
+
+
+def test_fashion_mnist_is_downloaded_where_no_files_lie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Fake:
+        def __init__(self, root: str, train: bool, download: bool) -> None:
+            self.data, self.targets = torch.full((4, 28, 28), 9, dtype=torch.uint8), torch.arange(4)
+
+    monkeypatch.setattr(images_module, "DEBIAN", tmp_path / "none")
+    monkeypatch.setattr("torchvision.datasets.FashionMNIST", Fake)
+    first, again = (load_images("fashion", tmp_path, CPU) for _ in range(2))
+    assert (tmp_path / "fashion.npz").exists() and first.x_test.shape == (4, 32, 32, 3) and torch.equal(first.x_train, again.x_train)
+    assert first.x_train[:, 2:-2, 2:-2].eq(9).all() and first.y_train.tolist() == [0, 1, 2, 3]
+
+
+def test_idx_files_that_are_damaged_are_one_sentence(tmp_path: Path) -> None:
+    write_idx(tmp_path, packed=False)
+    images, labels = tmp_path / "train-images-idx3-ubyte", tmp_path / "train-labels-idx1-ubyte"
+    good, good_labels = images.read_bytes(), labels.read_bytes()
+    for content in (b"", b"PK", good[:-1], good + b"1", good[:3], b"\0\0\x0d" + good[3:]):
+        images.write_bytes(content)
+        assert f"{images} is no idx file of bytes, or is cut short" in message("fashion", tmp_path)
+    images.write_bytes(good)
+    for content in (good_labels[:7] + b"\x06" + good_labels[8:-1], good_labels[:-1] + b"\x0a"):  # one label fewer, a label of 10
+        labels.write_bytes(content)
+        assert "train has images (7, 28, 28) and labels" in message("fashion", tmp_path)
+    labels.unlink()
+    assert "No such file or directory" in message("fashion", tmp_path)
+    write_idx(tmp_path, packed=True)
+    packed = tmp_path / "t10k-images-idx3-ubyte.gz"
+    for content in (packed.read_bytes()[:100], b"no gzip"):
+        packed.write_bytes(content)
+        assert "t10k-images-idx3-ubyte cannot be read" in message("fashion", tmp_path)
 
 
 def message(data: str | Path, place: Path) -> str:
@@ -288,4 +350,4 @@ def test_folders_without_images_are_one_sentence(tmp_path: Path) -> None:
     cases = {"empty": "holds no images", "classes": "holds no images", "few": "4 images, too few", "damaged": "b/1.png", "cut": "a/2.png"}
     for name, words in cases.items():
         assert words in message(tmp_path / name, tmp_path)
-    assert "neither mini, cifar10, cifar100 nor a folder" in message("imagenet", tmp_path)
+    assert "neither mini, cifar10, cifar100, fashion nor a folder" in message("imagenet", tmp_path)

@@ -41,7 +41,10 @@ ORDER = [
 FOLDERS = {
     "dynamics": ["dynamics", "spectral", "reaction_diffusion_advection", "galerkin", "field", ""],
     "stepping": ["grid", "control", ""],
-    "solvers": ["tableau", "linear", "method", "runge_kutta", "leapfrog", "exponential", "imex", "implicit", "", "stability"],
+    "solvers": [
+        *("tableau", "linear", "method", "runge_kutta", "leapfrog", "exponential", "imex", "flat", "krylov", "newton", "one_stage"),
+        *("", "stability"),
+    ],
     "integrate": [
         *("captured", "functional_call", "attributes", "buffers", "side_effects", "comparison", "recording", "loop"),
         *("per_sample", "dense", "compiled", ""),

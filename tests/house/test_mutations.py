@@ -671,7 +671,7 @@ MUTATIONS = {
     "phi_2 for phi_3": ("solvers/exponential.py", "phi_3(4 * (n_u", "phi_2(4 * (n_u", "test_stiff.py"),
     "two weights of an IMEX row swapped": ("solvers/imex.py", "(11 / 18, 1 / 18)", "(1 / 18, 11 / 18)", "test_stiff.py"),
     "the implicit gradient without its solve": (
-        "solvers/implicit.py",
+        "solvers/newton.py",
         "            return v\n",
         "            return g\n",
         "test_stiff.py",
@@ -741,6 +741,12 @@ MUTATIONS = {
         "c = max(value",
         "test_pde_stability.py::test_a_wave_of_varying_speed_is_limited_where_it_is_fastest",
     ),
+    "wall data of the stage before": (
+        "solvers/imex.py",
+        "data(step, stage + 1, nodes[stage + 1], at)",
+        "data(step, stage + 1, nodes[stage], at)",
+        "test_pde_moving_walls.py",
+    ),
     "states promoted": ("solvers/method.py", "        k = k.to(leaf.dtype)", "        pass", "test_solve.py"),
     "leapfrog of what is not separable": (
         "solve.py",
@@ -755,6 +761,24 @@ MUTATIONS = {
         "number, counters = self.plan.number(",
         "number, counters = 0 * self.plan.number(",
         "test_unroll.py::test_outputs_are_the_blocks_to_the_bit",
+    ),
+    "kinds of a benchmark that start from different weights": (
+        "../benchmarks/depth/networks.py",
+        "    torch.manual_seed(seed)\n",
+        "    torch.manual_seed(seed + len(kind))\n",
+        "test_depth.py::test_all_kinds_start_alike_and_do_the_same_work",
+    ),
+    "differences not within pairs": (
+        "../benchmarks/depth/report.py",
+        'float(base[seed]["accuracy"])',
+        'float(base[min(base)]["accuracy"])',
+        "test_depth.py::test_differences_are_within_pairs_and_intervals_are_those_of_the_t_test",
+    ),
+    "an idx file that is cut short": (
+        "../examples/images.py",
+        "if not axes or len(content) != 4 + 4 * axes + math.prod(shape):",
+        "if not axes:",
+        "test_images.py::test_idx_files_that_are_damaged_are_one_sentence",
     ),
     "a basis that moves the start": ("dynamics/galerkin.py", "torch.cos(angle) - 1, ", "torch.cos(angle), ", "test_galerkin.py"),
     "a norm copied to the first step alone": (

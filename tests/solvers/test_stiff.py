@@ -195,8 +195,8 @@ def test_a_gradient_that_cannot_be_solved_for_is_an_error(monkeypatch: pytest.Mo
     y0 = torch.linspace(0.1, 1, 40, dtype=torch.float64).requires_grad_()
     rates = -torch.logspace(0, 6, 40, dtype=torch.float64)
     end = odeint(lambda t, y: rates * y, y0, [0.0, 1.0], method="backward_euler", steps=1, adjoint="direct")[-1]
-    monkeypatch.setattr("anodev2.solvers.implicit.RESTART", 3)
-    monkeypatch.setattr("anodev2.solvers.implicit.CYCLES", 2)
+    monkeypatch.setattr("anodev2.solvers.krylov.RESTART", 3)
+    monkeypatch.setattr("anodev2.solvers.krylov.CYCLES", 2)
     with pytest.raises(RuntimeError, match="could not be solved for"):
         end.sum().backward()
 

@@ -20,12 +20,12 @@ from torch import Tensor
 
 from ..stepping import Step
 from ..torch_private import in_transform
+from .flat import Flat
+from .krylov import Linear, gmres
 from .linear import LinearOperator
 from .method import Leaves, Method, SplitField, StepFailed, add
 
-Linear = Callable[[Tensor], Tensor]
 ROUNDINGS = 8  # of the largest term of an element's equation: what it may be missed by
-RESTART, CYCLES = 60, 20  # of GMRES: vectors kept, and how often it starts again
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Implicit(Method):
             raise ValueError(
                 f"{self.name} iterates until it has converged, which torch.compile and torch.func cannot follow: take an explicit method"
             )
-        scale, state = node * step.dt, _Flat(y)
+        scale, state = node * step.dt, Flat(y)
         number = float(scale.detach()) if isinstance(scale, Tensor) else scale
         slope = lambda w: number * state.join(field(step, 0, node, state.split(w)))  # noqa: E731
         bound, split = torch.clamp_min(ROUNDINGS * state.eps, self.tolerance), field.split()
@@ -86,36 +86,6 @@ class Implicit(Method):
 
         defect.register_hook(solved_for)
         return state.split(w - (defect - defect.detach()))
-
-
-@dataclass(frozen=True)
-class BackwardEuler(Implicit):
-    """y(t + dt) = y + dt f(t + dt, y(t + dt)): order 1, L-stable.
-
-    Source: Hairer, Wanner, Solving Ordinary Differential Equations II, IV.3.
-    """
-
-    name: str = "backward_euler"
-    order: int = 1
-    nodes: tuple[float, ...] = (1.0,)
-
-    def step(self, field: SplitField, step: Step, y: Leaves) -> list[Tensor]:
-        return self.solved(field, step, 1.0, y)
-
-
-@dataclass(frozen=True)
-class ImplicitMidpoint(Implicit):
-    """y(t + dt) = 2 w - y with w = y + dt/2 f(t + dt/2, w): order 2, A-stable, symplectic, keeps quadratic invariants.
-
-    Source: Hairer, Lubich, Wanner, Geometric Numerical Integration, II.1.
-    """
-
-    name: str = "implicit_midpoint"
-    order: int = 2
-    nodes: tuple[float, ...] = (0.5,)
-
-    def step(self, field: SplitField, step: Step, y: Leaves) -> list[Tensor]:
-        return [2 * w - leaf for w, leaf in zip(self.solved(field, step, 0.5, y), y, strict=True)]
 
 
 def _change(
@@ -192,84 +162,9 @@ def _own_graph() -> Iterator[None]:
         yield
 
 
-def gmres(product: Linear, b: Tensor, unit: Tensor, tolerance: float, precondition: Linear) -> Tensor:
-    """x with |b - x + product(x)| <= tolerance |b|, all in ``unit``, or the best found: restarted, preconditioned from the right.
-
-    Source: Saad, Schultz, SIAM J. Sci. Stat. Comput. 7 (1986).
-    """
-    operator, inside = lambda v: v - product(unit * v) / unit, lambda v: precondition(unit * v) / unit
-    x, r = torch.zeros_like(b), b / unit
-    target = tolerance * float(torch.linalg.vector_norm(r))
-    for _ in range(CYCLES):
-        correction, left = _cycle(operator, inside, r, target)
-        x = x + correction
-        if not target < left < math.inf:
-            break
-        r = b / unit - operator(x)
-    return unit * x
-
-
-def _cycle(operator: Linear, inside: Linear, r: Tensor, target: float) -> tuple[Tensor, float]:
-    """The correction of least residual in the Krylov space of r, and that residual."""
-    restart = min(RESTART, len(r))
-    left = beta = float(torch.linalg.vector_norm(r))
-    basis, hessenberg = [r / beta], r.new_zeros(restart + 1, restart)
-    right = r.new_zeros(restart + 1, 1)
-    right[0] = beta
-    y = r.new_zeros(0, 1)
-    for j in range(restart):
-        v, stacked = operator(inside(basis[j])), torch.stack(basis)
-        for _ in range(2):  # twice is enough to stay orthogonal
-            overlap = stacked @ v
-            hessenberg[: j + 1, j] += overlap
-            v = v - overlap @ stacked
-        length = torch.linalg.vector_norm(v)
-        hessenberg[j + 1, j] = length
-        q, upper = torch.linalg.qr(hessenberg[: j + 2, : j + 1])
-        y = torch.linalg.solve_triangular(upper, q.mT @ right[: j + 2], upper=True)
-        left = float(torch.linalg.vector_norm(hessenberg[: j + 2, : j + 1] @ y - right[: j + 2]))
-        if left <= target or not float(length) > 1e-14 * beta:
-            break
-        basis.append(v / length)
-    return inside(y[:, 0] @ torch.stack(basis[: len(y)])), left
-
-
-def _preconditioner(linear: LinearOperator | None, scale: float, state: _Flat, transposed: bool = False) -> Linear:
+def _preconditioner(linear: LinearOperator | None, scale: float, state: Flat, transposed: bool = False) -> Linear:
     """About (1 - scale f')^-1, or its transpose, where f has a linear part, else nothing."""
     if linear is None:
         return lambda v: v
     act = linear.preconditioner(scale, transposed)
     return lambda v: state.join([act(leaf) for leaf in state.split(v)])
-
-
-class _Flat:
-    """Leaves as one real vector, and back."""
-
-    def __init__(self, leaves: Leaves) -> None:
-        self.leaves = [leaf.detach() for leaf in leaves]
-        self.sizes = [leaf.numel() * (2 if leaf.is_complex() else 1) for leaf in leaves]
-        self.dtype = torch.float32
-        for leaf in leaves:
-            self.dtype = torch.promote_types(self.dtype, leaf.real.dtype)
-        self.eps = self.join(
-            [torch.full_like(leaf, torch.finfo(leaf.dtype).eps * (1 + 1j if leaf.is_complex() else 1)) for leaf in self.leaves]
-        )
-
-    def entries(self, vector: Tensor) -> Tensor:
-        """The largest of each entry of a leaf along its first axis, of the leaf if it has no other, at all of its places."""
-        pairs = zip(vector.split(self.sizes), self.leaves, strict=True)
-        rows = [part.reshape(len(leaf) if leaf.ndim > 1 else 1, -1) for part, leaf in pairs if len(part)]
-        return torch.cat([row.amax(1, keepdim=True).expand_as(row).reshape(-1) for row in rows])
-
-    def join(self, leaves: Leaves) -> Tensor:
-        real = [torch.view_as_real(leaf) if leaf.is_complex() else leaf for leaf in leaves]
-        return torch.cat([leaf.reshape(-1).to(self.dtype) for leaf in real])
-
-    def split(self, vector: Tensor) -> list[Tensor]:
-        return [_shaped(part, leaf) for part, leaf in zip(vector.split(self.sizes), self.leaves, strict=True)]
-
-
-def _shaped(part: Tensor, leaf: Tensor) -> Tensor:
-    if leaf.is_complex():
-        return torch.view_as_complex(part.reshape(*leaf.shape, 2)).to(leaf.dtype)
-    return part.reshape(leaf.shape).to(leaf.dtype)

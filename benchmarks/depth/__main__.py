@@ -1,0 +1,115 @@
+"""What moving weights are worth: FashionMNIST at 14x14, one body of five steps in many kinds, paired seeds.
+
+    python -m benchmarks.depth                                  # all kinds, 16 channels, ten seeds: goes on where it was stopped
+    python -m benchmarks.depth --sizes 8 32 --seeds 3
+    python -m benchmarks.depth --report                         # table and picture of the runs that are there
+
+Runs of one seed see the same images in the same order and start alike wherever shapes allow. They go seed by seed, so that what is
+there when they are stopped is a table of pairs. A run of 16 channels takes about 25 seconds of one core; each is a row of depth.csv.
+The images are FashionMNIST's, from its idx files or downloaded (examples/images.py). Writes depth.csv, depth.md and depth.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks import scripts  # noqa: F401 (finds the examples)
+from images import load_images
+
+from .networks import KINDS, network
+from .report import COLUMNS, read, report
+
+BATCH = 128
+RATE = 0.01  # the highest of Adam's; it rises for a fifth of the steps and falls to 0
+Data = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+def fashion(data_dir: Path) -> Data:
+    """x_train, y_train, x_test, y_test; grey, 14x14, the training images of mean 0 and deviation 1."""
+    data = load_images("fashion", data_dir, torch.device("cpu"))
+    parts = [F.avg_pool2d(x[:, None, 2:-2, 2:-2, 0].float(), 2) for x in (data.x_train, data.x_test)]
+    mean, std = parts[0].mean(), parts[0].std()
+    train, test = ((part - mean) / std for part in parts)
+    return train, data.y_train, test, data.y_test
+
+
+def order(count: int, images: int, seed: int) -> Tensor:
+    """Numbers of images, all of them again and again in another order."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.cat([torch.randperm(count, generator=generator) for _ in range(-(-images // count))])[:images]
+
+
+def run(kind: str, channels: int, seed: int, images: int, data: Data) -> dict[str, str]:
+    """Train one network and test it: a row of the table."""
+    x_train, y_train, x_test, y_test = data
+    model = network(kind, channels, seed)
+    compiled = torch.compile(model)  # half the time; the code is that of the first network of its kind and size
+    begin, steps = time.process_time(), images // BATCH
+    optimizer = torch.optim.Adam(model.parameters(), lr=RATE, betas=(0.9, 0.99))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=steps, pct_start=0.2)
+    losses = []
+    for batch in order(len(y_train), steps * BATCH, seed).split(BATCH):
+        loss = F.cross_entropy(compiled(x_train[batch]), y_train[batch])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        losses.append(loss.item())
+    model.eval()
+    with torch.no_grad():
+        right = [(model(x).argmax(1) == y).sum().item() for x, y in zip(x_test.split(500), y_test.split(500), strict=True)]
+    values = {
+        "kind": kind,
+        "channels": channels,
+        "seed": seed,
+        "images": steps * BATCH,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "accuracy": f"{100 * sum(right) / len(y_test):.2f}",
+        "loss": f"{sum(losses[-50:]) / 50:.4f}",
+        "cpu_seconds": f"{time.process_time() - begin:.0f}",
+    }
+    return {name: str(values[name]) for name in COLUMNS}
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="What moving weights are worth, on FashionMNIST at 14x14.")
+    parser.add_argument("--kinds", nargs="+", default=KINDS, choices=KINDS, metavar="KIND", help=", ".join(KINDS))
+    parser.add_argument("--sizes", nargs="+", type=int, default=[16], help="channels")
+    parser.add_argument("--seeds", type=int, default=10, help="seeds 0 to this, without it")
+    parser.add_argument("--images", type=int, default=64_000, help="images that are seen in training")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--data-dir", type=Path, default=Path("data"))
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent.parent / "results", help="folder of depth.csv")
+    parser.add_argument("--report", action="store_true", help="train nothing")
+    options = parser.parse_args(argv)
+    torch.set_num_threads(options.threads)
+    torch.compiler.config.recompile_limit = 1000
+    options.out.mkdir(parents=True, exist_ok=True)
+    path = options.out / "depth.csv"
+    done = {(row["kind"], row["channels"], row["seed"], row["images"]) for row in read(path)}
+    wanted = [(kind, size, seed) for seed in range(options.seeds) for size in options.sizes for kind in options.kinds]
+    images = options.images // BATCH * BATCH
+    wanted = [(k, c, s) for k, c, s in wanted if (k, str(c), str(s), str(images)) not in done and not options.report]
+    data = fashion(options.data_dir) if wanted else None
+    for kind, size, seed in wanted:
+        assert data is not None
+        row = run(kind, size, seed, images, data)
+        new = not path.exists()
+        with path.open("a", newline="") as file:
+            writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+            if new:
+                writer.writeheader()
+            writer.writerow(row)
+        print(", ".join(f"{name} {value}" for name, value in row.items()), flush=True)
+    report(path)
+
+
+if __name__ == "__main__":
+    main()
