@@ -193,6 +193,7 @@ class Given:
 
     field: VectorField
     args: tuple[Any, ...]
+    control: Adaptive | None = None
 
     def __call__(self, step: Step, stage: int, node: float, y: Leaves) -> list[Tensor]:
         return self.field(self.args, step, stage, node, y)
@@ -205,6 +206,12 @@ class Given:
         linear, *data, rest = split(*self.args)  # pyright: ignore[reportGeneralTypeIssues]
         flat = [partial(self.field, self.args, call=CountedCall(part)) for part in (*data, rest)]
         return as_operator(linear), flat[0] if data else None, flat[-1]
+
+    def allowed(self, y: Leaves) -> list[Tensor] | None:
+        """atol + rtol |y| of each leaf; None on a grid."""
+        if self.control is None:
+            return None
+        return [atol + rtol * leaf.detach().abs() for leaf, rtol, atol in zip(y, self.control.rtol, self.control.atol, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -225,11 +232,15 @@ class Problem:
     def advance(self, step: Step, y: Leaves, args: tuple[Any, ...]) -> list[Tensor]:
         """The state after ``step``; SolveError where the method's equations could not be solved."""
         try:
-            return self.method.step(Given(self.field, args), step, y)
+            return self.method.step(self.given(args), step, y)
         except StepFailed as error:
             t, good = float(step.time(0.0)), build(self.field.structure, [leaf.detach() for leaf in y])
             message = f"at t={t:.9g}, step {step.index + 1}: {error}"
             raise SolveError(Status("not solved", message, t, step.index, y=good)) from None
+
+    def given(self, args: tuple[Any, ...]) -> Given:
+        """f with these arguments."""
+        return Given(self.field, args, self.stepping if isinstance(self.stepping, Adaptive) else None)
 
     def outputs(self, grid: Grid) -> tuple[int, ...]:
         """After how many steps of ``grid`` the state is wanted, rising."""

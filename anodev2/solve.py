@@ -22,7 +22,7 @@ from .integrate.recording import untouched
 from .problem import Costs, Problem, SolveError, Status, VectorField
 from .pytree import LEAF, Structure, build, leaves_of, structure_of
 from .solution import Solution, Stats
-from .solvers import METHODS, Leapfrog, Leaves, Method, RungeKutta, as_method, halves
+from .solvers import METHODS, Leapfrog, Leaves, Method, as_method, halves
 from .solvers.tableau import Tableau
 from .stepping import MAX_STEPS, Adaptive, Control, Grid, Step, as_count, as_times, given_grid, numbers, tolerances, uniform_grid
 from .torch_private import transformed
@@ -356,9 +356,9 @@ def _stepping(
     wanted = [name for name, value in zip(("rtol", "atol", "control"), control, strict=True) if value is not None]
     if wanted and given:
         raise ValueError(f"{wanted[0]} asks for error control, {given[0]} for a grid; give one of them")
-    controlled = isinstance(method, RungeKutta) and method.tableau.embedded_order is not None
+    controlled = method.embedded_order is not None
     if wanted and not controlled:
-        able = [name for name, known in METHODS.items() if isinstance(known, Tableau) and known.embedded_order is not None]
+        able = [name for name, known in METHODS.items() if known.embedded_order is not None]
         raise ValueError(f"{method.name} has no error estimate for {wanted[0]}; give steps, or take one of {', '.join(able)}")
     if grids["grid"] is not None:
         if len(given) > 1:

@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from ..integrate.loop import Loop
 from ..integrate.recording import recorded
 from ..problem import Problem, Run, bytes_of
-from ..solvers import Implicit, Leapfrog, Leaves, RungeKutta
+from ..solvers import Leapfrog, Leaves
 from ..solvers.tableau import nearest
 from ..stepping import Adaptive, Grid, as_count, wants_grad
 from ..torch_private import transformed
@@ -246,7 +246,7 @@ class BacksolveAdjoint(Adjoint):
         if not torch.is_grad_enabled():
             return DirectAdjoint().solve(problem, y0, args)
         own = self.rtol is not None or self.atol is not None
-        if own and not (isinstance(problem.method, RungeKutta) and problem.method.tableau.embedded_order is not None):
+        if own and problem.method.embedded_order is None:
             raise ValueError(
                 f"BacksolveAdjoint with tolerances needs a method with an error estimate, not {problem.method.name}: take dopri5"
             )
@@ -264,7 +264,7 @@ class BacksolveAdjoint(Adjoint):
 
 
 def _refuse_one_way(problem: Problem, reason: str) -> None:
-    if problem.method.splits or isinstance(problem.method, Implicit):
+    if problem.method.splits or problem.method.jacobian:
         raise ValueError(f"{reason}, for which {problem.method.name} is not made: use adjoint='checkpoint'")
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..problem import Problem, SolveError, Status, saved_apart
 from ..pytree import build, paths_of
-from ..solvers import Leaves, RungeKutta
+from ..solvers import Leaves, Method
 from ..stepping import Adaptive, Grid, Step, StepSizes, numbers
 from .recording import Recording
 
@@ -47,12 +47,11 @@ class Take:
         problem = self.problem
         if isinstance(problem.stepping, Grid):
             return problem.advance(self.step, y, self.args), []
-        assert isinstance(problem.method, RungeKutta)
         if first is None and self.known is not None:
             with saved_apart():  # its graph is that of the step that did it first
                 found = problem.field(self.args, *self.known, y)
             first = [k.detach().requires_grad_(k.requires_grad) for k in found]
-        return problem.method.attempt(partial(problem.field, self.args), self.step, y, first, between)
+        return problem.method.attempt(problem.given(self.args), self.step, y, first, between)
 
 
 Attempt = Callable[[Take, Leaves, "Leaves | None", Callable[[], None]], tuple[list[Tensor], list[Leaves]]]
@@ -146,7 +145,7 @@ class Loop:
 
     def _controlled(self, adaptive: Adaptive, y: Leaves) -> Iterator[tuple[Step, Leaves]]:
         method, recording = self.problem.method, self.recording
-        assert isinstance(method, RungeKutta) and recording is not None
+        assert recording is not None
         ends, nodes = numbers(adaptive.times), self._nodes
         recording.mark()
         with recording.observing(y):
@@ -181,8 +180,8 @@ class Loop:
                         self.status = self._stuck(step.index, start, abs(stop - start), ratios, y, broken)
                         return
                     continue
-                self.first = slopes[-1] if method.tableau.fsal and not moved and self.reuse != "none" else None
-                known = (step, method.tableau.stages - 1, method.tableau.nodes[-1])
+                self.first = slopes[-1] if method.fsal and not moved and self.reuse != "none" else None
+                known = (step, len(slopes) - 1, 1.0)
                 nodes.append(step.times[1])
                 if stop == end:
                     self._wanted.append(len(nodes) - 1)
@@ -190,10 +189,10 @@ class Loop:
                 yield step, y_next
                 y, start = y_next, stop
 
-    def _start(self, adaptive: Adaptive, method: RungeKutta, y: Leaves) -> tuple[Leaves, StepSizes]:
+    def _start(self, adaptive: Adaptive, method: Method, y: Leaves) -> tuple[Leaves, StepSizes]:
         """The first slope and the first step size (Hairer, Norsett, Wanner, Solving ODEs I, II.4)."""
         recording, control = self.recording, adaptive.control
-        embedded = method.tableau.embedded_order
+        embedded = method.embedded_order
         assert recording is not None and embedded is not None
         times = numbers(adaptive.times)
         field = partial(self.problem.field, self.args)

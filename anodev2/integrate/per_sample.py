@@ -10,14 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..problem import Problem, Status
-from ..solvers import Leaves, RungeKutta
+from ..solvers import Leaves, Method
 from ..stepping import MORE, STRETCH, Adaptive, Control, Grid, Step, numbers
 from ..torch_private import BatchNorm
 from .captured import reachable
@@ -31,7 +30,7 @@ def find_grid(problem: Problem, y0: Leaves, args: tuple[Any, ...], max_steps: in
     The grid's ``status`` tells of samples that failed; output times that none reached are left out.
     """
     adaptive, method = problem.stepping, problem.method
-    assert isinstance(adaptive, Adaptive) and isinstance(method, RungeKutta)
+    assert isinstance(adaptive, Adaptive)
     _check(problem, adaptive, y0)
     ends = numbers(adaptive.times)
     with torch.no_grad(), untouched(problem, y0, args):
@@ -61,19 +60,19 @@ class _Search:
 
     problem: Problem
     adaptive: Adaptive
-    method: RungeKutta
+    method: Method
     y: Tensor
     args: tuple[Any, ...]
     ends: Sequence[float]
     max_steps: float
 
     def __post_init__(self) -> None:
-        self.field = partial(self.problem.field, self.args)
+        self.field = self.problem.given(self.args)
         self.lead = (len(self.y), *(1,) * (self.y.ndim - 1))
         self.time = self._column(self.ends[0])
         self.nodes = [self.time]
         self.sign = 1.0 if self.ends[-1] > self.ends[0] else -1.0
-        self.k = (self.method.tableau.embedded_order or 0) + 1
+        self.k = (self.method.embedded_order or 0) + 1
         self.errors = [self._column(1.0), self._column(1.0)]
         self.rejected = self.failed = self._column(0.0).bool()
         self.failures: list[Status] = []
@@ -122,7 +121,7 @@ class _Search:
             stop = torch.where(waiting, torch.where(near, end, self.time + self.sign * size), self.time)
             step = Step(len(self.nodes) - 1, (self.time, stop), 0, 0, 1)
             ends, slopes = self.method.attempt(self.field, step, [self.y], None if self.first is None else [self.first])
-            error = self._norm(self.method.error(1.0, slopes)[0] * (stop - self.time).to(self.y.real.dtype), ends[0])
+            error = self._norm(self.method.error(step.dt, slopes)[0], ends[0])
             accepted = waiting & (error <= 1)
             broken = ~torch.isfinite(slopes[0][0]).reshape(len(self.y), -1).all(1).view(self.lead)
             lost = waiting & torch.where(accepted, self.taken >= self.max_steps, broken | shortest)
@@ -134,7 +133,7 @@ class _Search:
             self.time = torch.where(accepted, stop, self.time)
             self.y = torch.where(accepted, ends[0], self.y)
             self.taken = self.taken + accepted
-            self.first = torch.where(accepted, slopes[-1][0], slopes[0][0]) if self.method.tableau.fsal else None
+            self.first = torch.where(accepted, slopes[-1][0], slopes[0][0]) if self.method.fsal else None
             if bool(accepted.any()):
                 self.nodes.append(self.time)
         return len(self.nodes) - 1

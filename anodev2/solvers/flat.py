@@ -17,7 +17,12 @@ class Flat:
         self.dtype = torch.float32
         for leaf in leaves:
             self.dtype = torch.promote_types(self.dtype, leaf.real.dtype)
-        self.eps = self.join(
+        self.alone = len(leaves) == 1 and leaves[0].dtype == self.dtype  # nothing to convert
+
+    @property
+    def eps(self) -> Tensor:
+        """The unit of round-off of each element."""
+        return self.join(
             [torch.full_like(leaf, torch.finfo(leaf.dtype).eps * (1 + 1j if leaf.is_complex() else 1)) for leaf in self.leaves]
         )
 
@@ -28,10 +33,14 @@ class Flat:
         return torch.cat([row.amax(1, keepdim=True).expand_as(row).reshape(-1) for row in rows])
 
     def join(self, leaves: Leaves) -> Tensor:
+        if self.alone:
+            return leaves[0].to(self.dtype).reshape(-1)
         real = [torch.view_as_real(leaf) if leaf.is_complex() else leaf for leaf in leaves]
         return torch.cat([leaf.reshape(-1).to(self.dtype) for leaf in real])
 
     def split(self, vector: Tensor) -> list[Tensor]:
+        if self.alone:
+            return [vector.reshape(self.leaves[0].shape)]
         return [_shaped(part, leaf) for part, leaf in zip(vector.split(self.sizes), self.leaves, strict=True)]
 
 

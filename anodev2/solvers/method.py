@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
@@ -24,10 +24,14 @@ class FlatField(Protocol):
 
 
 class SplitField(FlatField, Protocol):
-    """f that may know a linear part of itself."""
+    """f that may know a linear part of itself, and what error control allows."""
 
     def split(self) -> tuple[LinearOperator, FlatField | None, FlatField] | None:
         """(L, data, rest) with f = L y + data + rest, data of t alone (None: 0), or None."""
+        ...
+
+    def allowed(self, y: Leaves) -> list[Tensor] | None:
+        """The error allowed in a step from y, of every element; None on a grid."""
         ...
 
 
@@ -39,18 +43,36 @@ class Method(ABC):
     """A one-step method.
 
     ``nodes`` are the stage times, in units of the step, at which a step evaluates f; ``order`` is that of its global error.
-    ``splits``: whether a step needs the linear part of f, of ``func.split()``. ``traced``: whether torch.compile traces it.
+    ``splits``: whether a step needs the linear part of f, of ``func.split()``. ``jacobian``: whether it needs that
+    of f. ``traced``: whether torch.compile traces it. ``embedded_order``: with it the method has error control, by ``attempt`` and
+    ``error``; ``fsal`` (first same as last): the last slope of an attempt is f at its end.
     """
 
     name: str
     order: int
     nodes: tuple[float, ...]
     splits: bool = False
+    jacobian: bool = False
     traced: bool = False
+    embedded_order: int | None = None
+    fsal: bool = False
 
     @abstractmethod
     def step(self, field: SplitField, step: Step, y: Leaves) -> list[Tensor]:
         """y after the step; ``field(step, stage, node, y)`` evaluates f at the stage's time. Leaves keep their dtype."""
+
+    def attempt(
+        self, field: SplitField, step: Step, y: Leaves, first: Leaves | None, between: Callable[[], None] = lambda: None
+    ) -> tuple[list[Tensor], list[Leaves]]:
+        """y after the step, and what tells its error, f at the start first; ``first`` is that where it is known.
+
+        ``between`` is called once y has been found, before what only estimates the error.
+        """
+        raise NotImplementedError(f"{self.name} has no error estimate")
+
+    def error(self, dt: Time, slopes: Sequence[Leaves]) -> list[Tensor]:
+        """The estimated error of the step in each leaf, from what ``attempt`` gave."""
+        raise NotImplementedError(f"{self.name} has no error estimate")
 
 
 def combine(y: Leaves, dt: Time, weights: Sequence[float], slopes: Sequence[Leaves]) -> list[Tensor]:

@@ -39,6 +39,7 @@ class Implicit(Method):
 
     tolerance: float = 1e-12
     iterations: int = 40
+    jacobian = True
 
     @abstractmethod
     def step(self, field: SplitField, step: Step, y: Leaves) -> list[Tensor]: ...

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..stepping import Step
-from .method import FlatField, Leaves, Method, combine
+from ..stepping import Step, Time
+from .method import FlatField, Leaves, Method, SplitField, combine
 from .tableau import Tableau
 
 
@@ -27,6 +27,8 @@ class RungeKutta(Method):
         object.__setattr__(self, "name", self.tableau.name)
         object.__setattr__(self, "order", self.tableau.order)
         object.__setattr__(self, "nodes", self.tableau.nodes[: self.tableau.advancing])
+        object.__setattr__(self, "embedded_order", self.tableau.embedded_order)
+        object.__setattr__(self, "fsal", self.tableau.fsal)
 
     def step(self, field: FlatField, step: Step, y: Leaves) -> list[Tensor]:
         return combine(y, step.dt, self.tableau.weights, self.slopes(field, step, y, self.tableau.advancing))
@@ -40,9 +42,9 @@ class RungeKutta(Method):
         return slopes
 
     def attempt(
-        self, field: FlatField, step: Step, y: Leaves, first: Leaves | None, between: Callable[[], None] = lambda: None
+        self, field: SplitField, step: Step, y: Leaves, first: Leaves | None, between: Callable[[], None] = lambda: None
     ) -> tuple[list[Tensor], list[Leaves]]:
-        """y after the step, and all slopes; ``first`` is k_1 where it is known, ``between`` is called once y has been found."""
+        """y after the step, and all slopes."""
         slopes = self.slopes(field, step, y, self.tableau.advancing, () if first is None else (first,))
         end = combine(y, step.dt, self.tableau.weights, slopes)
         between()
@@ -51,9 +53,11 @@ class RungeKutta(Method):
             slopes.append(field(step, stage, self.tableau.nodes[stage], at))
         return end, slopes
 
-    def error(self, dt: float, slopes: Sequence[Leaves]) -> list[Tensor]:
+    def error(self, dt: Time, slopes: Sequence[Leaves]) -> list[Tensor]:
         """The estimated error of the step in each leaf: dt sum_i (b_i - b_hat_i) k_i."""
         assert self.tableau.error_weights is not None
+        if isinstance(dt, Tensor):
+            return [dt.to(leaf.real.dtype) * leaf for leaf in self.error(1.0, slopes)]
         terms = [(dt * weight, slope) for weight, slope in zip(self.tableau.error_weights, slopes, strict=True) if weight]
         total = [k.detach() * terms[0][0] for k in terms[0][1]]
         for scale, slope in terms[1:]:

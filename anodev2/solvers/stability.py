@@ -150,6 +150,9 @@ class _Modes:
     def split(self) -> tuple[LinearOperator, None, _Modes]:
         return _Diagonal(self.w), None, self
 
+    def allowed(self, y: Leaves) -> None:
+        return None
+
 
 @dataclass(frozen=True)
 class _Diagonal(LinearOperator):
