@@ -601,8 +601,8 @@ MUTATIONS = {
     ),
     "slopes of a random f handed on": (
         "integrate/loop.py",
-        "if method.tableau.fsal and not moved and self.reuse",
-        "if method.tableau.fsal and self.reuse",
+        "if method.fsal and not moved and self.reuse",
+        "if method.fsal and self.reuse",
         "test_adaptive.py",
     ),
     "errors forgiven": ("stepping/control.py", "accepted = error <= 1", "accepted = error <= 1e9", "test_adaptive.py"),
