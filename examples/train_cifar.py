@@ -30,8 +30,8 @@ import tyro
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from anodev2 import Adjoint, CheckpointAdjoint, CoupledODEBlock, Dynamics, Galerkin, ReactionDiffusionAdvection, Static
-from anodev2.models import MODELS
+from anodev2 import CoupledODEBlock, ReactionDiffusionAdvection
+from anodev2.models import made_from
 from average import Average
 from images import DOWNLOADED, Images, augment, drawn, load_images
 from options import (
@@ -372,26 +372,26 @@ class Training:
 
 
 def make_model(config: Config, classes: int) -> nn.Module:
-    adjoint: str | Adjoint = config.adjoint
+    return made_from(network_of(config, classes))
+
+
+def network_of(config: Config, classes: int) -> dict[str, Any]:
+    """The network in plain values, from which ``anodev2.models.made_from`` makes it, here and from a file of weights."""
+    names = ("model", "block", "steps", "method", "norm", "weights", "time", "adjoint")
+    network = {"num_classes": classes, **{name: getattr(config, name) for name in names}}
     if config.adjoint == "checkpoint":
-        adjoint = CheckpointAdjoint(slots=config.slots, memory=config.memory)
-    return MODELS[config.model](
-        classes,
-        block=config.block,
-        steps=config.steps,
-        method=config.method,
-        dynamics=make_dynamics(config) if config.block == "coupled" else None,
-        norm=config.norm,
-        weights=config.weights,
-        time=config.time,
-        adjoint=adjoint,
-    )
+        network["adjoint"] = {"class": "CheckpointAdjoint", "slots": config.slots, "memory": config.memory}
+    if config.block == "coupled":
+        network["dynamics"] = dynamics_of(config)
+    return network
 
 
-def make_dynamics(config: Config) -> Dynamics:
+def dynamics_of(config: Config) -> dict[str, Any]:
     if config.dynamics == "rda":
-        return ReactionDiffusionAdvection(config.tau, per=config.per)
-    return Static() if config.dynamics == "static" else Galerkin(config.dynamics, config.basis_size)
+        return {"class": "ReactionDiffusionAdvection", "tau": config.tau, "per": config.per}
+    if config.dynamics == "static":
+        return {"class": "Static"}
+    return {"class": "Galerkin", "basis": config.dynamics, "size": config.basis_size}
 
 
 def lay_out(model: nn.Module) -> None:

@@ -23,4 +23,6 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "squeezenext": squeezenext,
 }
 
-__all__ = ["MODELS", "alexnet", "resnet4", "resnet10", "resnet18", "squeezenext"]
+from .saved import facts, load, made_from
+
+__all__ = ["MODELS", "alexnet", "facts", "load", "made_from", "resnet4", "resnet10", "resnet18", "squeezenext"]

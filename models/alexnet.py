@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from .blocks import BlockMaker, WideBranch
+from .blocks import BlockMaker, Stem, WideBranch
 
 
 def alexnet(num_classes: int = 10, **block: Any) -> nn.Sequential:
@@ -17,9 +17,9 @@ def alexnet(num_classes: int = 10, **block: Any) -> nn.Sequential:
 
     1,756,682 parameters with 10 classes and block="residual". Arguments and shapes as for ``resnet4``.
     """
-    make = BlockMaker(**block)
+    make = BlockMaker.of(block)
     return nn.Sequential(
-        nn.Conv2d(3, 64, 5, padding=2),
+        Stem(64, 5, bias=True, side=32),
         nn.BatchNorm2d(64),
         nn.ReLU(),
         nn.MaxPool2d(3, stride=2, padding=1),

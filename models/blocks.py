@@ -4,11 +4,13 @@ ways to put a branch in a block."""
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from difflib import get_close_matches
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx import Proxy
 
@@ -32,6 +34,46 @@ class BranchConv2d(nn.Conv2d):
         if self.time:
             input = torch.cat([input, torch.ones_like(input[:, :1]) * t], 1)
         return super().forward(input)
+
+
+class Stem(nn.Conv2d):
+    """The first convolution of a network; it says which images the network takes.
+
+    ``side``: their height and width must be so many pixels. ``parts``: or a multiple of it.
+    """
+
+    def __init__(self, channels: int, kernel: int, *, bias: bool = False, side: int | None = None, parts: int = 1) -> None:
+        super().__init__(3, channels, kernel, padding=kernel // 2, bias=bias)
+        self.side, self.parts = side, parts
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not isinstance(input, Proxy):
+            self._check(input)
+        return super().forward(input)
+
+    def _check(self, input: Tensor) -> None:
+        shape = tuple(input.shape)
+        if input.ndim != 4 or shape[1] != 3:
+            cure = "; make grey images x.expand(-1, 3, -1, -1)" if input.ndim == 4 and shape[1] == 1 else ""
+            raise ValueError(f"this network maps images (batch, 3, height, width), got {shape}{cure}")
+        if any(side != self.side if self.side else side % self.parts or not side for side in shape[2:]):
+            sides = f"{self.side}x{self.side} pixels" if self.side else f"a multiple of {self.parts} pixels high and wide"
+            cure = "resize them with torch.nn.functional.interpolate, or take resnet18 or squeezenext, which read any size"
+            raise ValueError(f"this network maps images of {sides}, got {shape}; {cure}")
+
+
+class GridPool(nn.Module):
+    """Means over ``cells`` x ``cells`` windows of equal size: a linear layer behind it has as many inputs for every size of image."""
+
+    def __init__(self, cells: int) -> None:
+        super().__init__()
+        self.cells = cells
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.avg_pool2d(input, (input.shape[2] // self.cells, input.shape[3] // self.cells))
+
+    def extra_repr(self) -> str:
+        return f"cells={self.cells}"
 
 
 class SharedNorm2d(nn.BatchNorm2d):
@@ -147,6 +189,16 @@ class BlockMaker:
             raise ValueError(f"dynamics only act with block='coupled', got block={self.block!r}")
         if self.time and self.block == "residual":
             raise ValueError("time=True needs block='ode' or 'coupled', got block='residual', which reads t = 0 alone")
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> BlockMaker:
+        """BlockMaker(**options), or a TypeError that names the argument meant."""
+        names = [field.name for field in fields(cls)]
+        for name in options:
+            if name not in names:
+                near = get_close_matches(name, names, 1)
+                raise TypeError(f"a network has no argument {name!r}{f', did you mean {near[0]!r}' if near else ''}; it has {', '.join(names)}")
+        return cls(**options)
 
     def __call__(self, branch: Callable[[int, NormKind, int, bool], nn.Module], channels: int) -> nn.Module:
         """A block around ``branch(channels, norm, steps, time)``; each block has its own copy of the dynamics."""

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .blocks import BasicBranch, BlockMaker, ResidualBlock
+from .blocks import BasicBranch, BlockMaker, GridPool, ResidualBlock, Stem
 
 
 class Downsample(nn.Module):
@@ -30,12 +30,12 @@ class Downsample(nn.Module):
         return torch.relu(self.shortcut(z) + branch)
 
 
-def _stem(channels: int) -> list[nn.Module]:
-    return [nn.Conv2d(3, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels), nn.ReLU()]
+def _stem(channels: int, parts: int = 1) -> list[nn.Module]:
+    return [Stem(channels, 3, parts=parts), nn.BatchNorm2d(channels), nn.ReLU()]
 
 
-def _head(features: int, num_classes: int) -> list[nn.Module]:
-    return [nn.AvgPool2d(8), nn.Flatten(), nn.Linear(features, num_classes)]
+def _head(cells: int, channels: int, num_classes: int) -> list[nn.Module]:
+    return [GridPool(cells), nn.Flatten(), nn.Linear(cells**2 * channels, num_classes)]
 
 
 def resnet4(num_classes: int = 10, **block: Any) -> nn.Sequential:
@@ -48,10 +48,13 @@ def resnet4(num_classes: int = 10, **block: Any) -> nn.Sequential:
             ``weight_steps=None``, ``norm="per_step" | "shared"``, ``adjoint="checkpoint"``, ``time=False``,
             ``weight_method=None``, ``weights="along" | "final"``, ``compile=False``; see ``BlockMaker``.
 
-    Maps (batch, 3, 32, 32) to (batch, num_classes).
+    Maps (batch, 3, 32, 32) to (batch, num_classes); other heights and widths must be multiples of 4 (4x4 means are read).
+
+    Raises:
+        ValueError: images of another shape.
     """
-    make = BlockMaker(**block)
-    return nn.Sequential(*_stem(16), make(BasicBranch, 16), nn.ReLU(), *_head(256, num_classes))
+    make = BlockMaker.of(block)
+    return nn.Sequential(*_stem(16, parts=4), make(BasicBranch, 16), nn.ReLU(), *_head(4, 16, num_classes))
 
 
 def resnet10(num_classes: int = 10, **block: Any) -> nn.Sequential:
@@ -59,9 +62,9 @@ def resnet10(num_classes: int = 10, **block: Any) -> nn.Sequential:
 
     44,186 parameters with 10 classes and block="residual". Arguments and shapes as for ``resnet4``.
     """
-    make = BlockMaker(**block)
+    make = BlockMaker.of(block)
     return nn.Sequential(
-        *_stem(16),
+        *_stem(16, parts=4),
         make(BasicBranch, 16),
         nn.ReLU(),
         make(BasicBranch, 16),
@@ -69,7 +72,7 @@ def resnet10(num_classes: int = 10, **block: Any) -> nn.Sequential:
         Downsample(16, 32),
         make(BasicBranch, 32),
         nn.ReLU(),
-        *_head(128, num_classes),
+        *_head(2, 32, num_classes),
     )
 
 
@@ -81,7 +84,7 @@ def resnet18(num_classes: int = 10, **block: Any) -> nn.Sequential:
 
     Maps (batch, 3, height, width), of any size, to (batch, num_classes).
     """
-    make = BlockMaker(**block)
+    make = BlockMaker.of(block)
     return nn.Sequential(
         *_stem(64),
         ResidualBlock(BasicBranch(64)),

@@ -85,7 +85,7 @@ def squeezenext(num_classes: int = 10, **block: Any) -> nn.Sequential:
 
     Maps (batch, 3, height, width), of any size, to (batch, num_classes).
     """
-    make = BlockMaker(**block)
+    make = BlockMaker.of(block)
     return nn.Sequential(
         ConvNormReLU(3, 64, 3),
         Transition(64, 32, stride=1),

@@ -850,9 +850,9 @@ MUTATIONS = {
         "test_models_by_hand.py::test_the_network_is_the_one_written_out[resnet4]",
     ),
     "maxima for means of a small ResNet": (
-        "../models/resnet.py",
-        "nn.AvgPool2d(8)",
-        "nn.MaxPool2d(8)",
+        "../models/blocks.py",
+        "F.avg_pool2d(input",
+        "F.max_pool2d(input",
         "test_models_by_hand.py::test_the_network_is_the_one_written_out[resnet4]",
     ),
     "maxima for means of ResNet-18": (

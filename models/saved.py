@@ -1,0 +1,102 @@
+"""Networks from plain values, as a file can hold them, and from the files that a training run leaves."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+import anodev2
+from anodev2 import Adjoint, Dynamics
+
+from . import MODELS
+
+Facts = dict[str, Any]
+HEADER = "anodev2"  # where the header of a safetensors file has what is known of its weights, as JSON
+
+
+def made_from(network: Mapping[str, Any]) -> nn.Module:
+    """The network that plain values describe: ``{"model": "resnet4", "num_classes": 10, "block": "ode", "steps": 5, ...}``.
+
+    Args:
+        network: the network's name and its arguments. A dynamics or an adjoint is its class and the arguments of that:
+            ``{"class": "Galerkin", "basis": "fourier", "size": 3}``.
+
+    Raises:
+        ValueError: an unknown network, argument or class, with the nearest known one.
+    """
+    options = dict(network)
+    name = options.pop("model", None)
+    if name not in MODELS:
+        raise ValueError(f"there is no network {name!r}{_nearest(name, MODELS)}; there are {', '.join(MODELS)}")
+    return MODELS[name](**{key: _object(value) if isinstance(value, Mapping) else value for key, value in options.items()})
+
+
+def load(run: str | Path) -> nn.Module:
+    """The network of a training run, in evaluation mode, with its weights of the best epoch.
+
+    Args:
+        run: the folder of a run of examples/train_cifar.py, or one of its files best.safetensors and last.safetensors.
+
+    Raises:
+        ValueError: what is there holds no weights of a network.
+        ImportError: safetensors is not installed.
+    """
+    from safetensors.torch import load_file
+
+    network = made_from(facts(run)["network"])
+    weights = load_file(str(_file(run)))
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ValueError(f"{_file(run)} does not hold the weights of the network that it describes: {error}") from None
+    return network.eval()
+
+
+def facts(run: str | Path) -> Facts:
+    """What is known of the weights of a run, or of a file of them: ``network`` (see ``made_from``), ``classes`` (names), ``mean`` and
+    ``std`` of each channel of its images in 0 ... 255, their ``size`` in pixels, ``data``, ``seed``, ``epoch``, ``test_accuracy`` (%),
+    ``versions``, ``revision``.
+
+    Raises:
+        ValueError: a file that holds no such facts.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    file = _file(run)
+    try:
+        with safe_open(str(file), "pt") as opened:
+            header = opened.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{file} is no readable file of weights: {error}") from None
+    if HEADER not in header:
+        raise ValueError(f"{file} does not say which network its weights are of; make the network and use load_state_dict")
+    return json.loads(header[HEADER])
+
+
+def _file(run: str | Path) -> Path:
+    path = Path(run)
+    found = [path] if path.is_file() else [path / name for name in ("best.safetensors", "last.safetensors") if (path / name).is_file()]
+    if found:
+        return found[0]
+    inside = sorted(str(file.parent) for file in path.glob("seed-*/best.safetensors"))
+    there = f"it holds the runs {', '.join(inside)}" if inside else "it has no best.safetensors"
+    raise ValueError(f"{path} is no folder of a finished epoch of a run: {there}")
+
+
+def _object(described: Mapping[str, Any]) -> Any:
+    arguments = dict(described)
+    name = arguments.pop("class", None)
+    kind = getattr(anodev2, name, None) if name in anodev2.__all__ else None
+    if not isinstance(kind, type) or not issubclass(kind, Dynamics | Adjoint):
+        raise ValueError(f"there is no dynamics or adjoint {name!r}{_nearest(name, anodev2.__all__)}")
+    return kind(**arguments)
+
+
+def _nearest(name: Any, known: Any) -> str:
+    near = get_close_matches(str(name), list(known), 1)
+    return f", did you mean {near[0]!r}" if near else ""
