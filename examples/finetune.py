@@ -199,7 +199,7 @@ def compare(config: Config, folder: Path) -> dict[str, Any]:
     result["moved"] = ((end - start).norm() / start.norm()).item()
     print(f"kernel w of the coupled block: |w({block.t[1]:g}) - w(0)| / |w(0)| = {result['moved']:.3f}")
     if config.out is not None:
-        save_weights(config.out, coupled.state_dict(), test_accuracy=result["coupled"]["accuracy"])
+        save_weights(config.out, coupled.state_dict(), {"test_accuracy": result["coupled"]["accuracy"]})
     return result
 
 

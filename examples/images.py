@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from filelock import FileLock
 from torch import Tensor
 
+from image_classes import KNOWN
 from runs import NotWritten, RunError, in_words, replacing, unharmed
 
 MINI = Path(__file__).parent / "data" / "cifar10_mini.npz"
@@ -48,28 +49,38 @@ class Images:
     mean: Tensor
     std: Tensor
     classes: int
+    names: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        self.names = self.names or tuple(map(str, range(self.classes)))
+
+    @property
+    def size(self) -> int:
+        """Height and width in pixels."""
+        return self.x_train.shape[1]
 
     def normalised(self, x: Tensor) -> Tensor:
         """(n, 3, height, width) float32, the training images of mean 0 and deviation 1 per channel; channels last in memory."""
         return ((x.float() - self.mean) / self.std).permute(0, 3, 1, 2)
 
 
-def load_images(data: str, data_dir: Path, device: torch.device, subset: int | None = None) -> Images:
+def load_images(data: str, data_dir: Path, device: torch.device, subset: int | None = None, size: int = 32) -> Images:
     """``data``: "mini" (in this repository), "cifar10", "cifar100", "fashion" (FashionMNIST), or a folder of images.
 
     FashionMNIST's 28x28 grey images come as 32x32 in three equal channels, a black border around them: from its idx files (.gz or not)
     where they lie in ``data_dir``, in torchvision's folder below it or in that of Debian's package dataset-fashion-mnist, else downloaded.
 
     The folder has one folder of images per class, or two such folders: train/ and test/ (or val/, valid/, validation/). Without the
-    second, every fifth image is for testing. ``subset``: only so many training images, and at most so many test images, spread over
-    the whole set.
+    second, every fifth image is for testing. Each becomes ``size`` pixels high and wide: the shorter side resized, the longer cut at both
+    ends. ``subset``: only so many training images, and at most so many test images, spread over the whole set.
     """
+    names = KNOWN.get(data, ())
     if data == "mini":
-        arrays, classes = read_arrays(MINI, 10), 10
+        arrays = read_arrays(MINI, 10)
     elif data in DOWNLOADED:
-        arrays, classes = _known(data, data_dir), DOWNLOADED[data]
+        arrays = _known(data, data_dir)
     elif Path(data).is_dir():
-        arrays, classes = _folder(Path(data))
+        arrays, names = _folder(Path(data), size)
     else:
         raise DataError(f"--data {data!r} is neither mini, cifar10, cifar100, fashion nor a folder with one folder of images per class")
     if subset is not None:
@@ -77,7 +88,7 @@ def load_images(data: str, data_dir: Path, device: torch.device, subset: int | N
     mean, std = _statistics(arrays["x_train"])
     x_train, x_test = (torch.from_numpy(arrays[name]).to(device) for name in ("x_train", "x_test"))
     y_train, y_test = (torch.from_numpy(arrays[name]).to(device).long() for name in ("y_train", "y_test"))
-    return Images(x_train, y_train, x_test, y_test, mean.to(device), std.to(device), classes)
+    return Images(x_train, y_train, x_test, y_test, mean.to(device), std.to(device), len(names), names)
 
 
 def _statistics(x: np.ndarray) -> tuple[Tensor, Tensor]:
@@ -202,18 +213,18 @@ def coloured(arrays: Arrays) -> Arrays:
     return {name: np.repeat(a[..., None], 3, -1) if name.startswith("x") else a for name, a in padded.items()}
 
 
-def _folder(folder: Path) -> tuple[Arrays, int]:
+def _folder(folder: Path, size: int) -> tuple[Arrays, tuple[str, ...]]:
     train, test = splits(folder)
-    x, y, classes = _decode(train)
+    x, y, classes = _decode(train, size)
     if test is not None:
-        x_test, y_test, others = _decode(test)
+        x_test, y_test, others = _decode(test, size)
         if classes != others:
             raise DataError(f"{train} and {test} have different class folders: {classes} and {others}")
-        return dict(zip(NAMES, (x, y, x_test, y_test), strict=True)), len(classes)
+        return dict(zip(NAMES, (x, y, x_test, y_test), strict=True)), classes
     if len(y) < 5:
         raise DataError(f"{train} holds {len(y)} images, too few to train and test")
     held_out = np.arange(len(y)) % 5 == 4
-    return dict(zip(NAMES, (x[~held_out], y[~held_out], x[held_out], y[held_out]), strict=True)), len(classes)
+    return dict(zip(NAMES, (x[~held_out], y[~held_out], x[held_out], y[held_out]), strict=True)), classes
 
 
 def splits(folder: Path) -> tuple[Path, Path | None]:
@@ -247,15 +258,22 @@ def part_of_a_set(path: Path) -> str:
     return said[1].lower() if said else ""
 
 
-def _decode(folder: Path) -> tuple[np.ndarray, np.ndarray, list[str]]:
+def _decode(folder: Path, size: int) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
     from torchvision.datasets import ImageFolder
 
     try:
-        dataset = ImageFolder(str(folder), transform=lambda image: np.asarray(image.resize((32, 32))), loader=readable)
+        dataset = ImageFolder(str(folder), transform=lambda image: fitted(image, size), loader=readable)
     except OSError as error:
         raise DataError(f"{folder} holds no images in class folders: {in_words(error)}") from None
     images = np.stack([dataset[number][0] for number in range(len(dataset))])
-    return images, np.array(dataset.targets, dtype=np.int64), dataset.classes
+    return images, np.array(dataset.targets, dtype=np.int64), tuple(dataset.classes)
+
+
+def fitted(image: Any, size: int) -> np.ndarray:
+    """A PIL image as (size, size, 3) uint8: the shorter side resized to ``size``, the longer cut at both ends."""
+    from PIL import ImageOps
+
+    return np.asarray(ImageOps.fit(image, (size, size), ImageOps.Image.Resampling.BICUBIC))
 
 
 def readable(path: str) -> Any:

@@ -6,9 +6,11 @@ import csv
 import io
 import json
 import os
+import subprocess
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from itertools import chain, count
 from pathlib import Path
 from typing import IO, Any
@@ -17,6 +19,8 @@ import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
+
+from anodev2.models.saved import HEADER
 
 
 class RunError(Exception):
@@ -130,10 +134,19 @@ def unharmed(path: Path) -> None:
         raise zipfile.BadZipFile(f"{damaged} is damaged")
 
 
-def save_weights(path: Path, weights: dict[str, Tensor], **facts: Any) -> None:
-    """A ``state_dict`` as safetensors, with facts about it in the header."""
+def save_weights(path: Path, weights: dict[str, Tensor], facts: dict[str, Any]) -> None:
+    """A ``state_dict`` as safetensors, with facts about it in the header as JSON."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
-    write(path, safetensors.torch.save(plain, {name: str(fact) for name, fact in facts.items()}))
+    write(path, safetensors.torch.save(plain, {HEADER: json.dumps(facts)}))
+
+
+@cache
+def revision() -> str | None:
+    """The commit of the checkout that this file lies in, if it is one, and + where files differ from it."""
+    call = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+"]
+    with suppress(OSError, subprocess.SubprocessError):
+        return subprocess.run(call, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    return None
 
 
 def write_history(run: Path, history: list[dict[str, float]]) -> None:

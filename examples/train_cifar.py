@@ -30,9 +30,11 @@ import tyro
 from torch import Tensor, nn
 from tqdm import tqdm
 
+import anodev2
 from anodev2 import CoupledODEBlock, ReactionDiffusionAdvection
 from anodev2.models import made_from
 from average import Average
+from image_classes import KNOWN
 from images import DOWNLOADED, Images, augment, drawn, load_images
 from options import (
     DIFFERENT,
@@ -57,6 +59,7 @@ from runs import (
     new_folder,
     read_json,
     refuse_taken,
+    revision,
     save_checkpoint,
     save_weights,
     write_history,
@@ -73,6 +76,8 @@ class Config:
     """mini (2,000 of CIFAR-10, in the repository), cifar10, cifar100, fashion, or a folder: train/CLASS/* and test/CLASS/*, or CLASS/*"""
     data_dir: Path = Path("data")
     """where cifar10.npz, cifar100.npz, fashion.npz or FashionMNIST's idx files lie, or are put after the download"""
+    size: Literal[32, 64] = 32
+    """height and width in pixels that images of a folder get: the shorter side resized, the longer cut at both ends"""
     subset: Count | None = None
     """use only so many training images, and at most so many test images"""
     model: Literal["resnet4", "resnet10", "resnet18", "alexnet", "squeezenext"] = "resnet4"
@@ -148,6 +153,7 @@ class Config:
 BASES = ("constant", "linear", "fourier", "chebyshev")
 BLOCKS = "--block ode or coupled"
 ACTS: Acts = {  # options that do not always have an effect: with what they have one; elsewhere they are refused
+    "size": ("a folder as --data", lambda c: c.data not in KNOWN),
     "data_dir": (f"--data {', '.join(DOWNLOADED)}", lambda c: c.data in DOWNLOADED),
     "steps": (BLOCKS, lambda c: c.block != "residual"),
     "method": (BLOCKS, lambda c: c.block != "residual"),
@@ -168,7 +174,7 @@ def main(argv: list[str] | None = None) -> None:
     with mistakes_told():
         config = settled(argv)
         with joined(config.device, timedelta(minutes=10) if config.compile else timedelta(seconds=50)) as ranks:
-            images = load_images(config.data, config.data_dir, ranks.device, config.subset)
+            images = load_images(config.data, config.data_dir, ranks.device, config.subset, config.size)
             check_shares(config, ranks.size, len(images.y_train))
             if config.resume is None:
                 rehearse(config, ranks, images)
@@ -323,6 +329,23 @@ class Training:
         self.history.append(row)
         return row
 
+    def facts(self, accuracy: float) -> dict[str, Any]:
+        """What a file of weights says of them; ``anodev2.models.facts`` reads it."""
+        config, images = self.config, self.images
+        return {
+            "network": network_of(config, images.classes),
+            "classes": images.names,
+            "mean": images.mean.tolist(),
+            "std": images.std.tolist(),
+            "size": images.size,
+            "data": config.data,
+            "seed": config.seed,
+            "epoch": self.epoch,
+            "test_accuracy": accuracy,
+            "versions": {"anodev2": anodev2.__version__, "torch": torch.__version__},
+            "revision": revision(),
+        }
+
     def keep(self, row: dict[str, float]) -> None:
         """Say what the epoch brought, and write what a resumed run needs."""
         config, accuracy = self.config, row["test_accuracy"]
@@ -330,7 +353,7 @@ class Training:
         print(f"{done}  test {accuracy:5.2f} %  {row['seconds']:.1f} s", flush=True)
         if accuracy > self.best:  # before last.pt: killed between the two, the epoch is redone and written again
             self.best = accuracy
-            save_weights(self.folder / "best.safetensors", self.tested.state_dict(), epoch=self.epoch, test_accuracy=accuracy)
+            save_weights(self.folder / "best.safetensors", self.tested.state_dict(), self.facts(accuracy))
         if config.tensorboard:
             rates = {"lr": self.optimizer.param_groups[0]["lr"]} | {f"moved/{name}": value for name, value in movement(self.tested).items()}
             write_tensorboard(self.folder / "tensorboard", self.epoch, row | rates)
@@ -362,7 +385,7 @@ class Training:
             "config": dataclasses.asdict(config),
             "weights": weights,
         }
-        save_weights(self.folder / "last.safetensors", self.tested.state_dict(), epoch=self.epoch, test_accuracy=result["test_accuracy"])
+        save_weights(self.folder / "last.safetensors", self.tested.state_dict(), self.facts(result["test_accuracy"]))
         write_json(self.folder / "result.json", result)
         print(f"\ntest accuracy {result['test_accuracy']:.2f} % after {config.epochs} epochs (best {self.best:.2f} %)")
         for name, change in moved.items():

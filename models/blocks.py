@@ -197,7 +197,9 @@ class BlockMaker:
         for name in options:
             if name not in names:
                 near = get_close_matches(name, names, 1)
-                raise TypeError(f"a network has no argument {name!r}{f', did you mean {near[0]!r}' if near else ''}; it has {', '.join(names)}")
+                raise TypeError(
+                    f"a network has no argument {name!r}{f', did you mean {near[0]!r}' if near else ''}; it has {', '.join(names)}"
+                )
         return cls(**options)
 
     def __call__(self, branch: Callable[[int, NormKind, int, bool], nn.Module], channels: int) -> nn.Module:
