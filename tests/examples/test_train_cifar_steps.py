@@ -87,7 +87,7 @@ SETS: dict[str, tuple[list[str], list[str], Callable[[Training], Any], Any]] = {
     "seeds": ([], ["3"], lambda made: torch.initial_seed(), 3),
 }
 BELOW = {"epochs", "batch_size", "accumulate", "label_smoothing", "cutout"}  # seen in what an epoch does
-ELSEWHERE = {"data", "data_dir", "size", "subset", "compile", "tensorboard", "device", "out", "resume"}  # in whole runs: test_examples_options.py
+ELSEWHERE = {"data", "data_dir", "size", "subset", "compile", "tensorboard", "device", "out", "resume"}  # in test_examples_options.py
 
 
 def test_every_option_is_looked_at() -> None:

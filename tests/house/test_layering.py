@@ -55,9 +55,9 @@ FOLDERS = {
 ALLOWED = {
     "anodev2": {"torch", "einops", "checkpoint_schedules", "tqdm", "matplotlib"},  # the last two only where asked for
     "pde": {"torch", "anodev2"},
-    "models": {"torch", "anodev2"},
+    "models": {"torch", "anodev2", "safetensors"},  # the last where a run is loaded
     "examples": {
-        *("torch", "torchvision", "numpy", "matplotlib", "tqdm", "tyro", "safetensors", "filelock"),
+        *("torch", "torchvision", "numpy", "PIL", "matplotlib", "tqdm", "tyro", "safetensors", "filelock"),
         *("anodev2", *(path.stem for path in (ROOT / "examples").glob("*.py"))),
     },
 }
