@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..solvers.stability import stability_function
 from ..tables import kept
+from ..torch_private import in_fake_mode
 from .dynamics import Dynamics, Theta, parameter_key
 from .spectral import alike, convolved, expm1, growth, moving, stacked
 
@@ -24,7 +27,7 @@ class ReactionDiffusionAdvection(Dynamics):
 
     Linear (no ``nonlinearity``), the flow is used in closed form, w(t) = w(0) + F^-1 [expm1(...) F w(0)]: all times in
     one batched product per kernel, and exactly w(0) at t = 0 or zero coefficients. With a nonlinearity sigma,
-    dw/dt = sigma(tau Lap w + upsilon . grad w + rho w) is stepped.
+    dw/dt = sigma(tau Lap w + upsilon . grad w + rho w) is stepped; steps beyond ``max_stable_step`` warn.
 
     Args:
         tau: initial diffusivity, at least 0, in kernel cells squared per unit of t. What is learned is a number p, and
@@ -33,12 +36,13 @@ class ReactionDiffusionAdvection(Dynamics):
             below: ``project`` sets what an optimizer has led below 0 to 0, from where it can rise again.
         upsilon: initial advection velocity in cells per unit of t: one number for all axes, or one per spatial axis.
         rho: initial reaction rate per unit of t.
-        per: "layer": one set of coefficients for each kernel tensor; "channel": one for each of its output channels.
+        per: "layer": one set of coefficients for each kernel tensor; "channel": one for each entry of its first axis, the output
+            channels of a convolution and the input channels of a transposed one.
         learnable: False keeps the coefficients as given.
         nonlinearity: sigma, an elementwise function such as ``torch.tanh``.
 
     Raises:
-        ValueError: tau negative, or an unknown ``per``.
+        ValueError: tau negative, a coefficient that is not finite, or an unknown ``per``.
 
     Source: ANODEV2, arXiv 1906.04596.
     """
@@ -56,6 +60,9 @@ class ReactionDiffusionAdvection(Dynamics):
         super().__init__()
         if not tau >= 0:
             raise ValueError(f"tau={tau} must be at least 0: negative diffusion grows without bound")
+        for what, value in (("tau", tau), ("upsilon", upsilon), ("rho", rho)):
+            if not torch.as_tensor(value, dtype=torch.float64).isfinite().all():
+                raise ValueError(f"{what}={value} must be finite")
         if per not in ("layer", "channel"):
             raise ValueError(f"per={per!r} must be 'layer' or 'channel'")
         self.initial = (tau, upsilon, rho)
@@ -112,6 +119,32 @@ class ReactionDiffusionAdvection(Dynamics):
         with torch.no_grad():
             for signed in self.signed_tau.values():
                 signed.clamp_(min=0)
+
+    def max_stable_step(self, method: Any) -> float:
+        """The largest step with which ``method`` amplifies no mode of any kernel by more than exp(t): an estimate.
+
+        Its eigenvalues are those of the linear part, -tau |k|^2 + i k . upsilon + min(rho, 0), times the steepest slope of the
+        nonlinearity on [-3, 3]; growth that is slower than exp(t) is left out. Infinite before ``bind`` and for fake and meta tensors.
+        """
+        if not len(self.rho) or in_fake_mode() or any(p.is_meta for p in self.parameters()):
+            return math.inf
+        slope, found = self._steepest(), []
+        for name, space in self.spaces.items():
+            tau, upsilon, rho = (c.detach().to("cpu", torch.float64) for c in self.coefficients(name))
+            rows = torch.cat([torch.atleast_1d(rho.clamp(max=0))[:, None], torch.atleast_2d(upsilon)[:, moving(space)]], 1)
+            rows = torch.cat([rows, torch.atleast_1d(tau)[:, None]], 1) if max(space) > 1 else rows
+            modes = rows @ growth(tuple(space), (1.0,), torch.float64, torch.device("cpu"))
+            found.append(torch.view_as_complex(modes.unflatten(1, (-1, 2))).flatten())
+        return stability_function(method).limit(slope * torch.cat(found) - 1)
+
+    def _steepest(self) -> float:
+        """The largest slope of the nonlinearity, by differences."""
+        if self.nonlinearity is None:
+            return 1.0
+        parameter = next(self.parameters())
+        with torch.no_grad():
+            values = self.nonlinearity(torch.linspace(-3, 3, 1201, dtype=parameter.dtype, device=parameter.device))
+        return values.diff().abs().max().item() / 0.005
 
     def forward(self, t: Tensor | float, theta: Theta) -> Theta:
         slopes: Theta = {}

@@ -697,6 +697,12 @@ MUTATIONS = {
     ),
     "unstable steps without a warning": ("solve.py", "if longest > limit", "if False and longest > limit", "test_stability.py"),
     "a field along another axis": ("dynamics/field.py", 'f"... {right} -> ... {left}"', 'f"... {left} -> ... {left}"', "test_dynamics.py"),
+    "a nonlinearity as steep as 1": (
+        "dynamics/reaction_diffusion_advection.py",
+        "limit(slope * torch.cat(found) - 1)",
+        "limit(torch.cat(found) - 1)",
+        "test_dynamics.py::test_nonlinear_kernels_warn_beyond_their_stable_step",
+    ),
     "velocities not trained": (
         "dynamics/field.py",
         "return {name: self.velocity[parameter_key(name)] for",
