@@ -930,8 +930,8 @@ MUTATIONS = {
     # training
     "every rank takes the first one's images": (
         "../examples/train_cifar.py",
-        "(ranks.rank * config.accumulate + part) * share",
-        "part * share",
+        "begin = number * config.batch_size + ranks.rank * share",
+        "begin = number * config.batch_size",
         "test_ranks.py::test_two_processes_take_the_steps_of_one",
     ),
     "momentum lost at a kill": (
@@ -1088,7 +1088,7 @@ MUTATIONS = {
     ),
     "gradients of earlier steps left in training": (
         "../examples/train_cifar.py",
-        "        training.optimizer.zero_grad()\n",
+        "        self.optimizer.zero_grad()\n",
         "",
         "test_train_cifar_steps.py::test_an_epoch_is_that_of_a_loop_in_double_precision[residual]",
     ),
@@ -1106,9 +1106,33 @@ MUTATIONS = {
     ),
     "a loss told of another number of images": (
         "../examples/train_cifar.py",
-        "loss_sum = loss_sum + loss * share",
-        "loss_sum = loss_sum + loss",
+        "loss_sum + loss * share",
+        "loss_sum + loss",
         "test_train_cifar_steps.py::test_an_epoch_is_that_of_a_loop_in_double_precision[residual]",
+    ),
+    "a learning rate that a graph keeps": (
+        "../examples/cuda_graph.py",
+        '            rate.fill_(group["lr"])\n',
+        "            pass\n",
+        "test_cuda_graph.py::test_replayed_steps_are_those_taken[coupled]",
+    ),
+    "images that a graph keeps": (
+        "../examples/cuda_graph.py",
+        "            self.given[name].copy_(tensor)\n",
+        "            pass\n",
+        "test_cuda_graph.py::test_replayed_steps_are_those_taken[coupled]",
+    ),
+    "an average counted in the graph": (
+        "../examples/train_cifar.py",
+        "            self.average.move(self.model)\n",
+        "            self.average.update_parameters(self.model)\n",
+        "test_train_cifar.py::test_an_average_of_the_weights_is_what_is_tested_and_saved",
+    ),
+    "a graph recorded before momentum begins": (
+        "../examples/cuda_graph.py",
+        "WARM = 3",
+        "WARM = 0",
+        "test_cuda_graph.py::test_replayed_steps_are_those_taken[residual]",
     ),
     "a rate that falls too early": (
         "../examples/train_cifar.py",
@@ -1136,14 +1160,14 @@ MUTATIONS = {
     ),
     "training images as they are": (
         "../examples/train_cifar.py",
-        "            x = augment(x, draws[mine], config.cutout)\n",
+        "            x = augment(x, Draws(**chance)[mine], config.cutout)\n",
         "",
         "test_train_cifar_steps.py::test_training_images_are_shifted_and_mirrored_and_test_images_are_as_they_are",
     ),
     "--cutout without effect": (
         "../examples/train_cifar.py",
-        "augment(x, draws[mine], config.cutout)",
-        "augment(x, draws[mine])",
+        "augment(x, Draws(**chance)[mine], config.cutout)",
+        "augment(x, Draws(**chance)[mine])",
         "test_train_cifar_steps.py::test_squares_are_cut_out_of_training_images_alone",
     ),
     "statistics move in evaluation": (
