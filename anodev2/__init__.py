@@ -6,6 +6,7 @@ from typing import Any
 from . import diagnose, testing
 from .block import CoupledODEBlock, ODEBlock
 from .dynamics import Dynamics, FieldDynamics, Galerkin, NeuralDynamics, ReactionDiffusionAdvection, Static
+from .events import Event
 from .gradients.adjoint import Adjoint, BacksolveAdjoint, CheckpointAdjoint, DirectAdjoint, ReversibleAdjoint
 from .integrate.compiled import Compile
 from .plan import Plan, plan
@@ -34,6 +35,7 @@ __all__ = [
     "CoupledSystem",
     "DirectAdjoint",
     "Dynamics",
+    "Event",
     "FieldDynamics",
     "FourierOperator",
     "Galerkin",

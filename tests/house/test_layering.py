@@ -30,6 +30,7 @@ ORDER = [
         "integrate",
         "gradients",
         "events",
+        "pieces",
         "solution",
         "solve",
         "plan",

@@ -543,8 +543,8 @@ MUTATIONS = {
     ),
     "a second derivative of an event": (
         "events.py",
-        'first_order_only([time, *ends_at(time)], "an event")',
-        "[time, *ends_at(time)]",
+        'first_order_only([time, *self._end(problem, y, args, time)], "an event")',
+        "[time, *self._end(problem, y, args, time)]",
         "test_events.py",
     ),
     # schedules and budgets
@@ -663,9 +663,33 @@ MUTATIONS = {
     ),
     "an event's time without gradient": (
         "events.py",
-        "s - value.to(time.dtype) / slope",
-        "s - 0 * value.to(time.dtype)",
+        ".double() / slope",
+        ".double() * 0",
         "test_events.py",
+    ),
+    "a start on the surface taken at its word": (
+        "events.py",
+        " or abs(value.item()) <= doubt",
+        "",
+        "test_events.py::test_a_start_on_the_surface_is_no_event",
+    ),
+    "the way of a solve that falls forgotten": (
+        "events.py",
+        "way * pace",
+        "pace",
+        "test_events.py::test_directions_are_those_of_the_way",
+    ),
+    "what goes on from an event forgets when": (
+        "pieces.py",
+        "start: Time = time if time.requires_grad else number",
+        "start: Time = number",
+        "test_events.py::test_a_ball_that_bounces_in_one_call_has_the_gradients_of_the_closed_form",
+    ),
+    "effects that accumulate": (
+        "pieces.py",
+        "AT_ONCE = 1e-12",
+        "AT_ONCE = 0.0",
+        "test_events.py::test_bounces_without_number_are_told",
     ),
     # the rest
     "phi_2 for phi_3": ("solvers/exponential.py", "phi_3(4 * (n_u", "phi_2(4 * (n_u", "test_stiff.py"),
