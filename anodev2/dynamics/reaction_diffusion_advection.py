@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from ..solvers.stability import stability_function
 from ..tables import kept
 from ..torch_private import in_fake_mode
-from .dynamics import Dynamics, Theta, parameter_key
+from .channel_mixing import ChannelMixing
+from .dynamics import Dynamics, Theta, parameter_key, refuse_another
 from .spectral import alike, convolved, expm1, growth, moving, stacked
 
 
@@ -40,9 +41,14 @@ class ReactionDiffusionAdvection(Dynamics):
             channels of a convolution and the input channels of a transposed one.
         learnable: False keeps the coefficients as given.
         nonlinearity: sigma, an elementwise function such as ``torch.tanh``.
+        mix: the kernels diffuse and are carried along the axes of their output and input channels too, periodic, with a tau and an
+            upsilon of each axis that are zero at first; for ``per="layer"``. A channel axis of length 1 or 2 is not carried, 1 does not
+            diffuse.
+
+    Parameters beside theta_0: 1 + 1 + spatial axes for each weight, or for each of its output channels; ``mix`` adds 4.
 
     Raises:
-        ValueError: tau negative, a coefficient that is not finite, or an unknown ``per``.
+        ValueError: tau negative, a coefficient that is not finite, an unknown ``per``, or ``mix`` with coefficients per channel.
 
     Source: ANODEV2, arXiv 1906.04596.
     """
@@ -56,6 +62,7 @@ class ReactionDiffusionAdvection(Dynamics):
         per: str = "layer",
         learnable: bool = True,
         nonlinearity: Callable[[Tensor], Tensor] | None = None,
+        mix: bool = False,
     ) -> None:
         super().__init__()
         if not tau >= 0:
@@ -65,10 +72,14 @@ class ReactionDiffusionAdvection(Dynamics):
                 raise ValueError(f"{what}={value} must be finite")
         if per not in ("layer", "channel"):
             raise ValueError(f"per={per!r} must be 'layer' or 'channel'")
+        if mix and per != "layer":
+            raise ValueError(f"mix=True carries kernels from channel to channel and needs per='layer', got per={per!r}")
         self.initial = (tau, upsilon, rho)
         self.per = per
         self.learnable = learnable
         self.nonlinearity = nonlinearity
+        self.mix = mix
+        self.channels = nn.ModuleList([ChannelMixing(axis, learnable) for axis in (0, 1)] if mix else [])
         self.spaces: dict[str, torch.Size] = {}
         self.signed_tau = nn.ParameterDict()
         self.upsilon = nn.ParameterDict()
@@ -79,10 +90,7 @@ class ReactionDiffusionAdvection(Dynamics):
         return weight.is_floating_point() and weight.ndim >= 3
 
     def bind(self, theta: Theta) -> None:
-        if len(self.rho):
-            raise ValueError(
-                "this ReactionDiffusionAdvection already evolves another block's weights; give each block a copy.deepcopy of it"
-            )
+        refuse_another(self, self.rho)
         tau, upsilon, rho = self.initial
         for name, weight in theta.items():
             axes, moved = weight.ndim - 2, moving(weight.shape[2:])
@@ -98,6 +106,8 @@ class ReactionDiffusionAdvection(Dynamics):
             if moved:
                 self.upsilon[parameter_key(name)] = nn.Parameter(velocity.expand(*lead, len(moved)).clone(), self.learnable)
             self.rho[parameter_key(name)] = nn.Parameter(weight.new_full(alone, rho), self.learnable)
+        for mixing in self._mixings():
+            mixing.bind(theta)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         for name in [prefix + name for name, _ in self.named_parameters() if prefix + name in state_dict]:
@@ -117,8 +127,9 @@ class ReactionDiffusionAdvection(Dynamics):
     def project(self, *_: Any) -> None:
         """Set what an optimizer has led below 0 to 0, after its step: ``optimizer.register_step_post_hook(dynamics.project)``."""
         with torch.no_grad():
-            for signed in self.signed_tau.values():
-                signed.clamp_(min=0)
+            for name, parameter in self.named_parameters():
+                if "signed_tau." in name:
+                    parameter.clamp_(min=0)
 
     def max_stable_step(self, method: Any) -> float:
         """The largest step with which ``method`` amplifies no mode of any kernel by more than exp(t): an estimate.
@@ -134,7 +145,10 @@ class ReactionDiffusionAdvection(Dynamics):
             rows = torch.cat([torch.atleast_1d(rho.clamp(max=0))[:, None], torch.atleast_2d(upsilon)[:, moving(space)]], 1)
             rows = torch.cat([rows, torch.atleast_1d(tau)[:, None]], 1) if max(space) > 1 else rows
             modes = rows @ growth(tuple(space), (1.0,), torch.float64, torch.device("cpu"))
-            found.append(torch.view_as_complex(modes.unflatten(1, (-1, 2))).flatten())
+            rates = torch.view_as_complex(modes.unflatten(1, (-1, 2))).flatten()
+            for mixing in self._mixings():
+                rates = (rates[:, None] + mixing.modes(name)).flatten()
+            found.append(rates)
         return stability_function(method).limit(slope * torch.cat(found) - 1)
 
     def _steepest(self) -> float:
@@ -149,7 +163,10 @@ class ReactionDiffusionAdvection(Dynamics):
     def forward(self, t: Tensor | float, theta: Theta) -> Theta:
         slopes: Theta = {}
         for weights in alike(theta):
-            found = convolved(self._symbols(weights, (1.0,)), stacked(weights))[0]
+            start = stacked(weights)
+            found = convolved(self._symbols(weights, (1.0,)), start)[0]
+            for mixing in self._mixings():
+                found = found + mixing.rates(weights, (1.0,), start[None])[0]
             slopes |= zip(weights, (found if self.nonlinearity is None else self.nonlinearity(found)).unbind(), strict=True)
         return {name: slopes[name] for name in theta}
 
@@ -160,6 +177,8 @@ class ReactionDiffusionAdvection(Dynamics):
         for weights in alike(theta):
             start = stacked(weights)
             found = start + convolved(expm1(self._symbols(weights, tuple(times))), start)
+            for mixing in self._mixings():  # the three commute
+                found = found + mixing.rates(weights, tuple(times), found, flow=True)
             path |= zip(weights, found.unbind(1), strict=True)
         return {name: path[name] for name in theta}
 
@@ -176,6 +195,9 @@ class ReactionDiffusionAdvection(Dynamics):
         table = kept(growth, tuple(weight.shape[2:]), times, dtype, weight.device)
         return (torch.cat(columns, 1).to(dtype) @ table).unflatten(1, (len(times), -1, 2))
 
+    def _mixings(self) -> list[ChannelMixing]:
+        return [part for part in self.channels if isinstance(part, ChannelMixing)]
+
     def extra_repr(self) -> str:
         tau, upsilon, rho = self.initial
-        return f"tau={tau}, upsilon={upsilon}, rho={rho}, per={self.per!r}, learnable={self.learnable}"
+        return f"tau={tau}, upsilon={upsilon}, rho={rho}, per={self.per!r}, learnable={self.learnable}{', mix=True' * self.mix}"

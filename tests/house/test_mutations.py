@@ -810,7 +810,37 @@ MUTATIONS = {
         "if not axes:",
         "test_images.py::test_idx_files_that_are_damaged_are_one_sentence",
     ),
-    "a basis that moves the start": ("dynamics/galerkin.py", "torch.cos(angle) - 1, ", "torch.cos(angle), ", "test_galerkin.py"),
+    "a flow that is no rotation": (
+        "dynamics/skew_flow.py",
+        "return below - below.mT",
+        "return below + below.mT",
+        "test_zoo.py::test_skew_flow_is_the_exponential_and_keeps_what_is_orthogonal",
+    ),
+    "a small network that moves the start": (
+        "dynamics/hyper.py",
+        "(values[1:] - values[0])",
+        "values[1:]",
+        "test_zoo.py::test_fresh_dynamics_share_the_weights_to_the_bit_and_have_as_many_parameters_as_they_say",
+    ),
+    "channels mixed by the transposed matrix": (
+        "dynamics/channel_mixing.py",
+        "(moved.flatten(2, -2) @ matrices)",
+        "(moved.flatten(2, -2) @ matrices.mT)",
+        "test_zoo.py::test_channels_mix_by_the_symbol_of_each_axis",
+    ),
+    "splines of other knots": (
+        "dynamics/bases.py",
+        "[0.0] * degree + [piece / pieces",
+        "[0.0] * degree + [(piece / pieces) ** 2",
+        "test_zoo.py::test_b_splines_are_those_of_scipy",
+    ),
+    "gains that are no exponentials": (
+        "dynamics/scale.py",
+        "torch.exp(self._gains(self.functions(s, w), name, w)) * w",
+        "(1 + self._gains(self.functions(s, w), name, w)) * w",
+        "test_zoo.py::test_gains_are_exponentials_of_each_output_channel",
+    ),
+    "a basis that moves the start": ("dynamics/bases.py", "torch.cos(angle) - 1, ", "torch.cos(angle), ", "test_galerkin.py"),
     "a norm copied to the first step alone": (
         "../models/blocks.py",
         "value for step in range(len(self))})",
@@ -1321,7 +1351,7 @@ MUTATIONS = {
     ),
     "a diffusivity below 0 left there": (
         "dynamics/reaction_diffusion_advection.py",
-        "signed.clamp_(min=0)",
+        "parameter.clamp_(min=0)",
         "pass",
         "test_dynamics.py::test_a_step_beyond_zero_is_no_strong_diffusion_and_comes_back",
     ),
