@@ -303,14 +303,14 @@ def test_channels_mix_by_the_symbol_of_each_axis() -> None:
 
 def test_mixing_along_channels_shortens_the_stable_step() -> None:
     """The eigenvalues of the matrix of the slope, found by applying it, and Euler's limit for -12 along channels."""
-    still, theta = mixed(0.0), {"w": torch.randn(4, 6, 3, dtype=torch.float64)}
+    still, theta = ReactionDiffusionAdvection(0.0, mix=True), {"w": torch.randn(4, 6, 3, dtype=torch.float64)}
     still.bind(theta)
     for axis, tau in ((0, 1.0), (1, 0.5)):
         still.get_parameter(f"channels.{axis}.signed_tau.w").data.fill_(tau)
     (matrix,) = torch.autograd.functional.jacobian(lambda w: still(0.0, {"w": w})["w"].flatten(), (theta["w"],))
     smallest = torch.linalg.eigvals(matrix.flatten(1)).real.min().item()
     assert smallest == pytest.approx(-(1.5 * math.pi**2))
-    assert still.max_stable_step("euler") == pytest.approx(2 / -smallest, rel=0.1)  # pyright: ignore[reportAttributeAccessIssue]
+    assert still.max_stable_step("euler") == pytest.approx(2 / -smallest, rel=0.1)
 
 
 @pytest.mark.parametrize(
