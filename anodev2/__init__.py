@@ -5,7 +5,21 @@ from typing import Any
 
 from . import diagnose, testing
 from .block import CoupledODEBlock, ODEBlock
-from .dynamics import Dynamics, FieldDynamics, Galerkin, NeuralDynamics, ReactionDiffusionAdvection, Static
+from .dynamics import (
+    BSpline,
+    Dynamics,
+    FieldDynamics,
+    Galerkin,
+    Hyper,
+    LowRank,
+    NeuralDynamics,
+    ReactionDiffusionAdvection,
+    Scale,
+    SkewFlow,
+    Static,
+    Templates,
+)
+from .events import Event
 from .gradients.adjoint import Adjoint, BacksolveAdjoint, CheckpointAdjoint, DirectAdjoint, ReversibleAdjoint
 from .integrate.compiled import Compile
 from .plan import Plan, plan
@@ -25,6 +39,7 @@ __version__ = "0.1.0"
 __all__ = [
     "METHODS",
     "Adjoint",
+    "BSpline",
     "BacksolveAdjoint",
     "BackwardEuler",
     "CheckpointAdjoint",
@@ -34,23 +49,29 @@ __all__ = [
     "CoupledSystem",
     "DirectAdjoint",
     "Dynamics",
+    "Event",
     "FieldDynamics",
     "FourierOperator",
     "Galerkin",
+    "Hyper",
     "ImplicitMidpoint",
     "Leapfrog",
     "LinearOperator",
+    "LowRank",
     "Method",
     "NeuralDynamics",
     "ODEBlock",
     "Plan",
     "ReactionDiffusionAdvection",
     "ReversibleAdjoint",
+    "Scale",
+    "SkewFlow",
     "Solution",
     "SolveError",
     "Static",
     "Status",
     "Tableau",
+    "Templates",
     "diagnose",
     "odeint",
     "plan",

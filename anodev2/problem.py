@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from dataclasses import field as made
 from functools import partial
 from typing import Any, Literal
 
@@ -220,7 +221,7 @@ class Problem:
 
     ``save``: the states at the output times, after every step, at the end, or at the output times and the end ("reached").
     ``watch(step, y, y_next)`` is shown each accepted step with the states before and after it; by returning a status it
-    ends the solve before that step.
+    ends the solve before that step. ``also``: after how many steps the state is wanted besides; ``watch`` may add that before its step.
     """
 
     field: VectorField
@@ -228,6 +229,7 @@ class Problem:
     stepping: Grid | Adaptive
     save: Literal["times", "steps", "end", "reached"] = "times"
     watch: Callable[[Step, Leaves, Leaves], Status | None] | None = None
+    also: set[int] = made(default_factory=set, compare=False)
 
     def advance(self, step: Step, y: Leaves, args: tuple[Any, ...]) -> list[Tensor]:
         """The state after ``step``; SolveError where the method's equations could not be solved."""
@@ -245,9 +247,9 @@ class Problem:
     def outputs(self, grid: Grid) -> tuple[int, ...]:
         """After how many steps of ``grid`` the state is wanted, rising."""
         times, end = grid.outputs(), len(grid)
-        if self.save == "reached":
-            return times if times[-1] == end else (*times, end)
-        return {"times": times, "steps": tuple(range(end + 1)), "end": (end,)}[self.save]
+        reached = times if times[-1] == end else (*times, end)
+        found = {"times": times, "reached": reached, "steps": tuple(range(end + 1)), "end": (end,)}[self.save]
+        return tuple(sorted({*found, *self.also})) if self.also else found
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +25,7 @@ class Stats:
     accepted: int
     rejected: int
     field: VectorField
-    costs: Costs
+    costs: Sequence[Costs]
 
     @property
     def evaluations_backward(self) -> int:
@@ -33,11 +33,11 @@ class Stats:
 
     @property
     def recomputed(self) -> int:
-        return self.costs.redone
+        return sum(cost.redone for cost in self.costs)
 
     @property
     def peak_bytes(self) -> int:
-        return self.costs.peak_bytes
+        return sum(cost.peak_bytes for cost in self.costs)
 
     def __repr__(self) -> str:
         names = ("evaluations_forward", "evaluations_backward", "accepted", "rejected", "recomputed", "peak_bytes")
@@ -56,8 +56,9 @@ class Solution:
 
     ts: the output times reached, shape (k,), the event's time last where there was one. ys: a tree like y0 with the
     states at ts (or what ``save`` made of them) stacked in front. grid: the times of all steps done, to be passed back as
-    ``grid=`` (with ``per_sample`` tensors, which cannot be). event_time: zero-dimensional, with its gradient; None without
-    event. Called with times, gives the states there (``dense=True``).
+    ``grid=`` (with ``per_sample`` tensors, which cannot be). event_time: of the event that ended the solve, zero-dimensional,
+    with its gradient; None where none did. t_events, y_events: for each event its times, shape (k,), and the states there, before
+    any effect, stacked in front. Called with times, gives the states there (``dense=True``).
     """
 
     ts: Tensor
@@ -67,6 +68,8 @@ class Solution:
     grid: tuple[Any, ...]
     event_time: Tensor | None = None
     dense: Callable[[Any], Any] | None = None
+    t_events: tuple[Tensor, ...] = ()
+    y_events: tuple[Any, ...] = ()
 
     def __repr__(self) -> str:
         structure = structure_of(self.ys)

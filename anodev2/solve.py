@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -13,13 +12,13 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from .events import Observer
+from .events import Event, Observer, as_events, check_events
 from .gradients.adjoint import Adjoint, CheckpointAdjoint, DirectAdjoint, as_adjoint
 from .integrate.compiled import Compile, as_compile, compiled
-from .integrate.dense import Dense
 from .integrate.per_sample import find_grid
 from .integrate.recording import untouched
-from .problem import Costs, Problem, SolveError, Status, VectorField
+from .pieces import costs, densely, happenings, met, nodes, saved_points, solved_in_pieces
+from .problem import Problem, SolveError, Status, VectorField
 from .pytree import LEAF, Structure, build, leaves_of, structure_of
 from .solution import Solution, Stats
 from .solvers import METHODS, Leapfrog, Leaves, Method, as_method, halves
@@ -118,7 +117,7 @@ def solve(
     adjoint: str | Adjoint = "checkpoint",
     save: Literal["times", "steps", "end"] | Callable[[Tensor, Any], Any] = "times",
     dense: bool = False,
-    event: Callable[[Tensor, Any], Tensor] | None = None,
+    event: Event | Callable[[Tensor, Any], Tensor] | Sequence[Event | Callable[[Tensor, Any], Tensor]] | None = None,
     callback: Callable[[float, Any], Any] | None = None,
     progress: bool = False,
     max_steps: int | None = MAX_STEPS,
@@ -131,8 +130,9 @@ def solve(
         save: the states at "times" t, after all "steps", or at the "end"; or a function (t, y) whose results at the times
             t are stacked instead of the states.
         dense: keep what is needed to call the solution with any time.
-        event: g(t, y), one real element. The solve ends where it changes sign within a step, located to round-off; the
-            state and the time there have the gradient of the implicit function theorem. Two changes in one step are missed.
+        event: an ``Event`` or several, or g(t, y) for one that ends the solve: where g, one real element, changes sign within a step,
+            located to round-off. Time and state there have the gradient of the implicit function theorem. Two changes of one g in one
+            step are missed; a start where g is zero to round-off is no event. The last time may be infinite where an event ends the solve.
         callback: called as callback(t, y) after every accepted step, with a number and a detached state.
         progress: show a bar (needs tqdm).
         max_steps: end with status "max_steps" where more would be taken, on a grid only if it is not the default; None: never.
@@ -148,10 +148,10 @@ def solve(
     """
     if torch.compiler.is_compiling():
         raise ValueError("solve looks at every step, which torch.compile does not allow; compile odeint, or call solve outside")
-    for name, function in (("event", event), ("callback", callback)):
-        if function is not None and not callable(function):
-            raise TypeError(f"{name} must be callable as {name}(t, y), got {type(function).__name__}")
-    if per_sample and (dense or progress or not (event is callback is None)):
+    if callback is not None and not callable(callback):
+        raise TypeError(f"callback must be callable as callback(t, y), got {type(callback).__name__}")
+    events = as_events(event)
+    if per_sample and (dense or progress or events or callback is not None):
         raise ValueError("per_sample=True gives samples times of their own: dense, event, callback, progress need common ones")
     kind = "times" if callable(save) else save
     if kind not in ("times", "steps", "end"):
@@ -172,38 +172,30 @@ def solve(
         args=args,
         throw=throw,
     )
+    check_events(events, problem, max_steps)
     own = isinstance(problem.stepping, Grid) and max_steps == MAX_STEPS
-    watch = Observer(problem, event, callback, progress, None if own else max_steps)
-    kept = "steps" if dense or kind == "steps" else "reached" if event is not None else kind
+    watch = Observer(problem, args, events, callback, progress, None if own else max_steps)
+    kept = "steps" if dense or kind == "steps" else "reached" if events else kind
     problem = replace(problem, watch=None if per_sample else watch, save=kept)
     with watch:
-        run = as_adjoint(adjoint).solve(problem, leaves, args)
-    states, times = dict(zip(problem.outputs(run.grid), run.states, strict=True)), run.grid.ends()
-    points = [(problem.field.time(times[index]), states[index]) for index in replace(problem, save=kind).outputs(run.grid)]
+        pieces = solved_in_pieces(problem, leaves, args, as_adjoint(adjoint), watch)
+    points = saved_points(pieces, kind)
     if per_sample and kind != "steps":  # there all samples meet
-        points = [_met(times, point) for point in points]
-    happened = None if watch.crossing is None else watch.crossing.located(problem, states[len(run.grid)], args)
-    if happened is not None:
-        points = [*(points if kind != "end" else ()), happened]
-    status = run.status or run.grid.status or Status()
+        points = [met(pieces[0].run.grid.ends(), point) for point in points]
+    last = pieces[-1]
+    status = last.run.status or last.run.grid.status or Status()
     if throw and not status.ok:
         raise SolveError(status)
-    nodes = run.grid.times if per_sample else run.grid.nodes() if happened is None else (*run.grid.nodes(), happened[0].item())
     return Solution(
         torch.stack([time for time, _ in points]),
         _saved(points, problem.field.structure, save if callable(save) else None),
-        Stats(problem.field.evaluations, len(run.grid), run.rejected, problem.field, run.costs or Costs()),
+        Stats(problem.field.evaluations, *costs(pieces)),
         status,
-        nodes,
-        None if happened is None else happened[0],
-        Dense(problem, run.grid, states, args, happened) if dense else None,
+        pieces[0].run.grid.times if per_sample else nodes(pieces),
+        last.ending[0] if last.ending is not None and status.reason == "event" else None,
+        densely(pieces, args) if dense else None,
+        *happenings(pieces, len(events), leaves, problem.field.structure),
     )
-
-
-def _met(times: Sequence[Any], point: tuple[Tensor, Leaves]) -> tuple[Tensor, Leaves]:
-    """The time at which samples meet, with nan for those that do not come to it: there is the one that comes farthest."""
-    time = point[0].reshape(-1)[(times[-1] - times[0]).abs().argmax()]
-    return time, [leaf.where(point[0] == time, math.nan) for leaf in point[1]]
 
 
 def _saved(points: list[tuple[Tensor, Leaves]], structure: Structure, save: Callable[[Tensor, Any], Any] | None) -> Any:
@@ -237,7 +229,8 @@ def integrate(
     """``odeint`` before stacking: the leaves at the times t, after every step or at the end, and the structure of y0."""
     problem, leaves = problem_of(func, y0, t, save=save, max_steps=max_steps, **options)
     if isinstance(problem.stepping, Adaptive):
-        problem = replace(problem, watch=Observer(problem, None, None, False, max_steps).limit)
+        check_events((), problem, max_steps)
+        problem = replace(problem, watch=Observer(problem, (), (), None, False, max_steps).limit)
     chosen, args, how = as_adjoint(adjoint), options.get("args", ()), as_compile(compile)
     if how is not None:
         check_compile(problem, chosen)
@@ -365,7 +358,7 @@ def _stepping(
             raise ValueError(f"give either grid or {given[0]}, not both")
         return given_grid(t, grids["grid"])
     if controlled and not given:
-        return Adaptive(as_times(t), *tolerances(control[0], control[1], structure, leaves), control[2] or Control())
+        return Adaptive(as_times(t, endless=True), *tolerances(control[0], control[1], structure, leaves), control[2] or Control())
     return uniform_grid(t, grids["steps"], grids["step_size"])
 
 

@@ -22,9 +22,14 @@ class Average(nn.Module):
         self.module, self.decay = copy.deepcopy(model), decay
         self.register_buffer("n_averaged", torch.tensor(0))
 
-    @torch.no_grad()
     def update_parameters(self, model: nn.Module) -> None:
-        """Take the model's present weights into the average."""
+        """Take the model's present weights into the average, and count them."""
+        self.move(model)
+        self.n_averaged += 1
+
+    @torch.no_grad()
+    def move(self, model: nn.Module) -> None:
+        """Take them in uncounted: what a CUDA graph can do, the count lies on the host."""
         pairs = list(zip(_tensors(self.module), _tensors(model), strict=True))
         share = 1.0 if self.n_averaged == 0 else 1 - self.decay
         means, present = _columns([pair for pair in pairs if pair[0].is_floating_point()])
@@ -32,7 +37,6 @@ class Average(nn.Module):
         counts, present = _columns([pair for pair in pairs if not pair[0].is_floating_point()])
         if counts:
             torch._foreach_copy_(counts, present)  # pyright: ignore[reportPrivateImportUsage]
-        self.n_averaged += 1
 
 
 def _tensors(model: nn.Module) -> list[Tensor]:

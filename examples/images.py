@@ -292,7 +292,7 @@ class Draws:
 
     shift: Tensor
     mirror: Tensor
-    hole: Tensor | None
+    hole: Tensor | None = None
 
     def __getitem__(self, part: slice) -> Draws:
         return Draws(self.shift[:, part], self.mirror[part], None if self.hole is None else self.hole[:, part])

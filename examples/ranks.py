@@ -70,10 +70,15 @@ class Ranks:
         return decided[0]
 
 
+def processes() -> int:
+    """How many torchrun started."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
 @contextmanager
 def joined(name: str, patience: timedelta) -> Iterator[Ranks]:
     """The ranks torchrun started, on their devices; where one is lost the others end within ``patience`` and say so."""
-    size, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
+    size, rank = processes(), int(os.environ.get("RANK", 0))
     device = choose_device(name, int(os.environ.get("LOCAL_RANK", 0)), size)
     if size == 1:
         yield Ranks(device)

@@ -34,8 +34,9 @@ import anodev2
 from anodev2 import CoupledODEBlock, ReactionDiffusionAdvection
 from anodev2.models import made_from
 from average import Average
+from cuda_graph import Replayed
 from image_classes import KNOWN
-from images import DOWNLOADED, Images, augment, drawn, load_images
+from images import DOWNLOADED, Draws, Images, augment, drawn, load_images
 from options import (
     DIFFERENT,
     Acts,
@@ -50,7 +51,7 @@ from options import (
     parse,
     refuse_idle,
 )
-from ranks import Ranks, joined, peak_memory
+from ranks import Ranks, choose_device, joined, peak_memory, processes
 from runs import (
     NotWritten,
     RunError,
@@ -134,6 +135,8 @@ class Config:
     """layout of images and kernels in memory; a quarter faster on CPUs too"""
     compile: bool = False
     """torch.compile the network (a minute or so first)"""
+    cuda_graph: bool = True
+    """of one process on CUDA: replay a whole training step, the optimizer's with it, as one launch"""
     tensorboard: bool = False
     """write RUN/tensorboard"""
     seeds: Annotated[tuple[Seed, ...], DIFFERENT] = (0,)
@@ -167,6 +170,7 @@ ACTS: Acts = {  # options that do not always have an effect: with what they have
     "adjoint": (BLOCKS, lambda c: c.block != "residual"),
     "slots": (f"{BLOCKS} and --adjoint checkpoint", lambda c: c.block != "residual" and c.adjoint == "checkpoint"),
     "memory": (f"{BLOCKS} and --adjoint checkpoint", lambda c: c.block != "residual" and c.adjoint == "checkpoint"),
+    "cuda_graph": ("one process on CUDA", lambda c: processes() == 1 and choose_device(c.device).type == "cuda"),
 }
 
 
@@ -263,6 +267,8 @@ class Training:
         self.scheduler = make_scheduler(config, self.optimizer, len(images.y_train) // config.batch_size)
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=config.precision == "float16")
         self.network = ranks.parallel(torch.compile(self.model) if config.compile else self.model)
+        graph = config.cuda_graph and ranks.size == 1 and ranks.device.type == "cuda"
+        self.step = Replayed(self.one_step, self.optimizer) if graph else self.one_step
         self.epoch, self.best, self.history = 0, -1.0, []
         self.start = coefficients(self.model)
 
@@ -292,6 +298,23 @@ class Training:
         kind = getattr(torch, self.config.precision)
         # the cache would keep a weight's cast from one evaluation, and its graph, for the next
         return torch.autocast(self.ranks.device.type, kind, enabled=kind is not torch.float32, cache_enabled=False)
+
+    def one_step(self, order: Tensor, **chance: Tensor) -> tuple[Tensor, Tensor]:
+        """Learn from the images of these numbers: the sum of their losses, and how many are right. All of it lies on the device."""
+        config, images, share = self.config, self.images, len(order) // self.config.accumulate
+        loss_sum = right = torch.zeros((), device=order.device)
+        for part in range(config.accumulate):
+            mine = slice(part * share, (part + 1) * share)
+            x, y = images.normalised(images.x_train[order[mine]]), images.y_train[order[mine]]
+            x = augment(x, Draws(**chance)[mine], config.cutout)
+            loss, logits = backward(self, x, y, last=part == config.accumulate - 1)
+            loss_sum, right = loss_sum + loss * share, right + (logits.argmax(1) == y).sum()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad()
+        if self.average is not None:
+            self.average.move(self.model)
+        return loss_sum, right
 
     def run(self) -> None:
         config, first = self.config, self.ranks.first
@@ -428,7 +451,7 @@ def make_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
     dynamics = [p for name, p in model.named_parameters() if ".dynamics." in name]
     rest = [p for name, p in model.named_parameters() if ".dynamics." not in name]
     groups = [{"params": rest}, {"params": dynamics, "weight_decay": 0.0}]
-    optimizer = torch.optim.SGD(groups, config.lr, config.momentum, weight_decay=config.weight_decay)
+    optimizer = torch.optim.SGD(groups, config.lr, config.momentum, weight_decay=config.weight_decay, fused=True)
     for moving in (module for module in model.modules() if isinstance(module, ReactionDiffusionAdvection)):
         optimizer.register_step_post_hook(moving.project)
     return optimizer
@@ -449,28 +472,21 @@ def train_epoch(training: Training) -> tuple[float, float]:
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(images.y_train), generator=generator).to(ranks.device)
     draws = drawn(len(order), generator, ranks.device, cutout=config.cutout > 0)
-    share = config.batch_size // (ranks.size * config.accumulate)
-    batches = len(order) // config.batch_size
+    share, batches = config.batch_size // ranks.size, len(order) // config.batch_size
     training.network.train()
     loss_sum = right = torch.zeros((), device=ranks.device)
     progress = tqdm(range(batches), desc=f"epoch {training.epoch + 1}", leave=False, disable=None if ranks.first else True)
     for number in progress:
-        for part in range(config.accumulate):
-            begin = number * config.batch_size + (ranks.rank * config.accumulate + part) * share
-            mine = slice(begin, begin + share)
-            x, y = images.normalised(images.x_train[order[mine]]), images.y_train[order[mine]]
-            x = augment(x, draws[mine], config.cutout)
-            loss, logits = backward(training, x, y, last=part == config.accumulate - 1)
-            loss_sum = loss_sum + loss * share
-            right = right + (logits.argmax(1) == y).sum()
-        training.scaler.step(training.optimizer)
-        training.scaler.update()
-        training.optimizer.zero_grad()
+        begin = number * config.batch_size + ranks.rank * share
+        mine = slice(begin, begin + share)
+        chance = {name: tensor for name, tensor in vars(draws[mine]).items() if tensor is not None}
+        loss, hits = training.step(order=order[mine], **chance)
+        loss_sum, right = loss_sum + loss, right + hits
         training.scheduler.step()
         if training.average is not None:
-            training.average.update_parameters(training.model)
+            training.average.n_averaged += 1
         if number % 20 == 0 or number == batches - 1:  # looking at the numbers makes a GPU wait
-            seen = (number + 1) * share * config.accumulate
+            seen = (number + 1) * share
             if not math.isfinite(loss_sum.item()):
                 what = f"the loss became {loss_sum.item()} in epoch {training.epoch + 1}"
                 raise RunError(f"{what}; lower --lr {config.lr}, or --tau for coupled blocks")

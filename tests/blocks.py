@@ -8,7 +8,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from anodev2 import CoupledODEBlock, Dynamics, FieldDynamics, Galerkin, NeuralDynamics, ODEBlock, ReactionDiffusionAdvection, Static
+from anodev2 import (
+    CoupledODEBlock,
+    Dynamics,
+    FieldDynamics,
+    Galerkin,
+    Hyper,
+    LowRank,
+    NeuralDynamics,
+    ODEBlock,
+    ReactionDiffusionAdvection,
+    SkewFlow,
+    Static,
+)
 from anodev2.pde import Advection, Diffusion, Dirichlet, Grid1D, Neumann, Wave
 
 CHANNELS = "o i h w -> (o h w) i"
@@ -43,9 +55,11 @@ DYNAMICS: dict[str, Callable[[], Dynamics]] = {
     "layer": lambda: ReactionDiffusionAdvection(0.3, 0.2, 0.1),
     "channel": lambda: ReactionDiffusionAdvection(0.3, 0.2, 0.1, per="channel"),
     "stepped": lambda: ReactionDiffusionAdvection(0.3, 0.2, 0.1, nonlinearity=torch.tanh),
-    "constant": lambda: Galerkin("constant", 3),
+    "mixed": lambda: ReactionDiffusionAdvection(0.3, 0.2, 0.1, mix=True),
     "linear": lambda: Galerkin("linear", 3),
-    "fourier": lambda: Galerkin("fourier", 3),
+    "low rank": lambda: LowRank(2),
+    "hyper": lambda: Hyper(2),
+    "skew": SkewFlow,
     "diffusion": lambda: FieldDynamics(Diffusion(Grid1D(4), 0.01), CHANNELS),
     "walls": lambda: FieldDynamics(Diffusion(Grid1D(4, boundary=Dirichlet(0.5, 1.0)), 0.01), CHANNELS),
     "advection": lambda: FieldDynamics(Advection(Grid1D(4, boundary=Neumann(0.5, None)), lambda t, x: 0.1 * x), CHANNELS),

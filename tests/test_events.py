@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from anodev2 import CheckpointAdjoint, Solution, SolveError, odeint, solve
+from anodev2 import CheckpointAdjoint, Event, ReversibleAdjoint, Solution, SolveError, odeint, solve
 from problems import MLP, Pendulum, pendulum_state, vector
 
 ADJOINTS = {"direct": "direct", "checkpoint": "checkpoint", "slots": CheckpointAdjoint(slots=2)}
@@ -285,3 +285,195 @@ def test_a_second_derivative_through_an_event_is_refused(adjoint: str) -> None:
         (first,) = torch.autograd.grad(result, w, create_graph=True)
         with pytest.raises(RuntimeError, match="second derivative through"):
             torch.autograd.grad(first, w)
+
+
+EXACT = ADJOINTS | {
+    "memory": CheckpointAdjoint(memory="20KB"),
+    "offload": CheckpointAdjoint(offload="cpu"),
+    "reversible": ReversibleAdjoint(),
+}
+FLIGHTS: dict[str, dict[str, Any]] = STEPPINGS | {"a step longer than flights": {"method": "midpoint", "step_size": 0.9}}
+
+
+def bouncing(restitution: Tensor, **options: Any) -> Event:
+    return Event(lambda t, y: y[0], effect=lambda t, y: torch.stack([y[0], -restitution * y[1]]), **options)
+
+
+def flights(v: Tensor, g: Tensor, r: Tensor, t: float, count: int) -> tuple[Tensor, Tensor]:
+    """A ball thrown up with speed v from the ground: T_n = (2 v / g)(1 + r + ... + r^(n - 1)), and the state at t after these bounces."""
+    hits = torch.stack([2 * v / g * sum(r**k for k in range(n + 1)) for n in range(count)])
+    speed, since = v * r**count, t - hits[-1]
+    return hits, torch.stack([speed * since - g * since**2 / 2, speed - g * since])
+
+
+@pytest.mark.parametrize(
+    ("flight", "adjoint"), [(a, b) for a in FLIGHTS for b in EXACT if a != "adaptive" or b not in ("memory", "reversible")]
+)
+def test_a_ball_that_bounces_in_one_call_has_the_gradients_of_the_closed_form(flight: str, adjoint: str) -> None:
+    """Through five bounces, of all their times, the states at them, at an output time and at the end."""
+    y0, g, r = (value.requires_grad_() for value in (vector(0, 5), vector(10)[0].clone(), vector(0.8)[0].clone()))
+    f = lambda t, y, g: torch.stack([y[1], -g + 0 * y[0]])
+    event = bouncing(r, direction=-1)
+    found = solve(f, y0, [0.0, 0.5, 2.0, 3.5], args=(g,), event=event, adjoint=EXACT[adjoint], **FLIGHTS[flight])
+    assert found.status.reason == "done" and found.event_time is None and found.ts.tolist() == [0.0, 0.5, 2.0, 3.5]
+    hits, end = flights(y0[1], g, r, 3.5, 5)
+    two = flights(y0[1], g, r, 2.0, 2)[1]
+    assert found.t_events[0].tolist() == pytest.approx(hits.tolist(), abs=1e-12)
+    mine = (found.t_events[0] * vector(*range(5))).sum() + found.y_events[0][:, 1].sum() + found.ys[2:].cos().sum()
+    speeds = -y0[1] * sum(r**k for k in range(5))
+    exact = (hits * vector(*range(5))).sum() + speeds + torch.stack([two, end]).cos().sum()
+    assert mine.item() == pytest.approx(exact.item(), abs=1e-10)
+    torch.testing.assert_close(
+        torch.autograd.grad(mine, [g, r], retain_graph=True), torch.autograd.grad(exact, [g, r], retain_graph=True), rtol=1e-9, atol=1e-9
+    )
+    assert torch.autograd.grad(mine, y0)[0][1].item() == pytest.approx(torch.autograd.grad(exact, y0)[0][1].item(), abs=1e-9)
+
+
+def test_every_way_to_save_sees_both_sides_of_a_bounce() -> None:
+    run = lambda **more: solve(fall, vector(10, 0), [0.0, 1.0, 4.0], method="dopri5", event=bouncing(vector(0.5)[0]), **more)
+    hits = [math.sqrt(20 / 9.81) * factor for factor in (1.0, 2.0, 2.5, 2.75)]
+    steps, end, dense = run(save="steps"), run(save="end"), run(dense=True)
+    assert steps.t_events[0].tolist() == pytest.approx(hits, abs=1e-12) and sorted(set(steps.ts.tolist())) == list(steps.grid)
+    twice = [place for place, (a, b) in enumerate(zip(steps.ts.tolist(), steps.ts.tolist()[1:], strict=False)) if a == b]
+    assert len(twice) == 4 and all(torch.equal(steps.ys[place + 1, 1], -0.5 * steps.ys[place, 1]) for place in twice)
+    assert torch.equal(end.ys[-1], steps.ys[-1]) and torch.equal(end.ys[-1], run().ys[-1]) and end.ys.shape == (1, 2)
+    heights = [(0.7, 10 - 9.81 / 2 * 0.49), (hits[0] + 0.3, 9.81 / 2 * (hits[0] * 0.3 - 0.09)), (0.0, 10.0)]
+    assert dense([t for t, _ in heights])[:, 0].tolist() == pytest.approx([y for _, y in heights], abs=1e-9)
+    assert dense(dense.t_events[0][0].item())[1].item() == pytest.approx(9.81 / 2 * hits[0]) and "DensePieces(Dense(" in repr(dense.dense)
+    with pytest.raises(ValueError, match=r"must be a time between 0.0 and 4.0"):
+        dense(4.1)
+
+
+@pytest.mark.parametrize("options", STEPPINGS.values(), ids=STEPPINGS)
+@pytest.mark.parametrize("start", [0.0, -1e-17, 1e-17])
+def test_a_start_on_the_surface_is_no_event(start: float, options: dict[str, Any]) -> None:
+    """torchdiffeq's issue 285: each flight solved by itself, from where the one before has landed."""
+    t, y, hits = 0.0, vector(start, 5), []
+    for _ in range(3):
+        found = solve(lambda t, y: torch.stack([y[1], -10 + 0 * y[0]]), y, [t, t + 3], event=lambda t, y: y[0], **options)
+        assert found.event_time is not None
+        t, y = found.event_time.item(), torch.stack([found.ys[-1, 0], -0.8 * found.ys[-1, 1]])
+        hits.append(t)
+    assert hits == pytest.approx([1.0, 1.8, 2.44], abs=1e-9)
+
+
+@pytest.mark.parametrize("times", [[0.0, 10.0], [10.0, 0.0]])
+@pytest.mark.parametrize(("direction", "expected"), [(0, [1, 2, 3]), (1, [2]), (-1, [1, 3])])
+def test_directions_are_those_of_the_way(times: list[float], direction: int, expected: list[int]) -> None:
+    """y = sin(t - t0) starts on the surface; the period of an oscillator is that of rising crossings."""
+    sign = 1 if times[1] > times[0] else -1
+    f, event = lambda t, y: sign * torch.stack([y[1], -y[0]]), lambda t, y: y[0]
+    options: dict[str, Any] = {"method": "dopri8", "rtol": 1e-12, "atol": 1e-12}
+    found = solve(f, vector(0, 1), times, event=Event(event, direction, terminal=False), **options)
+    plain = solve(f, vector(0, 1), times, **options)
+    assert ((found.t_events[0] - times[0]).abs() / math.pi).tolist() == pytest.approx(expected, abs=1e-11)
+    assert found.y_events[0].abs()[:, 1].tolist() == pytest.approx([1.0] * len(expected)) and found.status.reason == "done"
+    assert torch.equal(found.ys, plain.ys) and found.grid == plain.grid and found.event_time is None
+    if direction:
+        event.direction, event.terminal = direction, True  # pyright: ignore[reportFunctionMemberAccess]
+        own = solve(f, vector(0, 1), times, event=event, **options).event_time
+        assert own is not None and torch.equal(own, found.t_events[0][0])
+
+
+@pytest.mark.parametrize("adjoint", EXACT)
+def test_several_events_are_told_apart_and_in_order(adjoint: str) -> None:
+    """y = (cos t, -sin t): recorded, ending at the second, and never; two of them in one step, with gradients of all."""
+    omega = vector(1.0)[0].clone().requires_grad_()
+    f = lambda t, y: omega * torch.stack([y[1], -y[0]])
+    events = [
+        Event(lambda t, y: y[0], terminal=False),
+        Event(lambda t, y: y[1], terminal=2),
+        lambda t, y: y[0] - 2,
+        Event(lambda t, y: y[0] + 0.01, terminal=False),
+    ]
+    found = solve(f, vector(1, 0), [0.0, 9.0], steps=60, event=events, adjoint=EXACT[adjoint])
+    angles = [[0.5, 1.5], [1.0, 2.0], [], [0.5 + 0.01 / math.pi, 1.5 - 0.01 / math.pi]]
+    assert found.status.reason == "event" and "event 1 ended" in found.status.message and found.event_time is not None
+    assert torch.equal(found.event_time, found.t_events[1][-1]) and torch.equal(found.ys[-1], found.y_events[1][-1])
+    for times, states, expected in zip(found.t_events, found.y_events, angles, strict=True):
+        assert (times / math.pi).tolist() == pytest.approx(expected, abs=1e-4) and states.shape == (len(expected), 2)
+    weighted = torch.stack([(times * vector(2, 3)[: len(times)]).sum() for times in found.t_events]).sum()  # t = angle / omega
+    assert torch.autograd.grad(weighted, omega)[0].item() == pytest.approx(-weighted.item(), rel=1e-3)
+
+
+def test_an_infinite_end_is_fine_where_an_event_must_come() -> None:
+    run = lambda t, event, **more: solve(lambda t, y: -y, vector(1), [0.0, 1.0, t], method="dopri5", event=event, **more)
+    for end in (math.inf, 50.0):
+        found = run(end, lambda t, y: y[0] - math.exp(-7))
+        assert found.ts.tolist() == pytest.approx([0.0, 1.0, 7.0], abs=1e-5)
+    with pytest.raises(SolveError, match=r"max_steps=100 were done"):
+        run(math.inf, lambda t, y: y[0] + 1, max_steps=100)
+    for refused in (
+        lambda: run(math.inf, None),
+        lambda: run(math.inf, Event(lambda t, y: y[0], terminal=False)),
+        lambda: run(math.inf, lambda t, y: y[0], max_steps=None),
+        lambda: odeint(lambda t, y: -y, vector(1), [0.0, math.inf], method="dopri5"),
+        lambda: solve(lambda t, y: -y, vector(1), [0.0, math.inf], steps=3, event=lambda t, y: y[0]),
+    ):
+        with pytest.raises(ValueError, match="must be finite"):
+            refused()
+
+
+@pytest.mark.parametrize("options", STEPPINGS.values(), ids=STEPPINGS)
+def test_a_switch_may_be_left_through_the_surface(options: dict[str, Any]) -> None:
+    """A heater turned on at 18 and off at 20 degrees: T' = 25 m - T, m the heater's mode, a leaf of the state."""
+    f = lambda t, y: {"T": 25 * y["m"] - y["T"], "m": 0 * y["m"]}
+    to = lambda value: lambda t, y: {"T": y["T"], "m": torch.full_like(y["m"], value)}
+    events = [Event(lambda t, y: y["T"] - 18, direction=-1, effect=to(1.0)), Event(lambda t, y: y["T"] - 20, direction=1, effect=to(0.0))]
+    found = solve(f, {"T": vector(21)[0], "m": vector(0)[0]}, [0.0, 2.0], event=events, **options)
+    first, warm, cool = math.log(21 / 18), math.log(7 / 5), math.log(20 / 18)
+    on = [first + k * (warm + cool) for k in range(5) if first + k * (warm + cool) < 2]
+    off = [time + warm for time in on if time + warm < 2]
+    precise = 1e-3 if "steps" in options else 1e-8
+    assert found.t_events[0].tolist() == pytest.approx(on, abs=precise) and found.t_events[1].tolist() == pytest.approx(off, abs=precise)
+    assert len(on) > 2 and found.y_events[0]["T"].tolist() == pytest.approx([18.0] * len(on))
+
+
+@pytest.mark.parametrize("options", STEPPINGS.values(), ids=STEPPINGS)
+def test_bounces_without_number_are_told(options: dict[str, Any]) -> None:
+    """They come to an end at t = 2 v / (g (1 - r)) = 2, and the ball would fall through the ground."""
+    f = lambda t, y: torch.stack([y[1], -10 + 0 * y[0]])
+    run = lambda **more: solve(f, vector(0, 5), [0.0, 3.0], event=bouncing(vector(0.5)[0], direction=-1, **more), **options)
+    with pytest.raises(SolveError, match=r"event 0 happened again at once after its effect at t=2: its effects accumulate") as caught:
+        run()
+    assert caught.value.status.t == pytest.approx(2.0, abs=1e-9) and not caught.value.status.ok
+    assert run(terminal=4).t_events[0].tolist() == pytest.approx([1.0, 1.5, 1.75, 1.875]) and run(terminal=4).status.reason == "event"
+
+
+def test_an_effect_at_an_output_time_and_at_the_end_is_seen_there() -> None:
+    for end in (2.0, 1.0):
+        event = Event(lambda t, y: t - 1, effect=lambda t, y: y + 1)
+        cases: list[dict[str, Any]] = [{"steps": 2}, {"method": "dopri5"}]
+        for options in cases:
+            found = solve(lambda t, y: 0 * y, vector(5), [0.0, 1.0] if end == 1 else [0.0, 1.0, 2.0], event=event, **options)
+            assert found.ys[:, 0].tolist() == [5.0, 6.0, 6.0][: len(found.ts)] and found.status.reason == "done" and found.grid[-1] == end
+
+
+def test_max_steps_counts_all_pieces() -> None:
+    with pytest.raises(SolveError, match="max_steps=12 were done") as caught:
+        solve(fall, vector(10, 0), [0.0, 4.0], method="dopri5", event=bouncing(vector(0.5)[0]), max_steps=12)
+    assert caught.value.status.step == 12
+
+
+def test_mistakes_with_events_are_told() -> None:
+    y, surface = vector(1, -1), lambda t, y: y[0]
+    drawing = lambda t, y: torch.rand(2, dtype=torch.float64) - 3
+    run = lambda event, func=fall: solve(func, y, [0.0, 1.0], steps=3, event=event)
+    for error, match, refused in (
+        (ValueError, "direction=True must be 1", lambda: Event(surface, direction=True)),
+        (ValueError, "direction=2 must be 1", lambda: Event(surface, direction=2)),
+        (ValueError, "terminal=0 must be True", lambda: Event(surface, terminal=0)),
+        (TypeError, "event must be callable", lambda: Event("height")),  # pyright: ignore[reportArgumentType]
+        (TypeError, "effect must be callable", lambda: Event(surface, effect=1)),  # pyright: ignore[reportArgumentType]
+        (TypeError, "effect returned None", lambda: run(Event(surface, effect=lambda t, y: None))),
+        (ValueError, "effect must return the state", lambda: run(Event(surface, effect=lambda t, y: (y, y)))),
+        (ValueError, "effect must return leaves like", lambda: run(Event(surface, effect=lambda t, y: y.float()))),
+        (ValueError, "func takes the number of the step", lambda: run(bouncing(y[0]), lambda t, y, *, step: -y)),
+        (
+            ValueError,
+            "event 0 cannot be recorded where func draws",
+            lambda: run(Event(surface, terminal=False), drawing),
+        ),
+    ):
+        with pytest.raises(error, match=match):
+            refused()

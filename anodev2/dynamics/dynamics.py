@@ -76,3 +76,9 @@ class NeuralDynamics(Dynamics):
 
 def parameter_key(name: str) -> str:
     return name.replace(".", "/")  # a ParameterDict key may not contain a dot
+
+
+def refuse_another(dynamics: Dynamics, parameters: nn.ParameterDict) -> None:
+    """A dynamics whose parameters are made already belongs to a block."""
+    if len(parameters):
+        raise ValueError(f"this {type(dynamics).__name__} already evolves another block's weights; give each block a copy.deepcopy of it")

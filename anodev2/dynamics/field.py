@@ -11,7 +11,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ..system import check_call
-from .dynamics import Dynamics, Theta, parameter_key
+from .dynamics import Dynamics, Theta, parameter_key, refuse_another
 
 
 class FieldDynamics(Dynamics):
@@ -57,8 +57,7 @@ class FieldDynamics(Dynamics):
         return n is None or weight.shape[self.axes.index(self.pattern.split()[-1])] == n
 
     def bind(self, theta: Theta) -> None:
-        if len(self.velocity):
-            raise ValueError("this FieldDynamics already evolves another block's weights; give each block a copy.deepcopy of it")
+        refuse_another(self, self.velocity)
         if self.paired:
             for name, weight in theta.items():
                 self.velocity[parameter_key(name)] = nn.Parameter(torch.zeros_like(weight))

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..solvers.stability import stability_function
 from ..tables import kept
-from .dynamics import Dynamics, Theta, parameter_key
+from ..torch_private import in_fake_mode
+from .channel_mixing import ChannelMixing
+from .dynamics import Dynamics, Theta, parameter_key, refuse_another
 from .spectral import alike, convolved, expm1, growth, moving, stacked
 
 
@@ -24,7 +28,7 @@ class ReactionDiffusionAdvection(Dynamics):
 
     Linear (no ``nonlinearity``), the flow is used in closed form, w(t) = w(0) + F^-1 [expm1(...) F w(0)]: all times in
     one batched product per kernel, and exactly w(0) at t = 0 or zero coefficients. With a nonlinearity sigma,
-    dw/dt = sigma(tau Lap w + upsilon . grad w + rho w) is stepped.
+    dw/dt = sigma(tau Lap w + upsilon . grad w + rho w) is stepped; steps beyond ``max_stable_step`` warn.
 
     Args:
         tau: initial diffusivity, at least 0, in kernel cells squared per unit of t. What is learned is a number p, and
@@ -33,12 +37,18 @@ class ReactionDiffusionAdvection(Dynamics):
             below: ``project`` sets what an optimizer has led below 0 to 0, from where it can rise again.
         upsilon: initial advection velocity in cells per unit of t: one number for all axes, or one per spatial axis.
         rho: initial reaction rate per unit of t.
-        per: "layer": one set of coefficients for each kernel tensor; "channel": one for each of its output channels.
+        per: "layer": one set of coefficients for each kernel tensor; "channel": one for each entry of its first axis, the output
+            channels of a convolution and the input channels of a transposed one.
         learnable: False keeps the coefficients as given.
         nonlinearity: sigma, an elementwise function such as ``torch.tanh``.
+        mix: the kernels diffuse and are carried along the axes of their output and input channels too, periodic, with a tau and an
+            upsilon of each axis that are zero at first; for ``per="layer"``. A channel axis of length 1 or 2 is not carried, 1 does not
+            diffuse.
+
+    Parameters beside theta_0: 1 + 1 + spatial axes for each weight, or for each of its output channels; ``mix`` adds 4.
 
     Raises:
-        ValueError: tau negative, or an unknown ``per``.
+        ValueError: tau negative, a coefficient that is not finite, an unknown ``per``, or ``mix`` with coefficients per channel.
 
     Source: ANODEV2, arXiv 1906.04596.
     """
@@ -52,16 +62,24 @@ class ReactionDiffusionAdvection(Dynamics):
         per: str = "layer",
         learnable: bool = True,
         nonlinearity: Callable[[Tensor], Tensor] | None = None,
+        mix: bool = False,
     ) -> None:
         super().__init__()
         if not tau >= 0:
             raise ValueError(f"tau={tau} must be at least 0: negative diffusion grows without bound")
+        for what, value in (("tau", tau), ("upsilon", upsilon), ("rho", rho)):
+            if not torch.as_tensor(value, dtype=torch.float64).isfinite().all():
+                raise ValueError(f"{what}={value} must be finite")
         if per not in ("layer", "channel"):
             raise ValueError(f"per={per!r} must be 'layer' or 'channel'")
+        if mix and per != "layer":
+            raise ValueError(f"mix=True carries kernels from channel to channel and needs per='layer', got per={per!r}")
         self.initial = (tau, upsilon, rho)
         self.per = per
         self.learnable = learnable
         self.nonlinearity = nonlinearity
+        self.mix = mix
+        self.channels = nn.ModuleList([ChannelMixing(axis, learnable) for axis in (0, 1)] if mix else [])
         self.spaces: dict[str, torch.Size] = {}
         self.signed_tau = nn.ParameterDict()
         self.upsilon = nn.ParameterDict()
@@ -72,10 +90,7 @@ class ReactionDiffusionAdvection(Dynamics):
         return weight.is_floating_point() and weight.ndim >= 3
 
     def bind(self, theta: Theta) -> None:
-        if len(self.rho):
-            raise ValueError(
-                "this ReactionDiffusionAdvection already evolves another block's weights; give each block a copy.deepcopy of it"
-            )
+        refuse_another(self, self.rho)
         tau, upsilon, rho = self.initial
         for name, weight in theta.items():
             axes, moved = weight.ndim - 2, moving(weight.shape[2:])
@@ -91,6 +106,8 @@ class ReactionDiffusionAdvection(Dynamics):
             if moved:
                 self.upsilon[parameter_key(name)] = nn.Parameter(velocity.expand(*lead, len(moved)).clone(), self.learnable)
             self.rho[parameter_key(name)] = nn.Parameter(weight.new_full(alone, rho), self.learnable)
+        for mixing in self._mixings():
+            mixing.bind(theta)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         for name in [prefix + name for name, _ in self.named_parameters() if prefix + name in state_dict]:
@@ -110,13 +127,46 @@ class ReactionDiffusionAdvection(Dynamics):
     def project(self, *_: Any) -> None:
         """Set what an optimizer has led below 0 to 0, after its step: ``optimizer.register_step_post_hook(dynamics.project)``."""
         with torch.no_grad():
-            for signed in self.signed_tau.values():
-                signed.clamp_(min=0)
+            for name, parameter in self.named_parameters():
+                if "signed_tau." in name:
+                    parameter.clamp_(min=0)
+
+    def max_stable_step(self, method: Any) -> float:
+        """The largest step with which ``method`` amplifies no mode of any kernel by more than exp(t): an estimate.
+
+        Its eigenvalues are those of the linear part, -tau |k|^2 + i k . upsilon + min(rho, 0), times the steepest slope of the
+        nonlinearity on [-3, 3]; growth that is slower than exp(t) is left out. Infinite before ``bind`` and for fake and meta tensors.
+        """
+        if not len(self.rho) or in_fake_mode() or any(p.is_meta for p in self.parameters()):
+            return math.inf
+        slope, found = self._steepest(), []
+        for name, space in self.spaces.items():
+            tau, upsilon, rho = (c.detach().to("cpu", torch.float64) for c in self.coefficients(name))
+            rows = torch.cat([torch.atleast_1d(rho.clamp(max=0))[:, None], torch.atleast_2d(upsilon)[:, moving(space)]], 1)
+            rows = torch.cat([rows, torch.atleast_1d(tau)[:, None]], 1) if max(space) > 1 else rows
+            modes = rows @ growth(tuple(space), (1.0,), torch.float64, torch.device("cpu"))
+            rates = torch.view_as_complex(modes.unflatten(1, (-1, 2))).flatten()
+            for mixing in self._mixings():
+                rates = (rates[:, None] + mixing.modes(name)).flatten()
+            found.append(rates)
+        return stability_function(method).limit(slope * torch.cat(found) - 1)
+
+    def _steepest(self) -> float:
+        """The largest slope of the nonlinearity, by differences."""
+        if self.nonlinearity is None:
+            return 1.0
+        parameter = next(self.parameters())
+        with torch.no_grad():
+            values = self.nonlinearity(torch.linspace(-3, 3, 1201, dtype=parameter.dtype, device=parameter.device))
+        return values.diff().abs().max().item() / 0.005
 
     def forward(self, t: Tensor | float, theta: Theta) -> Theta:
         slopes: Theta = {}
         for weights in alike(theta):
-            found = convolved(self._symbols(weights, (1.0,)), stacked(weights))[0]
+            start = stacked(weights)
+            found = convolved(self._symbols(weights, (1.0,)), start)[0]
+            for mixing in self._mixings():
+                found = found + mixing.rates(weights, (1.0,), start[None])[0]
             slopes |= zip(weights, (found if self.nonlinearity is None else self.nonlinearity(found)).unbind(), strict=True)
         return {name: slopes[name] for name in theta}
 
@@ -127,6 +177,8 @@ class ReactionDiffusionAdvection(Dynamics):
         for weights in alike(theta):
             start = stacked(weights)
             found = start + convolved(expm1(self._symbols(weights, tuple(times))), start)
+            for mixing in self._mixings():  # the three commute
+                found = found + mixing.rates(weights, tuple(times), found, flow=True)
             path |= zip(weights, found.unbind(1), strict=True)
         return {name: path[name] for name in theta}
 
@@ -143,6 +195,9 @@ class ReactionDiffusionAdvection(Dynamics):
         table = kept(growth, tuple(weight.shape[2:]), times, dtype, weight.device)
         return (torch.cat(columns, 1).to(dtype) @ table).unflatten(1, (len(times), -1, 2))
 
+    def _mixings(self) -> list[ChannelMixing]:
+        return [part for part in self.channels if isinstance(part, ChannelMixing)]
+
     def extra_repr(self) -> str:
         tau, upsilon, rho = self.initial
-        return f"tau={tau}, upsilon={upsilon}, rho={rho}, per={self.per!r}, learnable={self.learnable}"
+        return f"tau={tau}, upsilon={upsilon}, rho={rho}, per={self.per!r}, learnable={self.learnable}{', mix=True' * self.mix}"

@@ -258,7 +258,10 @@ class BacksolveAdjoint(Adjoint):
         if isinstance(problem.stepping, Grid):
             problem.stepping.nodes()  # which refuses times that differ from sample to sample
         if any(map(wants_grad, problem.stepping.times)):
-            raise ValueError("BacksolveAdjoint gives no gradient with respect to times; detach t, or use adjoint='checkpoint'")
+            raise ValueError(
+                "BacksolveAdjoint gives no gradient with respect to times, nor to that of an event that it goes on from; detach t, or use "
+                "adjoint='checkpoint'"
+            )
         recording = recorded(problem, y0, args)
         return attached(Backsolve(problem, recording, Captured(problem, recording, args), self.rtol, self.atol), y0)
 

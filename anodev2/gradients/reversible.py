@@ -59,13 +59,15 @@ class Pairs:
                 self.grid = replace(self.grid, stop=step.index)
                 if self.recording is not None:  # the step that ended the solve leaves no trace
                     self.recording.retreat(self.recording.marks - 2)
-                    self.recording.unmark()
                 break
+            if step.index in self.problem.also:
+                states[step.index] = y
             y, z = y_next, z_next
             if step.index + 1 in wanted:
                 states[step.index + 1] = y
+        else:
+            self._mark()
         states[len(self.grid)] = y
-        self._mark()
         return [states[index] for index in self.problem.outputs(self.grid)], y, z
 
     def _mark(self) -> None:

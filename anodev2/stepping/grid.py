@@ -94,8 +94,11 @@ class Grid:
         return Grid(self.times[::-1], self.counts[::-1], wanted)
 
 
-def as_times(t: Any, name: str = "t") -> Times:
-    """Check ``t``: at least two finite times, strictly rising or falling; floats but for those that require grad."""
+def as_times(t: Any, name: str = "t", endless: bool = False) -> Times:
+    """Check ``t``: at least two finite times, strictly rising or falling; floats but for those that require grad.
+
+    ``endless``: the last may be infinite.
+    """
     if isinstance(t, Tensor) and (t.ndim != 1 or t.is_complex() or t.dtype == torch.bool):
         raise ValueError(f"{name} must be one-dimensional and real, got shape {tuple(t.shape)} of {t.dtype}; write {name}=[0.0, 1.0]")
     if isinstance(t, str):
@@ -107,7 +110,7 @@ def as_times(t: Any, name: str = "t") -> Times:
         raise TypeError(f"{name} must be a sequence of times such as [0.0, 1.0], got {type(t).__name__}") from None
     if len(values) < 2:
         raise ValueError(f"{name} must hold at least two times (start and end), got {values}")
-    if not all(map(math.isfinite, values)):
+    if not all(map(math.isfinite, values[:-1] if endless else values)) or math.isnan(values[-1]):
         raise ValueError(f"{name} must be finite, got {values}")
     gaps = [later - earlier for earlier, later in pairwise(values)]
     if not (all(gap > 0 for gap in gaps) or all(gap < 0 for gap in gaps)):

@@ -8,7 +8,19 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from anodev2 import CoupledODEBlock, Dynamics, Galerkin, ODEBlock, ReactionDiffusionAdvection
+from anodev2 import (
+    BSpline,
+    CoupledODEBlock,
+    Dynamics,
+    Galerkin,
+    Hyper,
+    LowRank,
+    ODEBlock,
+    ReactionDiffusionAdvection,
+    Scale,
+    SkewFlow,
+    Templates,
+)
 from anodev2.models.blocks import norm2d
 
 STEPS = 5
@@ -16,10 +28,16 @@ STEPS = 5
 # "one": a single step; "shared": every step with the same weights; "stack": a block of its own for every step
 DYNAMICS: dict[str, Callable[[], Dynamics]] = {
     "reaction-diffusion-advection": ReactionDiffusionAdvection,
-    "reaction-diffusion-advection per channel": lambda: ReactionDiffusionAdvection(per="channel"),
+    "reaction-diffusion-advection, mix": lambda: ReactionDiffusionAdvection(mix=True),
+    "skew flow": SkewFlow,
+    "low rank 2": lambda: LowRank(2),
+    "low rank 4": lambda: LowRank(4),
     "Galerkin chebyshev 2": lambda: Galerkin("chebyshev", 2),
-    "Galerkin linear 3": lambda: Galerkin("linear", 3),
+    "B-spline 3, degree 2": lambda: BSpline(3, 2),
     "Galerkin constant 5": lambda: Galerkin("constant", STEPS),
+    "templates 1": lambda: Templates(1, STEPS),
+    "hyper 2": lambda: Hyper(2),
+    "scale": lambda: Scale(STEPS),
 }
 KINDS = ("one", "shared", *DYNAMICS, "stack")
 

@@ -45,6 +45,12 @@ ONCE = "cudaEventSynchronize at anodev2/integrate/comparison.py"  # a backward p
 WAITS = {  # files that wait for the device where it could be done without, and why they do
     "anodev2/solvers/linear.py": "a symbol of plain numbers lies on the CPU, and is copied at each use by a method that splits",
 }
+REPLAYED = {  # launches of a step of train_cifar.py, its graph one: what it is given is copied, rates are set, figures added
+    "": 8,
+    "--ema 0.9 --cutout 8 --precision float16 --accumulate 2 --schedule paper --no-channels-last": 9,
+    "--adjoint reversible": 8,
+    "--compile --block residual": 8,
+}
 CONTROLS = {  # what may not be in a capture, and what is said of it
     "a number is read": "cudaStreamSynchronize",
     "a copy from the host": "unless the CPU tensor is pinned",
@@ -62,7 +68,7 @@ EPOCHS = [
     "--adjoint reversible --steps 3 --dynamics chebyshev --basis-size 4",
     "--adjoint backsolve --method rk4 --dynamics fourier",
     "--dynamics constant --seeds 0 1",
-    "--dynamics linear --model resnet10",
+    "--dynamics linear --model resnet10 --no-cuda-graph",
     "--model resnet18",
     "--model alexnet",
     "--model squeezenext",
@@ -78,6 +84,7 @@ QUICK = {  # rows of the tables above that are asked for in the quick part
         "equation diffusion imex2",
     },
     "captures": {name for name in captures.CASES if name.startswith(("residual", "ode", "coupled"))},
+    "graphs": {""},
     "epochs": set(EPOCHS[2:3]),
     "controls": set(CONTROLS),
     "promises": {"tests/device/test_cuda.py"},
@@ -86,6 +93,7 @@ ROWS = {
     "launches": list(LAUNCHES),
     "waits": list(waits.CASES),
     "captures": list(captures.CASES),
+    "graphs": list(REPLAYED),
     "epochs": EPOCHS,
     "controls": list(CONTROLS),
     "promises": ["tests/device/test_cuda.py"],
@@ -129,6 +137,13 @@ def test_files_that_wait(null_device: NullDevice, file: str) -> None:
 @rows("captures")
 def test_a_training_step_is_captured_in_a_graph(null_device: NullDevice, row: str) -> None:
     assert answer(null_device, "captures", row) == []
+
+
+@rows("graphs")
+def test_a_step_is_replayed_as_one_launch_with_few_beside_it(null_device: NullDevice, row: str) -> None:
+    found = answer(null_device, "graphs", row)
+    assert found["graphs"] == 1 and found["waits"] == 0
+    assert 2 < found["launches"] <= REPLAYED[row] <= 12 and found["of an epoch"] < 20
 
 
 @rows("controls")

@@ -263,6 +263,43 @@ def test_field_dynamics_names_mistakes() -> None:
         dynamics.bind(kernels((2, 2, 3, 3)))
 
 
+@pytest.mark.parametrize("shape", [(4, 3, 3, 3), (3, 2, 7), (2, 2, 4, 4), (3, 1, 1, 3)], ids=str)
+@pytest.mark.parametrize("per", ["layer", "channel"])
+@pytest.mark.parametrize("method", ["euler", "rk4"])
+def test_nonlinear_kernels_warn_beyond_their_stable_step(method: str, per: str, shape: tuple[int, ...]) -> None:
+    """Small kernels, where tanh(2 w) is 2 w: 0.98 of the limit amplifies none of them, 1.1 of it one, and warns."""
+    theta = {"a": 1e-9 * torch.randn(shape, dtype=torch.float64), "b": 1e-9 * torch.randn(shape, dtype=torch.float64)}
+    dynamics = bound(theta, 4.0, 0.3, -0.1, per=per, nonlinearity=lambda w: torch.tanh(2 * w))
+    with torch.no_grad():
+        for name, tau in dynamics.signed_tau.items():
+            tau.mul_(2 if name == "b" else 1)
+    step = dynamics.max_stable_step(method)
+    largest = lambda path: max(weight[-1].abs().max().item() for weight in path.values())
+    with torch.no_grad():
+        assert largest(odeint(dynamics, theta, [0.0, 98.0 * step], method=method, steps=100)) < 2e-8
+        with pytest.warns(UserWarning, match="beyond the largest stable one, .* for ReactionDiffusionAdvection"):
+            assert largest(odeint(dynamics, theta, [0.0, 110.0 * step], method=method, steps=100)) > 1e-5
+
+
+@pytest.mark.parametrize("convolution", [nn.Conv2d(3, 5, 3), nn.ConvTranspose2d(3, 5, 3)], ids=["plain", "transposed"])
+def test_coefficients_per_channel_are_along_the_first_axis(convolution: nn.Module) -> None:
+    """Output channels of a convolution, input channels of a transposed one."""
+    weight = convolution.get_parameter("weight").detach().double()
+    dynamics = bound({"w": weight}, 0.0, 0.0, 0.3, per="channel")
+    with torch.no_grad():
+        dynamics.rho["w"].copy_(torch.arange(len(weight)))
+    path = dynamics.flow({"w": weight}, [1.0])
+    assert path is not None
+    grown = torch.stack([row * math.exp(i) for i, row in enumerate(weight)])
+    torch.testing.assert_close(path["w"][0], grown, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(("name", "value"), [("tau", math.inf), ("upsilon", math.nan), ("rho", math.inf), ("upsilon", (0.0, math.inf))])
+def test_coefficients_that_are_not_finite_are_refused(name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"{name}=.*finite"):
+        ReactionDiffusionAdvection(**{name: value})
+
+
 def test_a_nonlinearity_is_stepped() -> None:
     theta = kernels((2, 2, 3, 3))
     plain, bent = bound(theta, 0.1, 0.2), bound(theta, 0.1, 0.2, nonlinearity=torch.tanh)

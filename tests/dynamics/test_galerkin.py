@@ -203,7 +203,9 @@ def test_what_evolves() -> None:
     shapes = [(4, 4, 3, 3), (4, 4, 1, 1), (4, 4), (4,), ()]
     assert [dynamics.accepts("w", torch.zeros(shape)) for shape in shapes] == [True, True, True, False, False]
     assert not dynamics.accepts("w", torch.zeros(4, 4, dtype=torch.int64))
-    assert repr(Galerkin("fourier", 3, length=2)) == "Galerkin(\n  'fourier', size=3, length=2.0\n  (coefficients): ParameterDict()\n)"
+    assert (
+        repr(Galerkin("fourier", 3, length=2)) == "Galerkin(\n  basis='fourier', size=3, length=2.0\n  (coefficients): ParameterDict()\n)"
+    )
 
 
 @pytest.mark.parametrize(

@@ -125,7 +125,7 @@ OTHERWISE = {  # another value of every option
     **{"norm": "shared", "weights": "final", "time": "", "dynamics": "linear", "basis_size": "5", "tau": "0.5", "per": "channel"},
     **{"adjoint": "backsolve", "slots": "1", "memory": "64MiB", "epochs": "2", "batch_size": "2", "accumulate": "2", "schedule": "paper"},
     **{"lr": "0.01", "momentum": "0.5", "weight_decay": "0.1", "label_smoothing": "0.1", "cutout": "6", "ema": "0.5"},
-    **{"size": "64", "precision": "bfloat16", "channels_last": "no", "compile": "", "tensorboard": "", "seeds": "3"},
+    **{"size": "64", "precision": "bfloat16", "channels_last": "no", "compile": "", "cuda_graph": "", "tensorboard": "", "seeds": "3"},
 }
 SITUATIONS: dict[str, list[str]] = {
     "residual": ["--block", "residual"],

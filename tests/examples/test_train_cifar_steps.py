@@ -88,6 +88,7 @@ SETS: dict[str, tuple[list[str], list[str], Callable[[Training], Any], Any]] = {
 }
 BELOW = {"epochs", "batch_size", "accumulate", "label_smoothing", "cutout"}  # seen in what an epoch does
 ELSEWHERE = {"data", "data_dir", "size", "subset", "compile", "tensorboard", "device", "out", "resume"}  # in test_examples_options.py
+ELSEWHERE |= {"cuda_graph"}  # on a GPU without one: tests/device; what it does: test_cuda_graph.py
 
 
 def test_every_option_is_looked_at() -> None:

@@ -30,6 +30,7 @@ ORDER = [
         "integrate",
         "gradients",
         "events",
+        "pieces",
         "solution",
         "solve",
         "plan",
@@ -39,7 +40,10 @@ ORDER = [
     *("unroll", "block", "testing", "diagnose"),
 ]
 FOLDERS = {
-    "dynamics": ["dynamics", "spectral", "reaction_diffusion_advection", "galerkin", "field", ""],
+    "dynamics": [
+        *("dynamics", "spectral", "channel_mixing", "reaction_diffusion_advection", "bases", "expansion", "galerkin", "b_spline"),
+        *("low_rank", "templates", "hyper", "scale", "skew_flow", "field", ""),
+    ],
     "stepping": ["grid", "control", ""],
     "solvers": [
         *("tableau", "linear", "method", "runge_kutta", "leapfrog", "exponential", "imex", "flat", "krylov", "newton", "one_stage"),

@@ -543,8 +543,8 @@ MUTATIONS = {
     ),
     "a second derivative of an event": (
         "events.py",
-        'first_order_only([time, *ends_at(time)], "an event")',
-        "[time, *ends_at(time)]",
+        'first_order_only([time, *self._end(problem, y, args, time)], "an event")',
+        "[time, *self._end(problem, y, args, time)]",
         "test_events.py",
     ),
     # schedules and budgets
@@ -663,9 +663,33 @@ MUTATIONS = {
     ),
     "an event's time without gradient": (
         "events.py",
-        "s - value.to(time.dtype) / slope",
-        "s - 0 * value.to(time.dtype)",
+        ".double() / slope",
+        ".double() * 0",
         "test_events.py",
+    ),
+    "a start on the surface taken at its word": (
+        "events.py",
+        " or abs(value.item()) <= doubt",
+        "",
+        "test_events.py::test_a_start_on_the_surface_is_no_event",
+    ),
+    "the way of a solve that falls forgotten": (
+        "events.py",
+        "way * pace",
+        "pace",
+        "test_events.py::test_directions_are_those_of_the_way",
+    ),
+    "what goes on from an event forgets when": (
+        "pieces.py",
+        "start: Time = time if time.requires_grad else number",
+        "start: Time = number",
+        "test_events.py::test_a_ball_that_bounces_in_one_call_has_the_gradients_of_the_closed_form",
+    ),
+    "effects that accumulate": (
+        "pieces.py",
+        "AT_ONCE = 1e-12",
+        "AT_ONCE = 0.0",
+        "test_events.py::test_bounces_without_number_are_told",
     ),
     # the rest
     "phi_2 for phi_3": ("solvers/exponential.py", "phi_3(4 * (n_u", "phi_2(4 * (n_u", "test_stiff.py"),
@@ -697,6 +721,12 @@ MUTATIONS = {
     ),
     "unstable steps without a warning": ("solve.py", "if longest > limit", "if False and longest > limit", "test_stability.py"),
     "a field along another axis": ("dynamics/field.py", 'f"... {right} -> ... {left}"', 'f"... {left} -> ... {left}"', "test_dynamics.py"),
+    "a nonlinearity as steep as 1": (
+        "dynamics/reaction_diffusion_advection.py",
+        "limit(slope * torch.cat(found) - 1)",
+        "limit(torch.cat(found) - 1)",
+        "test_dynamics.py::test_nonlinear_kernels_warn_beyond_their_stable_step",
+    ),
     "velocities not trained": (
         "dynamics/field.py",
         "return {name: self.velocity[parameter_key(name)] for",
@@ -780,7 +810,37 @@ MUTATIONS = {
         "if not axes:",
         "test_images.py::test_idx_files_that_are_damaged_are_one_sentence",
     ),
-    "a basis that moves the start": ("dynamics/galerkin.py", "torch.cos(angle) - 1, ", "torch.cos(angle), ", "test_galerkin.py"),
+    "a flow that is no rotation": (
+        "dynamics/skew_flow.py",
+        "return below - below.mT",
+        "return below + below.mT",
+        "test_zoo.py::test_skew_flow_is_the_exponential_and_keeps_what_is_orthogonal",
+    ),
+    "a small network that moves the start": (
+        "dynamics/hyper.py",
+        "(values[1:] - values[0])",
+        "values[1:]",
+        "test_zoo.py::test_fresh_dynamics_share_the_weights_to_the_bit_and_have_as_many_parameters_as_they_say",
+    ),
+    "channels mixed by the transposed matrix": (
+        "dynamics/channel_mixing.py",
+        "(moved.flatten(2, -2) @ matrices)",
+        "(moved.flatten(2, -2) @ matrices.mT)",
+        "test_zoo.py::test_channels_mix_by_the_symbol_of_each_axis",
+    ),
+    "splines of other knots": (
+        "dynamics/bases.py",
+        "[0.0] * degree + [piece / pieces",
+        "[0.0] * degree + [(piece / pieces) ** 2",
+        "test_zoo.py::test_b_splines_are_those_of_scipy",
+    ),
+    "gains that are no exponentials": (
+        "dynamics/scale.py",
+        "torch.exp(self._gains(self.functions(s, w), name, w)) * w",
+        "(1 + self._gains(self.functions(s, w), name, w)) * w",
+        "test_zoo.py::test_gains_are_exponentials_of_each_output_channel",
+    ),
+    "a basis that moves the start": ("dynamics/bases.py", "torch.cos(angle) - 1, ", "torch.cos(angle), ", "test_galerkin.py"),
     "a norm copied to the first step alone": (
         "../models/blocks.py",
         "value for step in range(len(self))})",
@@ -924,8 +984,8 @@ MUTATIONS = {
     # training
     "every rank takes the first one's images": (
         "../examples/train_cifar.py",
-        "(ranks.rank * config.accumulate + part) * share",
-        "part * share",
+        "begin = number * config.batch_size + ranks.rank * share",
+        "begin = number * config.batch_size",
         "test_ranks.py::test_two_processes_take_the_steps_of_one",
     ),
     "momentum lost at a kill": (
@@ -1082,7 +1142,7 @@ MUTATIONS = {
     ),
     "gradients of earlier steps left in training": (
         "../examples/train_cifar.py",
-        "        training.optimizer.zero_grad()\n",
+        "        self.optimizer.zero_grad()\n",
         "",
         "test_train_cifar_steps.py::test_an_epoch_is_that_of_a_loop_in_double_precision[residual]",
     ),
@@ -1100,9 +1160,33 @@ MUTATIONS = {
     ),
     "a loss told of another number of images": (
         "../examples/train_cifar.py",
-        "loss_sum = loss_sum + loss * share",
-        "loss_sum = loss_sum + loss",
+        "loss_sum + loss * share",
+        "loss_sum + loss",
         "test_train_cifar_steps.py::test_an_epoch_is_that_of_a_loop_in_double_precision[residual]",
+    ),
+    "a learning rate that a graph keeps": (
+        "../examples/cuda_graph.py",
+        '            rate.fill_(group["lr"])\n',
+        "            pass\n",
+        "test_cuda_graph.py::test_replayed_steps_are_those_taken[coupled]",
+    ),
+    "images that a graph keeps": (
+        "../examples/cuda_graph.py",
+        "            self.given[name].copy_(tensor)\n",
+        "            pass\n",
+        "test_cuda_graph.py::test_replayed_steps_are_those_taken[coupled]",
+    ),
+    "an average counted in the graph": (
+        "../examples/train_cifar.py",
+        "            self.average.move(self.model)\n",
+        "            self.average.update_parameters(self.model)\n",
+        "test_train_cifar.py::test_an_average_of_the_weights_is_what_is_tested_and_saved",
+    ),
+    "a graph recorded before momentum begins": (
+        "../examples/cuda_graph.py",
+        "WARM = 3",
+        "WARM = 0",
+        "test_cuda_graph.py::test_replayed_steps_are_those_taken[residual]",
     ),
     "a rate that falls too early": (
         "../examples/train_cifar.py",
@@ -1130,14 +1214,14 @@ MUTATIONS = {
     ),
     "training images as they are": (
         "../examples/train_cifar.py",
-        "            x = augment(x, draws[mine], config.cutout)\n",
+        "            x = augment(x, Draws(**chance)[mine], config.cutout)\n",
         "",
         "test_train_cifar_steps.py::test_training_images_are_shifted_and_mirrored_and_test_images_are_as_they_are",
     ),
     "--cutout without effect": (
         "../examples/train_cifar.py",
-        "augment(x, draws[mine], config.cutout)",
-        "augment(x, draws[mine])",
+        "augment(x, Draws(**chance)[mine], config.cutout)",
+        "augment(x, Draws(**chance)[mine])",
         "test_train_cifar_steps.py::test_squares_are_cut_out_of_training_images_alone",
     ),
     "statistics move in evaluation": (
@@ -1267,7 +1351,7 @@ MUTATIONS = {
     ),
     "a diffusivity below 0 left there": (
         "dynamics/reaction_diffusion_advection.py",
-        "signed.clamp_(min=0)",
+        "parameter.clamp_(min=0)",
         "pass",
         "test_dynamics.py::test_a_step_beyond_zero_is_no_strong_diffusion_and_comes_back",
     ),

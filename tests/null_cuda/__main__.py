@@ -5,9 +5,17 @@ from __future__ import annotations
 import json
 import sys
 
-from tests.null_cuda import captures, controls, epochs, launches, promises, waits
+from tests.null_cuda import captures, controls, epochs, graphs, launches, promises, waits
 
-TABLES = {"launches": launches, "waits": waits, "captures": captures, "controls": controls, "epochs": epochs, "promises": promises}
+TABLES = {
+    "launches": launches,
+    "waits": waits,
+    "captures": captures,
+    "graphs": graphs,
+    "controls": controls,
+    "epochs": epochs,
+    "promises": promises,
+}
 
 if __name__ == "__main__":
     asked = json.loads(sys.argv[1])

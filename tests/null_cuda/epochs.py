@@ -11,7 +11,7 @@ from pathlib import Path
 
 import train_cifar
 
-TINY = ("--device", "cuda", "--data", "mini", "--subset", "20", "--batch-size", "10", "--epochs", "1")
+TINY = ("--device", "cuda", "--data", "mini", "--subset", "25", "--batch-size", "5", "--epochs", "1")
 
 
 def answer(row: str) -> str:

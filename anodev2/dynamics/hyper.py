@@ -1,0 +1,73 @@
+"""Weights made by a small network of t."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from ..stepping import as_count
+from .dynamics import Theta, parameter_key, refuse_another
+from .expansion import Expansion
+
+
+class Hyper(Expansion):
+    """theta(t) = theta_0 + sum_j (h_j(s) - h_j(0)) T_j, s = t / length: a small network h of depth makes all weights of the block.
+
+    h(s) = tanh(W e(s) + b) has ``width`` outputs, shared by all weights, e(s) = (cos pi k s, sin pi k s), k = 1 ... frequencies; each
+    weight has its own linear layer T on them. T is zero at first: before training the weights stand still to the bit.
+
+    Args:
+        width: outputs of the small network.
+        frequencies: of its Fourier features.
+        length: end minus start of the block's t (negative where its t falls).
+
+    Parameters beside theta_0: width * weights (``coefficients``), and width * (2 * frequencies + 1) for all (``inner``, ``bias``).
+    Weights with two axes or more are accepted.
+
+    Raises:
+        ValueError: ``width`` or ``frequencies`` below 1, a ``length`` that is zero or not finite; times beyond ``length``.
+
+    Source: Ha, Dai & Le, HyperNetworks, ICLR 2017 (arXiv 1609.09106); of continuous depth: Tong et al., Neural ODE Transformers,
+    ICLR 2025 (arXiv 2503.01329).
+    """
+
+    inner: nn.Parameter
+    bias: nn.Parameter
+
+    def __init__(self, width: int, *, frequencies: int = 4, length: float = 1.0) -> None:
+        super().__init__("linear", 1 + as_count("width", width), length)
+        self.width = int(width)
+        self.frequencies = as_count("frequencies", frequencies)
+        self.coefficients = nn.ParameterDict()
+
+    def bind(self, theta: Theta) -> None:
+        refuse_another(self, self.coefficients)
+        like = next(iter(theta.values()))
+        self.inner = nn.Parameter(torch.empty(self.width, 2 * self.frequencies, dtype=like.dtype, device=like.device).normal_())
+        self.bias = nn.Parameter(torch.empty(self.width, dtype=like.dtype, device=like.device).normal_())
+        for name, weight in theta.items():
+            self.coefficients[parameter_key(name)] = nn.Parameter(weight.new_zeros(self.width, *weight.shape))
+
+    def rows(self, name: str, weight: Tensor) -> Tensor:
+        return self.coefficients[parameter_key(name)]
+
+    def functions(self, s: tuple[float, ...], like: Tensor) -> Tensor:
+        depths = torch.tensor((0.0, *s), dtype=torch.float64, device="cpu")
+        values = torch.tanh(self._features(depths)[0] @ self.inner.mT + self.bias)
+        return (values[1:] - values[0]).to(like)
+
+    def slopes(self, s: Tensor, like: Tensor) -> Tensor:
+        features, slopes = self._features(s)
+        return ((1 - torch.tanh(features @ self.inner.mT + self.bias) ** 2) * (slopes @ self.inner.mT)).to(like)
+
+    def _features(self, s: Tensor) -> tuple[Tensor, Tensor]:
+        """e(s) and de/ds: (len(s), 2 * frequencies)."""
+        k = math.pi * torch.arange(1, self.frequencies + 1, dtype=s.dtype, device=s.device)
+        angle = s[:, None] * k
+        waves, slopes = torch.cat([angle.cos(), angle.sin()], 1), torch.cat([-k * angle.sin(), k * angle.cos()], 1)
+        return waves.to(self.inner), slopes.to(self.inner)
+
+    def extra_repr(self) -> str:
+        return f"width={self.width}, frequencies={self.frequencies}, length={self.length}"

@@ -1,0 +1,185 @@
+"""A solve in pieces: from each event that changes the state another begins, with what is left of the grid or of the output times."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .events import Event, Happened, Observer, event_value
+from .gradients.adjoint import Adjoint
+from .integrate.dense import Dense
+from .problem import Costs, Problem, Run, Status, VectorField
+from .pytree import Structure, build, leaves_of
+from .solvers import Leaves
+from .stepping import Adaptive, Grid, Time, numbers
+
+AT_ONCE = 1e-12  # the share of the time within which an event with an effect must not happen again
+
+
+@dataclass
+class Piece:
+    """One run: what happened in it, of which an event that ended it is ``ending``; ``asked``: whether its start is an output time."""
+
+    problem: Problem
+    run: Run
+    states: dict[int, Leaves]
+    happened: list[Happened]
+    ending: tuple[Tensor, Leaves] | None
+    asked: bool
+
+    def points(self, kind: Any) -> list[tuple[Tensor, Leaves]]:
+        """The times and states to be saved of its steps."""
+        times, problem = self.run.grid.ends(), replace(self.problem, save=kind, also=set())
+        places = [place for place in problem.outputs(self.run.grid) if place or self.asked or kind == "steps"]
+        return [(self.problem.field.time(times[place]), self.states[place]) for place in places]
+
+
+def solved_in_pieces(problem: Problem, leaves: Leaves, args: tuple[Any, ...], adjoint: Adjoint, watch: Observer) -> list[Piece]:
+    """All pieces of the solve, of which the last has its end and status."""
+    pieces: list[Piece] = []
+    asked, last = True, dict[int, float]()  # when each event with an effect happened last
+    while True:
+        run = adjoint.solve(problem, leaves, args)
+        states = dict(zip(problem.outputs(run.grid), run.states, strict=True))
+        happened = watch.located(states, run.grid)
+        ended = run.status is not None and run.status.reason == "event"
+        pieces.append(Piece(problem, run, states, happened, happened[-1][1:] if ended else None, asked))
+        if not ended:
+            return pieces
+        which, time, before = happened[-1]
+        (number,), event = numbers((time,)), watch.events[which]
+        if watch.counts[which] >= event.limit or event.effect is None:
+            run.status = Status("event", f"event {which} ended the solve at t={number:.9g}", number, watch.done + len(run.grid))
+            return pieces
+        watch.done += len(run.grid)
+        if abs(number - last.get(which, float("inf"))) <= AT_ONCE * max(abs(number), abs(last.get(which, 0.0))):
+            message = (
+                f"event {which} happened again at once after its effect at t={number:.9g}: its effects accumulate; end with terminal=n"
+            )
+            run.status = Status("accumulating events", message, number, watch.done, y=build(problem.field.structure, before))
+            return pieces
+        last[which] = number
+        start: Time = time if time.requires_grad else number
+        stepping, asked = _rest(problem.stepping, len(run.grid), start)
+        leaves = changed(problem, event, start, before)
+        if stepping is None:
+            run.status = None
+            pieces[-1] = replace(pieces[-1], ending=(time, leaves))
+            return pieces
+        here = [event_value(problem, event.fn, start, state).detach() for state in (before, leaves)]
+        problem = replace(problem, stepping=stepping, also=set())
+        watch.begin(problem, frozenset({which} if abs(here[1]) <= 2 * abs(here[0]) else ()))
+
+
+def saved_points(pieces: list[Piece], kind: Any) -> list[tuple[Tensor, Leaves]]:
+    """The times and states to be saved of all; where an event ended a piece, the state before its effect counts as a step's."""
+    points: list[tuple[Tensor, Leaves]] = []
+    for piece in pieces:
+        last = piece is pieces[-1]
+        points += piece.points(kind) if kind != "end" or (last and piece.ending is None) else []
+        if piece.ending is not None and (last or kind == "steps"):
+            points.append(piece.ending)
+    return points
+
+
+def costs(pieces: list[Piece]) -> tuple[int, int, VectorField, list[Costs]]:
+    """What ``Stats`` tells of the steps: accepted, rejected, and what was kept and redone of them."""
+    runs = [piece.run for piece in pieces]
+    accepted, rejected = sum(len(run.grid) for run in runs), sum(run.rejected for run in runs)
+    return accepted, rejected, pieces[0].problem.field, [run.costs for run in runs if run.costs is not None]
+
+
+def nodes(pieces: list[Piece]) -> tuple[float, ...]:
+    """The times of all steps."""
+    times = list(pieces[0].run.grid.nodes()[:1])
+    for piece in pieces:
+        times += piece.run.grid.nodes()[1:]
+        times += [] if piece.ending is None else numbers(piece.ending[:1])
+    return tuple(times)
+
+
+def happenings(pieces: list[Piece], count: int, y0: Leaves, structure: Structure) -> tuple[tuple[Tensor, ...], tuple[Any, ...]]:
+    """The times and the states of each event, stacked."""
+    times, states = [], []
+    for which in range(count):
+        found = [(time, y) for piece in pieces for other, time, y in piece.happened if other == which]
+        times.append(torch.stack([time for time, _ in found]) if found else torch.empty(0, dtype=torch.float64, device=y0[0].device))
+        rows = zip(*(y for _, y in found), strict=True)
+        states.append(build(structure, list(map(torch.stack, rows)) if found else [leaf.detach()[None][:0] for leaf in y0]))
+    return tuple(times), tuple(states)
+
+
+class DensePieces:
+    """Called with a time or several, gives the states there; where an event changed the state, that after it."""
+
+    def __init__(self, pieces: list[Piece], args: tuple[Any, ...]) -> None:
+        self.parts = [Dense(piece.problem, piece.run.grid, piece.states, args, piece.ending) for piece in pieces]
+        self.structure = pieces[0].problem.field.structure
+
+    def __repr__(self) -> str:
+        return f"DensePieces({', '.join(map(repr, self.parts))})"
+
+    def __call__(self, t: Any) -> Any:
+        if isinstance(t, (list, tuple)) or (isinstance(t, Tensor) and t.ndim == 1):
+            states = [leaves_of(self._at(time), self.structure) for time in t]
+            return build(self.structure, [torch.stack(leaf) for leaf in zip(*states, strict=True)])
+        return self._at(t)
+
+    def _at(self, t: Any) -> Any:
+        ends = self.parts[0].nodes[0], self.parts[-1].nodes[-1]
+        sign = 1 if ends[0] < ends[1] else -1
+        (number,) = numbers((t,))
+        if not min(ends) <= number <= max(ends):
+            raise ValueError(f"t={t} must be a time between {min(ends)} and {max(ends)}, or a sequence of such times")
+        return [part for part in self.parts if sign * part.nodes[0] <= sign * number][-1](t)
+
+
+def densely(pieces: list[Piece], args: tuple[Any, ...]) -> Dense | DensePieces:
+    """What gives states between the steps."""
+    whole = DensePieces(pieces, args)
+    return whole.parts[0] if len(pieces) == 1 else whole
+
+
+def met(times: Sequence[Any], point: tuple[Tensor, Leaves]) -> tuple[Tensor, Leaves]:
+    """The time at which samples meet, with nan for those that do not come to it: there is the one that comes farthest."""
+    time = point[0].reshape(-1)[(times[-1] - times[0]).abs().argmax()]
+    return time, [leaf.where(point[0] == time, math.nan) for leaf in point[1]]
+
+
+def changed(problem: Problem, event: Event, t: Time, y: Leaves) -> Leaves:
+    """The state after the event's effect, checked to be one like that before it."""
+    assert event.effect is not None
+    structure = problem.field.structure
+    result = event.effect(problem.field.time(t, problem.field.time_dtype), build(structure, [leaf.clone() for leaf in y]))
+    if result is None:
+        raise TypeError("effect returned None; it must return the state after the event, in the structure of y0")
+    try:
+        leaves = leaves_of(result, structure)
+    except ValueError as error:
+        raise ValueError(f"effect must return the state after the event in the structure of y0: {error}") from None
+    for leaf, like in zip(leaves, y, strict=True):
+        if not isinstance(leaf, Tensor) or leaf.shape != like.shape or leaf.dtype != like.dtype:
+            got = f"{tuple(leaf.shape)} of {leaf.dtype}" if isinstance(leaf, Tensor) else type(leaf).__name__
+            raise ValueError(f"effect must return leaves like those of y0, got {got} for {tuple(like.shape)} of {like.dtype}")
+    return leaves
+
+
+def _rest(stepping: Grid | Adaptive, done: int, start: Time) -> tuple[Grid | Adaptive | None, bool]:
+    """What is left after ``start``, which lies in the step after those done, and whether it is an output time itself."""
+    (number,), ends = numbers((start,)), numbers(stepping.times)
+    sign = 1 if ends[-1] > ends[0] else -1
+    beyond = lambda times: [place for place, time in enumerate(numbers(tuple(times))) if sign * time > sign * number]  # noqa: E731
+    if isinstance(stepping, Adaptive):
+        later = [stepping.times[place] for place in beyond(stepping.times)]
+        return (replace(stepping, times=(start, *later)) if later else None), number in ends
+    full = replace(stepping, stop=None)
+    times, wanted = full.ends(), full.outputs()
+    left = [place for place in beyond(times) if place > done]
+    kept = (0, *(1 + left.index(place) for place in wanted if place in left))
+    grid = Grid((start, *(times[place] for place in left)), (1,) * len(left), kept)
+    return (grid if left else None), number in numbers(tuple(times[place] for place in wanted))

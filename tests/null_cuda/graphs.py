@@ -1,0 +1,41 @@
+"""Launches of a training step of examples/train_cifar.py that is replayed from a graph; rows are options."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import torch
+
+import train_cifar
+from cuda_graph import WARM
+from images import Images, load_images
+from ranks import Ranks
+from tests.null_cuda.told import Told, told
+
+BATCH = 4
+MORE = 10  # batches by which one epoch is longer than the other
+
+
+def answer(row: str) -> dict[str, float]:
+    """Per step, what an epoch launches more and waits longer for so many batches more; and launches of an epoch as a whole."""
+    device = torch.device("cuda")
+    config = train_cifar.settled(["--device", "cuda", "--batch-size", f"{BATCH}", "--epochs", "9", "--lr", "1e-3", *row.split()])
+    images = load_images("mini", Path(), device, 4 * BATCH * (MORE + 1))
+    training = train_cifar.Training(config, Path(), Ranks(device), images)
+    epoch(training, images, WARM + 1)
+    short, long = (epoch(training, images, count) for count in (2, 2 + MORE))
+    return {
+        "launches": (long.launches - short.launches) / MORE,
+        "waits": (len(long.waits) - len(short.waits)) / MORE,
+        "graphs": (long.launched["launch graph"] - short.launched["launch graph"]) / MORE,
+        "of an epoch": short.launches - 2 * (long.launches - short.launches) / MORE,
+    }
+
+
+def epoch(training: train_cifar.Training, images: Images, batches: int) -> Told:
+    count = BATCH * batches
+    training.images = dataclasses.replace(images, x_train=images.x_train[:count], y_train=images.y_train[:count])
+    with told() as seen:
+        train_cifar.train_epoch(training)
+    return seen
