@@ -17,11 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from anodev2 import FourierOperator, LinearOperator
+from anodev2.torch_private import no_dispatch_modes
 
 from .closed_form import dense_flow, elapsed, fourier_flow, line_between, wall_series
 from .coefficient import evaluate, shown
 from .grid import Grid1D
-from .numbers import as_tensor, present, readable
+from .numbers import as_tensor, lasting, present, readable
 from .stability import POINTS, VARYING, Profile, few, matrix_limit, mode_limit, profiles, remembered, scaled
 
 Rest = Callable[[Any, Tensor], Tensor]
@@ -177,13 +178,14 @@ class FieldEquation(Equation):
         """
         sources = self.tensors()
         live = any(source.requires_grad or source.is_inference() for source in sources)
-        if not readable() or live or torch.is_inference_mode_enabled():
+        if live or torch.is_inference_mode_enabled() or not (readable() if sources else lasting()):
             return self._make_split(kept=False)
         coefficients = [getattr(term, term.coefficient) for term in self.terms()]
         key = [*((source, source._version, source.dtype, source.device) for source in sources), *((value,) for value in coefficients)]
         key.append((None, self.like().device))
         if self._split is None or not _same_key(self._split[0], key):
-            self._split = (key, self._make_split(kept=True))
+            with no_dispatch_modes():
+                self._split = (key, self._make_split(kept=True))
         return self._split[1]
 
     def __getstate__(self) -> dict[str, Any]:

@@ -420,6 +420,18 @@ MUTATIONS = {
         "        str(",
         "test_recording.py",
     ),
+    "a count cut to half of its memory": (
+        "integrate/buffers.py",
+        "tensor[None].view(torch.int32)",
+        "tensor[None].to(torch.int32)",
+        "test_buffers.py",
+    ),
+    "a factor of before it changed": (
+        "solvers/linear.py",
+        "key = (u.device, factor._version)",
+        "key = (u.device, 0)",
+        "test_stiff.py::test_a_factor_is_moved_to_a_device_once_and_again_when_it_has_changed",
+    ),
     "statistics that another step moves, taken for the last": (
         "integrate/buffers.py",
         "if moved or own is not last:",
