@@ -752,7 +752,26 @@ MUTATIONS = {
         "factor = -(grid.wavenumbers(padded) ** 2)",
         "test_pde_operators.py",
     ),
-    "a wall slope of the other sign": ("../pde/boundary.py", "return image + datum", "return image - datum", "test_pde_boundaries.py"),
+    "a wall slope of the other sign": ("../pde/extrapolation.py", "return image + slope", "return image - slope", "test_pde_boundaries.py"),
+    "closed ends that leak": ("../pde/stencils.py", "keepdim=True) * closed[0]", "keepdim=True) * 0", "test_pde_conditions.py"),
+    "a slope of Robin of the other sign": (
+        "../pde/extrapolation.py",
+        "columns[1], bump[1] = [-w for w in columns[1]], -bump[1]",
+        "columns[1] = columns[1]",
+        "test_pde_conditions.py::test_the_slowest_mode_between_robin_walls_decays_as_it_should",
+    ),
+    "data of the field in a linear part": (
+        "../pde/conditions.py",
+        "return 0.0 if _quiet.get() else",
+        "return",
+        "test_pde_conditions.py::test_the_parts_of_a_split_add_up_whatever_the_conditions",
+    ),
+    "waves that an end turns back": (
+        "../pde/conditions.py",
+        "-rate if side.mirrored else rate",
+        "0 * rate",
+        "test_pde_conditions.py::test_a_pulse_leaves_through_an_absorbing_end",
+    ),
     "upwind on the wrong side": (
         "../pde/advection.py",
         "return -(positive * self.forward_side(u, self.grid, t) + negative * self.backward_side",
