@@ -188,7 +188,7 @@ MUTATIONS = {
     ),
     "a state in another role": (
         "gradients/per_step.py",
-        "nn.Parameter if isinstance(leaf, nn.Parameter) else Tensor.detach",
+        "nn.Parameter if _of_parameter(leaf) else Tensor.detach",
         "Tensor.detach",
         "test_adjoint.py::test_a_state_that_is_a_parameter",
     ),
@@ -1393,6 +1393,30 @@ MUTATIONS = {
         "test_dynamics.py::test_diffusivity_stays_non_negative_and_can_leave_zero",
     ),
     "diffusion backwards": ("dynamics/spectral.py", "-(k**2).sum(-1)", "(k**2).sum(-1)", "test_dynamics.py"),
+    "a start that is a view of a parameter": (
+        "gradients/per_step.py",
+        "nn.Parameter if _of_parameter(leaf) else",
+        "nn.Parameter if isinstance(leaf, nn.Parameter) else",
+        "test_adjoints.py::test_a_start_that_is_a_view_of_a_parameter",
+    ),
+    "samples not in front of a layer": (
+        "integrate/sample_weights.py",
+        "if len(x) != batch:",
+        "if False:",
+        "test_both_ways.py::test_a_block_is_the_coupled_system_of_all_samples",
+    ),
+    "a module under two names, swapped twice": (
+        "integrate/functional_call.py",
+        "return functional_call(f, found, args, kwargs, tie_weights=False)",
+        "return functional_call(f, dict(weights), args, kwargs)",
+        "test_both_ways.py::test_unrolled_blocks_are_the_blocks_to_the_bit",
+    ),
+    "weights that read the features under autocast": (
+        "both_ways.py",
+        "with in_own_precision(t.device):",
+        "if True:",
+        "test_both_ways.py::test_autocast_leaves_the_rule_in_its_own_precision",
+    ),
 }
 
 
