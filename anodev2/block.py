@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from .both_ways import BothWays, WrittenBothWays, check_ways, features, in_own_precision, samples_of, start_of, weights_of
 from .dynamics import Dynamics, Theta
 from .gradients.adjoint import Adjoint, ReversibleAdjoint, as_adjoint
 from .integrate.compiled import Compile, as_compile
 from .integrate.functional_call import Swapped
+from .integrate.sample_weights import Together
+from .plan import Plan, plan
 from .problem import CountedCall
-from .pytree import build
+from .pytree import Structure, build
 from .solve import integrate, odeint, stacked
-from .solvers import Method, as_method
+from .solvers import Leaves, Method, as_method
 from .solvers.tableau import Tableau
 from .stepping import as_count, as_times, numbers, uniform_grid
 from .system import check_call
-from .unroll import Unrollable, Unrolled, with_weights
+from .unroll import Jointly, Unrollable, Unrolled, with_weights
 
 
 class ODEBlock(Unrollable):
@@ -76,9 +79,9 @@ class ODEBlock(Unrollable):
         """z after 0, 1, ..., ``steps`` steps, stacked in front: leaves of shape ``(steps + 1, *leaf.shape)``."""
         return stacked(*self._integrate(z0, "steps"))
 
-    def written_out(self) -> Unrolled:
+    def written_out(self) -> nn.Module:
         """The solve as a module of fixed weights, which shares f; see ``unroll``."""
-        return self._unrolled([self.f], _ReadingPlan(self.method, self.t, self.steps, end_only=True, both_ways=True))
+        return self._like_this(self._unrolled([self.f], _ReadingPlan(self.method, self.t, self.steps, end_only=True, both_ways=True)))
 
     def _unrolled(self, copies: list[nn.Module], plan: _ReadingPlan) -> Unrolled:
         if type(self).forward is not ODEBlock.forward:
@@ -88,11 +91,28 @@ class ODEBlock(Unrollable):
         unrolled = Unrolled(copies, plan, self.method, uniform_grid(self.t, self.steps), self.adjoint)
         for part in (unrolled, *([unrolled.f] if len(copies) > 1 else [])):
             part.training = self.training
-        vars(unrolled).update({name: value for name, value in vars(self).items() if name.startswith("_forward_")})  # hooks
         return unrolled
 
-    def _integrate(self, z0: Any, save: Literal["steps", "end"]) -> Any:
-        return integrate(self.f, z0, self.t, method=self.method, steps=self.steps, adjoint=self.adjoint, save=save, compile=self.compiling)
+    def _like_this(self, written: nn.Module) -> nn.Module:
+        """With the mode and the hooks of this block."""
+        written.training = self.training
+        vars(written).update({name: value for name, value in vars(self).items() if name.startswith("_forward_")})
+        return written
+
+    def _problem(self, z0: Any) -> tuple[Callable[..., Any], Any, tuple[Any, ...]]:
+        """func, y0 and args of ``odeint``."""
+        return self.f, z0, ()
+
+    def _integrate(self, z0: Any, save: Literal["steps", "end"]) -> tuple[list[Leaves], Structure]:
+        func, y0, args = self._problem(z0)
+        options = {"method": self.method, "steps": self.steps, "adjoint": self.adjoint, "compile": self.compiling}
+        return integrate(func, y0, self.t, args=args, save=save, **options)
+
+    def plan(self, z0: Any) -> Plan:
+        """What ``forward(z0)`` costs, as ``anodev2.plan`` tells it; theta(t) that moves by itself is found before, and not counted."""
+        func, y0, args = self._problem(z0)
+        found = plan(func, y0, self.t, method=self.method, steps=self.steps, args=args, adjoint=self.adjoint)
+        return replace(found, samples=samples_of(z0)) if isinstance(func, BothWays) else found
 
     def extra_repr(self) -> str:
         compiling = f", compile={self.compiling}" if self.compiling else ""
@@ -109,6 +129,10 @@ class CoupledODEBlock(ODEBlock):
     Configuration 1 of the paper: ``steps=5`` and Euler, theta on the grid of z. Configuration 2: ``steps=2,
     weight_steps=10``, theta on a finer grid. Threads may share a block: they take turns at f, and see theta(t0) from outside.
 
+    A dynamics that reads the features, q(t, theta, z), makes theta one of each sample, (batch, *weight.shape), and the method steps
+    z and theta jointly. z has the batch in front; f must treat samples alike and apart. Where theta enters linear and convolution
+    layers alone, all samples go through f together, BatchNorm too; else f is called through ``torch.func.vmap``.
+
     Args:
         f: a module called as ``f(t, z)``. The parameters that evolve are theta(t0), under their own names in the
             ``state_dict``; the others stay constant in time. What f runs later, in a backward pass or another thread, sees
@@ -121,6 +145,8 @@ class CoupledODEBlock(ODEBlock):
             them; default ``steps``. Of no effect on a closed form.
         weight_method: method for theta; default ``method``.
         weights: "along": z at time t reads theta(t); "final": z reads theta(t1) throughout.
+        initial: for a dynamics that reads the features: a module or function of the input that returns theta(t0) of each sample for
+            some of the weights, a dict of (batch, *weight.shape); the others, and by default all, start from the parameters of f.
 
     Raises:
         ValueError, TypeError: naming the argument, what was given and the cure; a parameter that matches ``evolve``
@@ -143,55 +169,93 @@ class CoupledODEBlock(ODEBlock):
         t: Sequence[float] = (0.0, 1.0),
         adjoint: str | Adjoint = "checkpoint",
         compile: bool | Compile = False,
+        initial: Callable[[Any], Theta] | None = None,
     ) -> None:
         super().__init__(f, steps=steps, method=method, t=t, adjoint=adjoint, compile=compile)
         if not isinstance(dynamics, Dynamics):
             raise TypeError(f"dynamics must be a Dynamics, got {type(dynamics).__name__}; wrap a module q(t, theta) as NeuralDynamics(q)")
-        check_call("dynamics", dynamics, "t", "theta")
+        check_call("dynamics", dynamics, "t", "theta", *["z"] * dynamics.reads_features)
         if weights not in ("along", "final"):
             raise ValueError(f"weights={weights!r} must be 'along' or 'final'")
+        given = {"weight_steps": weight_steps, "weight_method": weight_method, "weights": None if weights == "along" else weights}
+        check_ways(dynamics.reads_features, [name for name, value in given.items() if value is not None], initial)
         self.dynamics = dynamics
+        self.initial = initial
         self.evolving = _evolving(f, dynamics, evolve)
         self.weight_steps = self.steps if weight_steps is None else as_count("weight_steps", weight_steps)
         self.weight_method = self.method if weight_method is None else as_method(weight_method)
         self.which_weights = weights
         self._plans: dict[bool, tuple[Any, _ReadingPlan]] = {}  # by whether steps are taken both ways
+        self._together = Together()
         self._readings()
         dynamics.bind(self._theta0())
 
-    def weights(self, t: float | Sequence[float] | Tensor) -> Theta:
-        """theta at time t, or at several times of the block stacked in front: a dict by parameter name."""
+    def weights(self, t: float | Sequence[float] | Tensor, z0: Any = None) -> Theta:
+        """theta at time t, or at several times of the block stacked in front: a dict by parameter name.
+
+        Where the dynamics reads the features, it is that of each sample of an input z0: (batch, *weight.shape), at a time between two
+        steps after a shorter one. Otherwise z0 is not looked at.
+        """
         times = torch.as_tensor(t, dtype=torch.float64, device="cpu")
         low, high = min(self.t), max(self.t)
         if times.ndim > 1 or times.numel() == 0 or not ((low <= times) & (times <= high)).all():
             raise ValueError(f"t={t} must be a time between {low} and {high}, or a sequence of such times")
-        path = self._path(self._theta0(), times.reshape(-1).tolist())
+        if self.dynamics.reads_features:
+            path = self._joint_path(z0, times.reshape(-1).tolist())
+        else:
+            path = self._path(self._theta0(), times.reshape(-1).tolist())
         return {name: torch.stack([theta[name] for theta in path]) for name in self.evolving} if times.ndim else path[0]
 
-    def _integrate(self, z0: Any, save: Literal["steps", "end"]) -> Any:
+    def joint(self, z0: Any) -> tuple[Callable[..., Any], Any]:
+        """Where the dynamics reads the features: func(t, y) of the joint state y = (z, theta), and y at the start, for ``odeint``.
+
+        Raises:
+            ValueError: theta moves by itself; z0 without the batch in front.
+        """
+        if not self.dynamics.reads_features:
+            raise ValueError(f"the weights of this {type(self).__name__} do not read the features; they are weights(t)")
+        theta = self._theta0()
+        state = self.dynamics.start(start_of(z0, theta, self.initial))
+        return BothWays(Swapped(self.f, theta), self.dynamics, self.f, self._together(self.f, self.evolving, z0)), (z0, state)
+
+    def _problem(self, z0: Any) -> tuple[Callable[..., Any], Any, tuple[Any, ...]]:
+        if self.dynamics.reads_features:
+            return *self.joint(z0), ()
         readings = self._readings(both_ways=self.adjoint.both_ways)
         theta = self._theta0()
-        path = self._path(theta, readings.times)
-        return integrate(
-            _EvolvingField(self.f, theta, readings),
-            z0,
-            self.t,
-            method=self.method,
-            steps=self.steps,
-            args=(path,),
-            adjoint=self.adjoint,
-            save=save,
-            compile=self.compiling,
-        )
+        return _EvolvingField(self.f, theta, readings), z0, (self._path(theta, readings.times),)
 
-    def written_out(self) -> Unrolled:
+    def _integrate(self, z0: Any, save: Literal["steps", "end"]) -> tuple[list[Leaves], Structure]:
+        states, structure = super()._integrate(z0, save)
+        return features(states, z0) if self.dynamics.reads_features else (states, structure)
+
+    def written_out(self) -> nn.Module:
         """The solve as a module of fixed weights, a copy of f for each time at which z reads theta; see ``unroll``."""
+        if self.dynamics.reads_features:
+            system = WrittenBothWays(self.f, self.dynamics)
+            readings = _ReadingPlan(self.method, self.t, self.steps, end_only=True, both_ways=True)
+            return self._like_this(Jointly(self._unrolled([system], readings), self.evolving, self.initial, self._together))
         start = self._theta0()
         readings = self._readings(both_ways=isinstance(self.adjoint, ReversibleAdjoint))
         solved = self._readings(both_ways=self.adjoint.both_ways)
         path = dict(zip(solved.times, self._path(start, solved.times), strict=True))  # with other times round-off would be another
         copies = [with_weights(self.f, {start[name]: path[time][name] for name in start}) for time in readings.times]
-        return self._unrolled(copies, readings)
+        return self._like_this(self._unrolled(copies, readings))
+
+    def _joint_path(self, z0: Any, times: Sequence[float]) -> list[Theta]:
+        """theta of each sample at each of ``times``."""
+        if z0 is None:
+            raise ValueError("the weights of this block read the features, and differ from input to input: give it, weights(t, z0)")
+        func, y0 = self.joint(z0)
+        nodes = uniform_grid(self.t, self.steps).nodes()
+        options = {"method": self.method, "adjoint": self.adjoint}
+        states, _ = integrate(func, y0, self.t, steps=self.steps, save="steps", **options)
+        at = dict(zip(nodes, weights_of(states, y0, self.dynamics), strict=True))
+        for time in {time for time in times if time not in at}:
+            grid = [*(node for node in nodes if (node < time) == (self.t[0] < self.t[1])), time]
+            end = integrate(func, y0, grid[:: len(grid) - 1], grid=grid, save="end", **options)[0]
+            at |= {time: weights_of(end, y0, self.dynamics)[0]}
+        return [at[time] for time in times]
 
     @property
     def reading_times(self) -> list[float]:
@@ -221,8 +285,7 @@ class CoupledODEBlock(ODEBlock):
 
     def _path(self, theta: Theta, times: Sequence[float]) -> list[Theta]:
         """theta at each of ``times``, in the weights' own precision whatever autocast says."""
-        device = next(iter(theta.values())).device
-        with torch.autocast(device.type, enabled=False) if torch.amp.is_autocast_available(device.type) else nullcontext():
+        with in_own_precision(next(iter(theta.values())).device):
             values = self.dynamics.flow(theta, [time - self.t[0] for time in times])
             if values is None:
                 return self._stepped(theta, times)

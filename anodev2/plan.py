@@ -30,6 +30,7 @@ class Plan:
     at once, forward or backward, of states and step graphs (the one being redone included). Evaluations count calls of
     func. ``recomputed`` counts steps redone; ``slots`` and ``graphs``: states, and graphs of the last steps, kept forward.
     ``node_bytes``: what the nodes of the graph take beside (host memory, estimated from their number; none with slots).
+    ``samples``: of how many the states are, told of blocks whose weights read the features.
     """
 
     adjoint: Adjoint
@@ -45,6 +46,7 @@ class Plan:
     graphs: int = 0
     schedule: Schedule | None = field(default=None, repr=False)
     node_bytes: int = 0
+    samples: int | None = None
 
     def __str__(self) -> str:
         lines = [
@@ -55,6 +57,9 @@ class Plan:
             f"func evaluated {self.evaluations_forward} times forward, {self.evaluations_backward} times backward; "
             f"{self.recomputed} steps redone ({self.recomputed / self.steps:.2f} per step)",
         ]
+        if self.samples:
+            state, graph = (mebibytes(count / self.samples) for count in (self.state_bytes, self.graph_bytes))
+            lines.append(f"per sample, its own weights included: a state {state}, the graph of a step {graph}")
         if self.schedule is not None:
             kept = f"{len(self.schedule.kept)} states" + (f" and {self.graphs} graphs" if self.graphs else "")
             drawn = self.steps <= DRAWN

@@ -36,10 +36,10 @@ class CoupledSystem(nn.Module):
         super().__init__()
         self.f = f
         self.q = q
-        self.reads_z = _reads_z(q) if reads_z is None else reads_z
+        self.reads_z = takes_z(q) if reads_z is None else reads_z
         self._z_last = check_call("f", f, "t", "z", "theta") is False
         z_first = check_call("q", q, "t", "theta", *["z"] * self.reads_z)
-        if self.reads_z and z_first is None and reads_z is None:
+        if self.reads_z and z_first is None and reads_z is None and not hasattr(q, "reads_features"):
             raise TypeError(
                 f"q{signature_of(q)} does not tell which of its arguments is z: name them theta and z, or pass reads_z=True to have it "
                 "called as q(t, theta, z)"
@@ -58,7 +58,13 @@ class CoupledSystem(nn.Module):
         return f"reads_z={self.reads_z}"
 
 
-def _reads_z(q: Callable[..., Any]) -> bool:
+def takes_z(q: Callable[..., Any]) -> bool:
+    """Whether q is called as q(t, theta, z) rather than q(t, theta), as a ``Dynamics`` says or its signature.
+
+    Raises TypeError where that does not tell.
+    """
+    if isinstance(said := getattr(q, "reads_features", None), bool):
+        return said
     signature = signature_of(q)
     if signature is None or any(p.kind is p.VAR_POSITIONAL for p in signature.parameters.values()):
         raise TypeError("q's signature does not tell whether it is called as q(t, theta) or q(t, theta, z); pass reads_z=True or False")

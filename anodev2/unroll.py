@@ -17,7 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Proxy
 
+from .both_ways import WrittenBothWays, start_of
 from .gradients.adjoint import Adjoint, ReversibleAdjoint
+from .integrate.sample_weights import Together
 from .problem import CountedCall, Counters, Problem, VectorField
 from .pytree import LEAF, Structure, build, leaves_of, structure_of
 from .solvers import Leaves, Method, RungeKutta
@@ -33,7 +35,7 @@ class Unrollable(nn.Module, ABC):
         return unroll(self)
 
     @abstractmethod
-    def written_out(self) -> Unrolled:
+    def written_out(self) -> nn.Module:
         """The solve as a module of fixed weights, which shares with this one what does not evolve."""
 
 
@@ -218,6 +220,23 @@ def _time_dtype(y: Leaves) -> torch.dtype:
         real = leaf.real.dtype if leaf.is_complex() else leaf.dtype
         dtype = dtype if real == dtype else torch.promote_types(dtype, real)
     return dtype
+
+
+class Jointly(nn.Module):
+    """Features and the weights of each sample, both updates of every step written out: z(t1) of (z, theta) from (z0, theta(t0))."""
+
+    def __init__(self, solve: Unrolled, evolving: tuple[str, ...], initial: Any, together: Together) -> None:
+        super().__init__()
+        self.solve, self.evolving, self.initial, self.together = solve, evolving, initial, together
+
+    def forward(self, z0: Any) -> Any:
+        """z(t1), in the structure, shapes and dtypes of z0."""
+        system = self.solve.copies()[0]
+        assert isinstance(system, WrittenBothWays)
+        system.together = self.together(system.f, self.evolving, z0)
+        present = dict(system.f.named_parameters(remove_duplicate=False))
+        theta = start_of(z0, {name: present[name] for name in self.evolving}, self.initial)
+        return self.solve((z0, system.dynamics.start(theta)))[0]
 
 
 class _Field(VectorField):

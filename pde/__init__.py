@@ -11,8 +11,9 @@ if __name__ == "pde":  # the folder in a checkout: the same modules as anodev2.p
     sys.modules |= {name.removeprefix("anodev2."): module for name, module in sys.modules.items() if name.startswith("anodev2.pde")}
 
 from .advection import Advection
-from .boundary import Dirichlet, Neumann, Periodic
+from .boundary import Dirichlet, Neumann, Periodic, Walls
 from .burgers import Burgers
+from .conditions import Absorbing, Closed, Free, Robin, Slope, Value
 from .diffusion import Diffusion
 from .equation import Equation, Sum
 from .grid import Grid1D
@@ -21,19 +22,26 @@ from .stencils import Derivative, derivative
 from .wave import Wave
 
 __all__ = [
+    "Absorbing",
     "Advection",
     "AdvectionDiffusionReaction",
     "Burgers",
+    "Closed",
     "Derivative",
     "Diffusion",
     "Dirichlet",
     "Equation",
+    "Free",
     "Grid1D",
     "Neumann",
     "Periodic",
     "Reaction",
+    "Robin",
+    "Slope",
     "Source",
     "Sum",
+    "Value",
+    "Walls",
     "Wave",
     "derivative",
 ]

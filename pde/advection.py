@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .boundary import Boundary, Reach
+from .boundary import Boundary
 from .coefficient import Coefficient, as_coefficient, attach, evaluate, extremes, is_constant
 from .equation import Term
+from .extrapolation import Reach
 from .grid import Grid1D
 from .numbers import as_tensor, readable
 from .stability import Profile
@@ -53,6 +54,7 @@ class Advection(Term):
         self.conservative = conservative
         self.forward_side: Derivative = derivative(grid, 1, self.scheme, 1)  # for c > 0
         self.backward_side: Derivative = derivative(grid, 1, self.scheme, -1)
+        self.boundary.validate("Advection", "flux" if conservative or is_constant(speed) else "transport")
         if not grid.periodic and is_constant(speed) and readable(grid.points()):
             check_ends(self.boundary, *self._end_speeds(0.0, grid.points()), missing_only=True)
 
@@ -147,17 +149,8 @@ def check_ends(
     boundary: Boundary, left_low: float, left_high: float, right_low: float, right_high: float, missing_only: bool = False
 ) -> None:
     """ValueError unless data stand exactly at the ends where a field of these speeds (smallest and largest at each end) flows in."""
-    left, right = boundary.data()
-    inwards = (("left", left, left_high, left_high), ("right", right, -right_low, right_low))
-    kind = type(boundary).__name__
-    for end, datum, inflow, speed in inwards:
-        if inflow > 0 and datum is None:
-            raise ValueError(f"at speed {speed:g} the field flows in at the {end} end, which has no data; give {kind}({end}=...)")
-    for end, datum, inflow, speed in inwards:
-        if inflow < 0 and datum is not None and not missing_only:
-            raise ValueError(
-                f"at speed {speed:g} the field flows out at the {end} end, which has data; give {kind}({end}=None), or add a Diffusion"
-            )
+    for end, inwards, speed in sorted((("left", left_high, left_high), ("right", -right_low, right_low)), key=lambda row: -row[1]):
+        boundary.check_flow(end, speed, inwards, missing_only)
 
 
 def transported(side: Derivative, flux: Callable[..., Tensor], grid: Grid1D, t: Any, u: Tensor, c: Any) -> Tensor:

@@ -30,6 +30,7 @@ class SelfAdvection(Term):
 
     def __init__(self, grid: Grid1D, scheme: str = "weno5", viscous: bool = False) -> None:
         super().__init__(grid)
+        self.boundary.validate(self.name, "flux")
         self.scheme = scheme
         self.viscous = viscous
         self.forward_side: Derivative = derivative(grid, 1, scheme, 1)

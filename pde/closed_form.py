@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .boundary import Dirichlet
+from .boundary import Dirichlet, Neumann
 from .grid import Grid1D
 from .numbers import constant
 
@@ -51,6 +51,8 @@ def line_between(grid: Grid1D, u: Tensor) -> Tensor | None:
         ValueError: data that change in time, are missing at an end, or are two different slopes.
     """
     boundary = grid.boundary
+    if not isinstance(boundary, Dirichlet | Neumann):
+        raise ValueError(f"the exact solution is known between two values or two slopes, not between {boundary}; compare with small steps")
     left, right = boundary.data()
     if left is None or right is None or not boundary.steady():
         raise ValueError(f"the exact solution needs steady data at both ends, got {boundary}; give numbers, or compare with small steps")

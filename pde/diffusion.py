@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .boundary import Reach
 from .coefficient import Coefficient, as_coefficient, attach, evaluate, extremes, is_constant, is_zero, positive
 from .equation import Term
+from .extrapolation import Reach
 from .grid import Grid1D
 from .numbers import as_tensor, readable
 from .stability import Profile
-from .stencils import Derivative, Stencil, derivative, stencil_weights
+from .stencils import Derivative, Stencil, derivative, sealed, stencil_weights
 
 NEXT = Reach(1, 1)
 JUMP = 2  # D that changes by this factor over the points of an interpolation is not smooth there
@@ -26,11 +26,11 @@ class Diffusion(Term):
 
     A constant D multiplies the second derivative. One that varies stands between two first derivatives on staggered points, the
     flux D du/dx at the midpoints: the sum of u changes by what flows through the ends alone, to round-off, with both, whatever the
-    scheme, if slopes are given (``Neumann``) or the grid is periodic. No mode grows for any D >= 0. At the midpoints "central2" takes
-    the harmonic mean of D at its neighbours, 2 / (1/D + 1/D'), so that two materials have the slopes of their ratio; the other schemes take
-    a function there, and interpolate a tensor of n values (to order 6 for "spectral"; the harmonic mean where it changes by a
-    factor of 2). An explicit method needs dt D / h^2 below about 1/2 (Euler, central2); ``max_stable_step`` tells for any scheme
-    and method.
+    scheme, if slopes are given (``Slope``), the ends are ``Closed`` or the grid is periodic. No mode grows for any D >= 0. At the
+    midpoints "central2" takes the harmonic mean of D at its neighbours, 2 / (1/D + 1/D'), so that two materials have the slopes of their
+    ratio; the other schemes take a function there, and interpolate a tensor of n values (to order 6 for "spectral"; the harmonic mean
+    where it changes by a factor of 2). An explicit method needs dt D / h^2 below about 1/2 (Euler, central2); ``max_stable_step``
+    tells for any scheme and method.
 
     A D that is learned and becomes negative counts as 0 and has no gradient there, as does a negative value of a function.
 
@@ -62,7 +62,7 @@ class Diffusion(Term):
         self.second: Derivative = derivative(grid, 2, scheme)
         self.accuracy = 6 if scheme == "spectral" else int(scheme[-1])
         self.to_faces, self.back = _staggered(self.accuracy)
-        need_both_ends(grid, "Diffusion")
+        self.boundary.validate("Diffusion", "diffusion")
         if not (is_constant(diffusivity) or grid.periodic or scheme == "central2"):
             raise ValueError(f"scheme={scheme!r} has no form for a diffusivity that varies between walls; take 'central2'")
 
@@ -80,7 +80,7 @@ class Diffusion(Term):
         d = self._at_faces(t, u)
         if not self.grid.periodic:
             padded = self.grid.boundary.pad(u, NEXT, self.grid.spacing, t)
-            flux = d * ((padded[..., 1:] - padded[..., :-1]) / self.grid.spacing)
+            flux = sealed(d * ((padded[..., 1:] - padded[..., :-1]) / self.grid.spacing), self.grid.boundary.closed)
             return (flux[..., 1:] - flux[..., :-1]) / self.grid.spacing
         if self.scheme == "spectral":
             return _half_shifted(d * _half_shifted(u, self.grid, 1), self.grid, -1)
@@ -149,13 +149,6 @@ def _interpolated(d: Tensor, grid: Grid1D, accuracy: int) -> Tensor:
     near = torch.stack([d.roll(-j, -1) for j in range(1 - accuracy // 2, accuracy // 2 + 1)])
     smooth = near.amax(0) < JUMP * near.amin(0)
     return torch.where(smooth, _to_faces(accuracy, 0)(d, grid), _harmonic(d, d.roll(-1, -1)))
-
-
-def need_both_ends(grid: Grid1D, name: str) -> None:
-    """ValueError where an end of a grid with walls has no data."""
-    if not grid.periodic and None in grid.boundary.data():
-        kind, end = type(grid.boundary).__name__, ("left", "right")[[d is None for d in grid.boundary.data()].index(True)]
-        raise ValueError(f"{name} needs data at both ends, {end}=None has none; give {kind}({end}=...)")
 
 
 @lru_cache

@@ -17,11 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from anodev2 import FourierOperator, LinearOperator
+from anodev2.torch_private import no_dispatch_modes
 
 from .closed_form import dense_flow, elapsed, fourier_flow, line_between, wall_series
 from .coefficient import evaluate, shown
+from .conditions import without_field_data
 from .grid import Grid1D
-from .numbers import as_tensor, present, readable
+from .numbers import as_tensor, lasting, present, readable
 from .stability import POINTS, VARYING, Profile, few, matrix_limit, mode_limit, profiles, remembered, scaled
 
 Rest = Callable[[Any, Tensor], Tensor]
@@ -130,7 +132,7 @@ class FieldEquation(Equation):
         """
         nonlinear = [term for term in self.terms() if not term.linear]
         like = self.like() if u is None else u
-        if not nonlinear:
+        if not nonlinear and not (self.boundary.reads_field and u is not None):
             return _dense(self.terms(), self.grid, like)
         if u is None:
             raise ValueError(f"{nonlinear[0].name} is not linear; give the field at which its Jacobian is wanted, matrix(u=...)")
@@ -177,13 +179,14 @@ class FieldEquation(Equation):
         """
         sources = self.tensors()
         live = any(source.requires_grad or source.is_inference() for source in sources)
-        if not readable() or live or torch.is_inference_mode_enabled():
+        if live or torch.is_inference_mode_enabled() or not (readable() if sources else lasting()):
             return self._make_split(kept=False)
         coefficients = [getattr(term, term.coefficient) for term in self.terms()]
         key = [*((source, source._version, source.dtype, source.device) for source in sources), *((value,) for value in coefficients)]
         key.append((None, self.like().device))
         if self._split is None or not _same_key(self._split[0], key):
-            self._split = (key, self._make_split(kept=True))
+            with no_dispatch_modes():
+                self._split = (key, self._make_split(kept=True))
         return self._split[1]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -246,10 +249,16 @@ class FieldEquation(Equation):
 
         def rest(t: Any, u: Tensor) -> Tensor:
             self._check_data(t, u)
-            return reduce(torch.add, [term.tendency(t, u) for term in others]) if others else torch.zeros_like(u)
+            total = reduce(torch.add, [term.tendency(t, u) for term in others]) if others else torch.zeros_like(u)
+            if not (self.boundary.reads_field and constant):
+                return total
+            with without_field_data():
+                affine = reduce(torch.add, [term.tendency(t, u) for term in constant])
+            return total + reduce(torch.add, [term.tendency(t, u) for term in constant]) - affine
 
         def data(t: Any, u: Tensor) -> Tensor:
-            return self._from_data(t, u, constant).expand_as(u)
+            with without_field_data():
+                return self._from_data(t, u, constant).expand_as(u)
 
         near = self._near([term for term in self.terms() if term.linear]) if any(term.linear for term in others) else None
         near = cache(near) if near is not None and kept else near
@@ -370,12 +379,13 @@ def _dense(terms: Sequence[Term], grid: Grid1D, like: Tensor) -> Tensor:
     """The matrix of linear terms: their values on the unit fields, less what boundary data add. Coefficients (..., 1) lead."""
     t = torch.zeros((), dtype=like.dtype, device=like.device)
     values = [evaluate(getattr(term, term.coefficient), t, lambda: grid.points(like), like) for term in terms]
-    values += [datum for datum in grid.boundary.data() if isinstance(datum, Tensor)]
+    values += grid.boundary.tensors()
     lead = torch.broadcast_shapes((), *(value.shape[:-1] for value in values if isinstance(value, Tensor)))
     fields = torch.eye(grid.n, dtype=like.dtype, device=like.device).reshape(grid.n, *(1,) * len(lead), grid.n)
     fields = fields.expand(grid.n, *lead, grid.n)
     zero = torch.zeros_like(fields)
-    columns = sum((term.tendency(t, fields) - term.tendency(t, zero[:1]) for term in terms), zero)
+    with without_field_data():
+        columns = sum((term.tendency(t, fields) - term.tendency(t, zero[:1]) for term in terms), zero)
     return columns.movedim(0, -1)
 
 

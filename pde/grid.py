@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from .boundary import Boundary, Periodic
+from .boundary import Boundary, Periodic, between
+from .conditions import Condition
 
 PERIODIC = Periodic()  # without data: one serves all grids
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class Grid1D:
     """n equally spaced points on an axis from 0 to length, spacing h = length / n.
 
-    Periodic: x_i = i h, i = 0 ... n - 1; x = length is x = 0 and not stored. With walls (``Dirichlet``, ``Neumann``): the cell
+    Periodic: x_i = i h, i = 0 ... n - 1; x = length is x = 0 and not stored. With walls: the cell
     centres x_i = (i + 1/2) h; the walls at 0 and length are not stored.
 
     Args:
         n: number of points, at least 3.
         length: of the axis (the period), in the unit of x.
-        boundary: what holds at its ends.
+        boundary: what holds at its ends: ``Periodic()``, or a pair of conditions, ``(Value(1.0), Slope(0.0))``, or one of the short
+            forms ``Dirichlet(left, right)`` and ``Neumann(left, right)``.
 
     Raises:
         ValueError: naming the argument.
@@ -31,16 +33,19 @@ class Grid1D:
     """
 
     n: int
-    length: float = 1.0
-    boundary: Boundary = field(default_factory=lambda: PERIODIC)
+    length: float
+    boundary: Boundary
 
-    def __post_init__(self) -> None:
-        if self.n < 3:
-            raise ValueError(f"n={self.n} points are too few for a grid; give at least 3")
-        if not (math.isfinite(self.length) and self.length > 0):
-            raise ValueError(f"length={self.length} must be positive and finite")
-        if not isinstance(self.boundary, Boundary):
-            raise TypeError(f"boundary={self.boundary!r} must be Periodic(), Dirichlet(left, right) or Neumann(left, right)")
+    def __init__(self, n: int, length: float = 1.0, boundary: Boundary | tuple[Condition, Condition] = PERIODIC) -> None:
+        if n < 3:
+            raise ValueError(f"n={n} points are too few for a grid; give at least 3")
+        if not (math.isfinite(length) and length > 0):
+            raise ValueError(f"length={length} must be positive and finite")
+        ends = between(*boundary) if isinstance(boundary, tuple) and len(boundary) == 2 else boundary
+        if not isinstance(ends, Boundary):
+            raise TypeError(f"boundary={ends!r} must be Periodic(), a pair of conditions, Dirichlet(left, right) or Neumann(left, right)")
+        for name, value in (("n", n), ("length", length), ("boundary", ends)):
+            object.__setattr__(self, name, value)
 
     @property
     def periodic(self) -> bool:

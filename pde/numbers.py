@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from anodev2.tables import kept
-from anodev2.torch_private import in_dispatch_mode, in_fake_mode, transformed
+from anodev2.torch_private import in_dispatch_mode, in_fake_mode, in_tracing_mode, transformed
 
 Rows = tuple[tuple[float, ...], ...]
 
@@ -26,6 +26,11 @@ def readable(*tensors: Tensor) -> bool:
         and present(*tensors)
         and all(tensor.is_cpu for tensor in tensors)
     )
+
+
+def lasting() -> bool:
+    """Whether what is made here of plain numbers serves everywhere; a mode that only watches operations has nothing to see in it."""
+    return not (torch.compiler.is_compiling() or transformed() or in_tracing_mode()) and present()
 
 
 def as_tensor(value: Any) -> Tensor:

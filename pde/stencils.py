@@ -9,6 +9,8 @@ walls, by grid refinement:
     the same                   1        2           2            2         2         2       Neumann
     second derivative                                            2         4         6       Dirichlet
     second derivative                                            2         2         2       Neumann; full order if u is even about the wall
+    first derivative       1        2           4            2         3         4       Robin; the second as Dirichlet
+    the same and the second                                      2         2         2       Closed; upwind1 1
 
 The mirror image that makes the ghosts beyond a Neumann wall keeps the sum of the field to round-off, and misses the third derivative
 at the wall. That one is 0 for the heat equation with steady slopes (and for reaction-diffusion with zero slopes, and for waves), which
@@ -19,6 +21,7 @@ Source: Fornberg, Math. Comp. 51 (1988) for weights by order conditions; Jiang, 
 
 from __future__ import annotations
 
+import itertools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -29,8 +32,11 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from .boundary import Neumann, Reach
+from .boundary import Walls
+from .conditions import Closed, Robin, Slope, without_field_data
+from .extrapolation import Reach
 from .grid import Grid1D
+from .numbers import constant
 from .weights import At, Average, values, weights
 
 WIDTHS = {"central2": 1, "central4": 2, "central6": 3, "upwind1": 1, "upwind3": 2, "upwind5": 3, "weno5": 3}
@@ -60,14 +66,21 @@ class Derivative(ABC):
     reach: Reach
     linear: bool = True
 
-    def __call__(self, u: Tensor, grid: Grid1D, t: Tensor | float = 0.0) -> Tensor:
-        """The derivative at the points of the grid, shape (..., n) like u, with the boundary data of time t."""
-        grid.check(u)
-        return self.apply(grid.boundary.pad(u, self.reach, grid.spacing, t), grid)
+    def __call__(self, u: Tensor, grid: Grid1D, t: Tensor | float = 0.0, rate: Tensor | None = None) -> Tensor:
+        """The derivative at the points of the grid, shape (..., n) like u, with the boundary data of time t.
 
-    @abstractmethod
+        At ``Closed`` ends it is what flows through the faces of a cell, and nothing through the end. ``rate``: see ``Boundary.pad``.
+        """
+        grid.check(u)
+        return self.apply(grid.boundary.pad(u, self.reach, grid.spacing, t, rate), grid)
+
     def apply(self, padded: Tensor, grid: Grid1D) -> Tensor:
         """The derivative of a field that has its ghosts already."""
+        return self.between(padded, grid, grid.boundary.closed)
+
+    @abstractmethod
+    def between(self, padded: Tensor, grid: Grid1D, closed: tuple[bool, bool]) -> Tensor:
+        """The same, as the difference of the values at the faces (times h), those of closed ends 0."""
 
     @abstractmethod
     def symbol(self, k: Tensor, spacing: float) -> Tensor:
@@ -79,7 +92,8 @@ class Derivative(ABC):
             raise ValueError(f"scheme={self.scheme!r} is not linear and has no matrix; take 'upwind5', to which it tends on smooth fields")
         like = torch.empty(0, dtype=torch.float64) if like is None else like
         identity = torch.eye(grid.n, dtype=like.dtype, device=like.device)
-        return (self(identity, grid) - self(torch.zeros_like(identity), grid)).mT
+        with without_field_data():
+            return (self(identity, grid) - self(torch.zeros_like(identity), grid)).mT
 
 
 @dataclass(frozen=True)
@@ -89,7 +103,7 @@ class Stencil(Derivative):
     offsets: tuple[int, ...] = ()
     weights: tuple[float, ...] = ()
 
-    def apply(self, padded: Tensor, grid: Grid1D) -> Tensor:
+    def between(self, padded: Tensor, grid: Grid1D, closed: tuple[bool, bool]) -> Tensor:
         n = padded.shape[-1] - self.reach.left - self.reach.right
         shifted = lambda j: padded[..., self.reach.left + j : self.reach.left + j + n]  # noqa: E731
         parity, total = self._parity(), None
@@ -100,7 +114,13 @@ class Stencil(Derivative):
             scale = w / grid.spacing**self.derivative
             total = term * scale if total is None else torch.add(total, term, alpha=scale)
         assert total is not None
-        return total
+        if not any(closed):
+            return total
+        faces = constant((tuple(itertools.accumulate(reversed(self.weights[1:])))[::-1],), padded)[0] / grid.spacing**self.derivative
+        width = len(faces)  # the value at a face is sum_j (w_j + w_{j+1} + ...) u_{i+j}
+        first = total[..., :1] + (padded[..., :width] * faces).sum(-1, keepdim=True) * closed[0]
+        last = total[..., -1:] - (padded[..., -width:] * faces).sum(-1, keepdim=True) * closed[1]
+        return torch.cat([first, total[..., 1:-1], last], -1)
 
     def symbol(self, k: Tensor, spacing: float) -> Tensor:
         """sum_j w_j (exp(i j k h) - 1) / h^m, without cancellation at long waves."""
@@ -122,7 +142,7 @@ class Stencil(Derivative):
 class Spectral(Derivative):
     """F^-1 [(i k)^m F u], exact for every mode below Nyquist; on even grids the first derivative of the Nyquist mode is 0."""
 
-    def apply(self, padded: Tensor, grid: Grid1D) -> Tensor:
+    def between(self, padded: Tensor, grid: Grid1D, closed: tuple[bool, bool]) -> Tensor:
         if self.derivative == 1:
             k = grid.wavenumbers(padded)
             factor = torch.complex(torch.zeros_like(k), k)
@@ -149,11 +169,12 @@ class Weno5(Derivative):
 
     side: int = 1
 
-    def apply(self, padded: Tensor, grid: Grid1D) -> Tensor:
+    def between(self, padded: Tensor, grid: Grid1D, closed: tuple[bool, bool]) -> Tensor:
         faces = padded.shape[-1] - 4
         u = [padded[..., m : m + faces] for m in range(5)]
         spread = padded.amax(-1, keepdim=True) - padded.amin(-1, keepdim=True)
         flux = _weno_face(u if self.side > 0 else u[::-1], torch.where(spread > 0, spread, 1.0))
+        flux = sealed(flux, closed)
         return (flux[..., 1:] - flux[..., :-1]) / grid.spacing
 
     def symbol(self, k: Tensor, spacing: float) -> Tensor:
@@ -182,6 +203,13 @@ def derivative(grid: Grid1D, order: int, scheme: str, side: int = 1) -> Derivati
     if scheme == "spectral" and not grid.periodic:
         raise ValueError(f"scheme='spectral' needs a periodic grid, this one has {type(grid.boundary).__name__} ends; take 'central4'")
     return _make(scheme, order, side, _wall_order(grid, order, scheme))
+
+
+def sealed(flux: Tensor, closed: tuple[bool, bool]) -> Tensor:
+    """Values at the faces, (..., n + 1), those of closed ends 0."""
+    if not any(closed):
+        return flux
+    return torch.cat([flux[..., :1] * (not closed[0]), flux[..., 1:-1], flux[..., -1:] * (not closed[1])], -1)
 
 
 def upwinded(scheme: str) -> bool:
@@ -222,8 +250,10 @@ def _wall_order(grid: Grid1D, order: int, scheme: str) -> float:
     accuracy = int(scheme[-1])
     if grid.periodic:
         return accuracy
-    if isinstance(grid.boundary, Neumann):
+    if isinstance(grid.boundary, Walls) and any(isinstance(end, Slope | Closed) for end in grid.boundary.conditions):
         return min(accuracy, 2)
+    if order == 1 and isinstance(grid.boundary, Walls) and any(isinstance(end, Robin) for end in grid.boundary.conditions):
+        return min(accuracy, max(DEGREES[1][scheme], 2))
     return 5 if (order, scheme) == (1, "central6") else accuracy
 
 

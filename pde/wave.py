@@ -13,11 +13,11 @@ from anodev2 import stability_function
 
 from .closed_form import dense_flow, elapsed, line_between, wall_series
 from .coefficient import Coefficient, attach, evaluate, extremes, is_constant
-from .diffusion import need_both_ends
+from .conditions import without_field_data
 from .equation import Equation
 from .grid import Grid1D
 from .numbers import as_tensor, present
-from .stability import few, remembered, some_modes
+from .stability import few, remembered, some_modes, told_from_round_off
 from .stencils import Derivative, derivative
 
 Pair = tuple[Tensor, Tensor]
@@ -30,7 +30,7 @@ class Wave(Equation):
     waves a little; Euler makes all grow. Modes have the eigenvalues +-i c sqrt(-D2(k)), D2(k) the symbol of the second derivative.
 
     Args:
-        grid: the points; walls need data at both ends (fixed ends ``Dirichlet()``, free ends ``Neumann()``).
+        grid: the points; walls need data at both ends (fixed ends ``Dirichlet()``, free ends ``Neumann()``), or are ``Absorbing``.
         speed: c, length per time: a number, a tensor (a Parameter is trained), or a function (t, x) -> c. Its sign does not matter.
         scheme: "central2", "central4", "central6", or "spectral" (periodic grids).
 
@@ -49,14 +49,14 @@ class Wave(Equation):
         attach(self, "speed", speed, grid.n)
         self.scheme = scheme
         self.second: Derivative = derivative(grid, 2, scheme)
-        need_both_ends(grid, "Wave")
+        self.boundary.validate("Wave", "wave")
         self._limits: dict[Any, float] = {}
 
     def forward(self, t: Any, state: Pair) -> Pair:
         """(du/dt, dv/dt)."""
         u, v = self._pair(state)
         c = evaluate(self.speed, t, lambda: self.grid.points(u), u)
-        return v, c**2 * self.second(u, self.grid, t)
+        return v, c**2 * self.second(u, self.grid, t, v / abs(c) if self.boundary.absorbs else None)
 
     def energy(self, state: Pair, t: Any = 0.0) -> Tensor:
         """h/2 sum(v^2 / c^2 - u D2 u) >= 0, shape (...,).
@@ -139,6 +139,10 @@ class Wave(Equation):
     def _limit(self, method: Any) -> float:
         """That for c = 1."""
         square = -self.second.symbol(some_modes(self.grid), self.grid.spacing).real
+        if self.boundary.absorbs:
+            matrix = Wave(few(self.grid), 1.0, self.scheme).matrix()
+            eigenvalues = told_from_round_off(torch.linalg.eigvals(matrix))
+            return stability_function(method).limit(torch.cat([_both(torch.sqrt(square)).flatten(), eigenvalues]))
         if not self.grid.periodic:
             square = torch.cat([square, -torch.linalg.eigvals(self.second.matrix(few(self.grid))).real.clamp(max=0)])
         return stability_function(method).limit(_both(torch.sqrt(square)))
@@ -174,7 +178,17 @@ class Wave(Equation):
         stiff = (c**2)[..., None] * self.second.matrix(self.grid, like) if c.ndim else c**2 * self.second.matrix(self.grid, like)
         unit = torch.eye(n, dtype=like.dtype, device=like.device).expand_as(stiff)
         zero = torch.zeros_like(stiff)
-        return torch.cat([torch.cat([zero, unit], -1), torch.cat([stiff, zero], -1)], -2)
+        lost = self._absorbed(c, like).expand_as(stiff) if self.boundary.absorbs else zero
+        return torch.cat([torch.cat([zero, unit], -1), torch.cat([stiff, lost], -1)], -2)
+
+    def _absorbed(self, c: Tensor, like: Tensor) -> Tensor:
+        """What v adds to dv/dt through absorbing ends, as a matrix."""
+        speed = c[..., None, :] if c.ndim else c
+        unit = torch.eye(self.grid.n, dtype=like.dtype, device=like.device) / speed.abs()
+        zero = torch.zeros_like(unit)
+        with without_field_data():
+            found = self.second(zero, self.grid, 0.0, unit) - self.second(zero, self.grid)
+        return (speed**2 * found).mT
 
 
 def _both(w: Tensor) -> Tensor:

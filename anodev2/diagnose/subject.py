@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from ..block import CoupledODEBlock, ODEBlock
 from ..dynamics import Theta
+from ..integrate.functional_call import call_with
 from ..integrate.recording import Recording
 from ..problem import CountedCall, Counters
 from ..pytree import build, leaves_of, structure_of
@@ -106,7 +106,7 @@ class Subject:
     def _call(self, theta: Theta | None, t: Tensor, z: Any, args: tuple[Any, ...], counters: Counters) -> Any:
         if self.block is None or theta is None:
             return self.call.func(t, z, *args, **counters)
-        return functional_call(self.block.f, theta, (t, z), counters)
+        return call_with(self.block.f, theta, t, z, **counters)
 
 
 class Path:

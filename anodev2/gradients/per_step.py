@@ -146,7 +146,7 @@ class Frame:
     def __init__(self, solve: PerStep, take: Take, y: Leaves, before: Frame | None) -> None:
         self.solve, self.take, self.before = solve, take, None if before is None else weakref.ref(before)
         self.place = solve.recording.marks - 1
-        self.kinds = [(leaf.requires_grad, leaf.is_leaf, nn.Parameter if isinstance(leaf, nn.Parameter) else Tensor.detach) for leaf in y]
+        self.kinds = [(leaf.requires_grad, leaf.is_leaf, nn.Parameter if _of_parameter(leaf) else Tensor.detach) for leaf in y]
         if solve.offload is not None:
             self.y: list[Any] = solve.offload.store(y)
         else:
@@ -295,7 +295,7 @@ def packer(holders: list[Any], live: list[Any], at: list[int], wanted: int = -1)
     """What gives a saved tensor a place in ``live``, its version in ``at``; parameters and their views stay references."""
 
     def pack(tensor: Tensor) -> tuple[Any, int, int]:
-        if isinstance(tensor._base, nn.Parameter) if tensor._is_view() else tensor.is_leaf and isinstance(tensor, nn.Parameter):
+        if _of_parameter(tensor):
             return tensor, -1, tensor._version
         live.append(tensor)
         at.append(tensor._version)
@@ -304,6 +304,10 @@ def packer(holders: list[Any], live: list[Any], at: list[int], wanted: int = -1)
         return holders[0], len(at) - 1, 0
 
     return pack
+
+
+def _of_parameter(tensor: Tensor) -> bool:
+    return isinstance(tensor._base, nn.Parameter) if tensor._is_view() else tensor.is_leaf and isinstance(tensor, nn.Parameter)
 
 
 class _Complete(BaseException):

@@ -117,11 +117,19 @@ def put(pairs: list[Pair], counts: list[int] | None = None) -> None:
 def _copy(pairs: Iterable[Pair]) -> None:
     """The second of each pair into the first; one launch for all of a kind."""
     kinds: dict[Any, tuple[list[Tensor], list[Tensor]]] = {}
-    for into, value in pairs:
+    for pair in pairs:
+        into, value = pair if pair[0].is_cpu else map(words, pair)
         for tensor, group in zip((into, value), kinds.setdefault((into.device, into.dtype), ([], [])), strict=True):
             group.append(tensor)
     for into, values in kinds.values():
         copy_together(into, values)
+
+
+def words(tensor: Tensor) -> Tensor:
+    """The same memory as numbers of 4 bytes, so that statistics and what counts them are of one kind."""
+    if tensor.dtype == torch.float32:
+        return tensor.view(torch.int32)
+    return tensor[None].view(torch.int32) if tensor.dtype == torch.int64 and tensor.ndim == 0 else tensor
 
 
 def _copies(tensors: Sequence[Tensor]) -> list[Tensor]:

@@ -47,7 +47,7 @@ class Swapped:
         Raises ValueError where torch.utils.checkpoint runs inside f: it would recompute later, with f's own weights.
         """
         if torch.compiler.is_compiling():
-            return functional_call(self.f, dict(weights), args, kwargs)
+            return call_with(self.f, weights, *args, **kwargs)
         saving = torch.is_grad_enabled(), _hook()
         with ExitStack() as held:
             for lock in self.locks:
@@ -56,6 +56,22 @@ class Swapped:
                 held.callback(vars(module).__setitem__, "_parameters", module._parameters)
                 vars(module)["_parameters"] = _Seen(module._parameters, {key: weights[name] for key, name in places.items()}, saving)
             return self.f(*args, **kwargs)
+
+
+def call_with(f: nn.Module, weights: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Any:
+    """f(*args, **kwargs) by ``torch.func.functional_call`` with these weights, under all names that they have in f.
+
+    Each place once: a module that f holds under two names would otherwise keep the weights it was called with.
+    """
+    own = dict(f.named_parameters(remove_duplicate=False))
+    given = [(own[name], weight) for name, weight in weights.items()]
+    found: dict[str, Tensor] = {}
+    for prefix, module in f.named_modules():
+        for key, parameter in module._parameters.items():
+            for old, new in given:
+                if parameter is old:
+                    found[f"{prefix}.{key}" if prefix else key] = new
+    return functional_call(f, found, args, kwargs, tie_weights=False)
 
 
 @contextmanager

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from ..stepping import Time
+from ..torch_private import in_tracing_mode, no_dispatch_modes
 
 Action = Callable[[Tensor], Tensor]
+Copies = dict[tuple[torch.device, int], Tensor]  # by where they are, and which version of the tensor they are of
 
 
 class LinearOperator(ABC):
@@ -61,40 +63,40 @@ class FourierOperator(LinearOperator):
         self.n = n
         self.near = near
         self._known: dict[tuple[Time, int, int], list[Action]] = {}
+        self._moved: Copies = {}
 
     def __repr__(self) -> str:
         return f"FourierOperator(n={self.n})"
 
     def __call__(self, u: Tensor) -> Tensor:
-        return self._times(self.symbol)(u)
+        return self._times(self.symbol, self._moved)(u)
 
     def solve(self, scale: Time, u: Tensor) -> Tensor:
-        return self._times(1 / (1 - scale * self.symbol))(u)
+        return self._times(1 / (1 - scale * beside(u, self.symbol, self._moved)), {})(u)
 
     def preconditioner(self, scale: float, transposed: bool = False) -> Action:
         if self.near is not None:
             return self.near().preconditioner(scale, transposed)
-        return self._times(1 / (1 - scale * (self.symbol.conj() if transposed else self.symbol)))
+        return self._times(1 / (1 - scale * (self.symbol.conj() if transposed else self.symbol)), {})
 
     def phi(self, scale: Time, count: int) -> list[Action]:
-        fixed = not (isinstance(scale, Tensor) or self.symbol.requires_grad or torch.compiler.is_compiling())
-        if not fixed or self.symbol.is_inference() or torch.is_inference_mode_enabled():  # what is kept must serve training too
-            return [self._times(values) for values in phi_functions(scale * self.symbol, count)]
+        if isinstance(scale, Tensor) or not lasts(self.symbol):
+            return [self._times(values, {}) for values in phi_functions(scale * self.symbol, count)]
         key = (scale, count, self.symbol._version)
         if key in self._known:
             return self._known[key]
-        actions = [self._times(values) for values in phi_functions(scale * self.symbol, count)]
+        actions = [self._times(values, {}) for values in phi_functions(scale * self.symbol, count)]
         self._known = {key: actions, **dict(list(self._known.items())[:3])}
         return actions
 
-    def _times(self, factor: Tensor) -> Action:
+    def _times(self, factor: Tensor, moved: Copies) -> Action:
         def act(u: Tensor) -> Tensor:
             if u.is_complex():
                 raise TypeError("FourierOperator acts on real fields, got a complex one; solve for real and imaginary parts")
             if not u.numel():
                 return u  # which torch.fft refuses
             spectrum = torch.fft.rfft(u)
-            return torch.fft.irfft(factor.to(spectrum) * spectrum, n=self.n)
+            return torch.fft.irfft(beside(u, factor, moved).to(spectrum) * spectrum, n=self.n)
 
         return act
 
@@ -158,6 +160,24 @@ class DenseOperator(LinearOperator):
         if matrix.ndim == 2:
             return lambda u: u @ matrix.to(u.dtype).mT
         return lambda u: (matrix.to(u.dtype) @ u[..., None])[..., 0]
+
+
+def lasts(tensor: Tensor) -> bool:
+    """Whether what is made of a tensor now serves later calls, be they of training: it is a number, and no tracer's or compiler's."""
+    passing = torch.compiler.is_compiling() or in_tracing_mode() or torch.is_inference_mode_enabled()
+    return not (passing or tensor.requires_grad or tensor.is_inference())
+
+
+def beside(u: Tensor, factor: Tensor, moved: Copies) -> Tensor:
+    """The factor where u lies: a copy, for which a GPU waits, is kept in ``moved`` if it lasts."""
+    if factor.device == u.device or not lasts(factor):
+        return factor
+    key = (u.device, factor._version)
+    if key not in moved:
+        moved.clear()
+        with no_dispatch_modes():
+            moved[key] = factor.to(u.device)
+    return moved[key]
 
 
 def as_operator(linear: object) -> LinearOperator:

@@ -427,3 +427,21 @@ def test_every_pair_of_method_adjoint_nesting_and_direction() -> None:
     adjoints = [*SCHEDULES.values(), ReversibleAdjoint()]
     for method, adjoint, nesting, t in itertools.product(RUNGE_KUTTA, adjoints, states, ([0.0, 0.5], [0.5, 0.0])):
         check_gradients(states[nesting](), method, 3, t, adjoint)
+
+
+@pytest.mark.parametrize("trained", [True, False])
+@pytest.mark.parametrize("adjoint", [*SCHEDULES, "reversible"])
+def test_a_start_that_is_a_view_of_a_parameter(adjoint: str, trained: bool) -> None:
+    """Such as one parameter for a whole batch; f saves it."""
+    start, rate = nn.Parameter(torch.tensor([[0.5], [1.0]], dtype=torch.float64), trained), nn.Parameter(torch.ones(3, dtype=torch.float64))
+    wanted = [rate, start] if trained else [rate]
+    chosen, exact = SCHEDULES.get(adjoint, ReversibleAdjoint()), StoredReversible() if adjoint == "reversible" else "direct"
+    for view in (lambda: start, lambda: start.expand(2, 3), lambda: start.view(2), lambda: start[:1], lambda: start.t()):
+
+        def gradient(how: Any, view: Any = view) -> tuple[Tensor, ...]:
+            y0 = view()
+            end = odeint(lambda t, y: y.sin() * rate[: y.shape[-1]], y0, [0.0, 1.0], steps=3, method="heun2", adjoint=how)[-1]
+            return torch.autograd.grad(end.sum(), wanted)
+
+        for own, other in zip(gradient(chosen), gradient(exact), strict=True):
+            torch.testing.assert_close(own, other, rtol=0, atol=1e-12)

@@ -1,6 +1,6 @@
 """The optimality conditions of the coupled problem: discrete gradients against the continuous adjoint and against differences.
 
-alpha(1) = dJ/dz(1),   -alpha' = (df/dz)^T alpha
+alpha(1) = dJ/dz(1),   -alpha' = (df/dz)^T alpha (+ (dq/dz)^T beta where q reads z)
 beta(1)  = 0,          -beta'  = (dq/dtheta)^T beta + (df/dtheta)^T alpha
 dJ/dtheta_0 = beta(0), dJ/dp = int_0^1 (dq/dp)^T beta dt
 """
@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 from scipy.integrate import solve_ivp
-from torch import Tensor
+from torch import Tensor, nn
 
-from anodev2 import CoupledSystem, odeint
+from anodev2 import CoupledODEBlock, CoupledSystem, NeuralDynamics, odeint
 from anodev2.testing import observed_order
 
 W = np.array([[0.3, -1.1], [0.9, 0.2]])
@@ -94,3 +94,59 @@ def test_coarse_steps_have_the_exact_gradient_of_the_discrete_program(steps: int
             assert gradient[i].item() == pytest.approx(difference, abs=1e-8)
     if steps == 1:  # and it is not the continuous one
         assert np.abs(found[1].numpy() - continuous()[1]).max() > 1e-3
+
+
+class Field(nn.Module):
+    """f(t, z) = tanh(W z) theta: theta enters as it is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.theta = nn.Parameter(torch.tensor([1.5, -0.8], dtype=torch.float64))
+
+    def forward(self, t: Tensor, z: Tensor) -> Tensor:
+        return torch.tanh(z @ torch.from_numpy(W).T) * self.theta
+
+
+class Reading(nn.Module):
+    """q(t, theta, z) = -p0 theta + p1 sin(theta z) t."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.p = nn.Parameter(torch.tensor([0.6, 0.9], dtype=torch.float64))
+
+    def forward(self, t: Tensor, theta: dict[str, Tensor], z: Tensor) -> dict[str, Tensor]:
+        return {"theta": -self.p[0] * theta["theta"] + self.p[1] * torch.sin(theta["theta"] * z) * t}
+
+
+Z0 = np.array([[0.7, -0.4], [-0.2, 0.9]])
+
+
+def both_ways() -> list[np.ndarray]:
+    """dJ/dz0 of each sample, dJ/dtheta_0 and dJ/dp summed over them: -alpha' = (df/dz)^T alpha + (dq/dz)^T beta."""
+    p, options = np.array([0.6, 0.9]), {"rtol": 1e-12, "atol": 1e-13, "method": "DOP853"}
+    starts = []
+    for z0 in Z0:
+
+        def forward(t: float, y: np.ndarray) -> np.ndarray:
+            z, theta = y[:2], y[2:]
+            return np.concatenate([np.tanh(W @ z) * theta, -p[0] * theta + p[1] * np.sin(theta * z) * t])
+
+        path = solve_ivp(forward, (0, 1), [*z0, 1.5, -0.8], dense_output=True, **options)
+
+        def backward(t: float, y: np.ndarray, path: object = path) -> np.ndarray:
+            (z, theta), (alpha, beta) = path.sol(t).reshape(2, 2), y[:4].reshape(2, 2)  # type: ignore[attr-defined]
+            s, slope = np.tanh(W @ z), p[1] * np.cos(theta * z) * t
+            dfdz = ((1 - s**2) * theta)[:, None] * W
+            dqdp = np.stack([-theta, np.sin(theta * z) * t], axis=1)
+            return -np.concatenate([dfdz.T @ alpha + theta * slope * beta, (z * slope - p[0]) * beta + s * alpha, dqdp.T @ beta])
+
+        starts.append(solve_ivp(backward, (1, 0), np.concatenate([path.y[:2, -1], np.zeros(4)]), **options).y[:, -1])
+    return [np.stack(starts)[:, :2], sum(starts)[2:4], sum(starts)[4:]]  # type: ignore[index]
+
+
+def test_a_rule_that_reads_the_features_adds_its_term() -> None:
+    block = CoupledODEBlock(Field(), NeuralDynamics(Reading()), steps=200, method="rk4")
+    z0 = torch.tensor(Z0, requires_grad=True)
+    found = torch.autograd.grad(block(z0).square().sum() / 2, [z0, *block.parameters()])
+    for discrete, exact in zip(found, both_ways(), strict=True):
+        np.testing.assert_allclose(discrete.numpy(), exact, rtol=0, atol=1e-8)

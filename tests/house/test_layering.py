@@ -37,7 +37,7 @@ ORDER = [
         "system",
         "dynamics",
     ),
-    *("unroll", "block", "testing", "diagnose"),
+    *("both_ways", "unroll", "block", "testing", "diagnose"),
 ]
 FOLDERS = {
     "dynamics": [
@@ -50,7 +50,7 @@ FOLDERS = {
         *("", "stability"),
     ],
     "integrate": [
-        *("captured", "functional_call", "attributes", "buffers", "side_effects", "comparison", "recording", "loop"),
+        *("captured", "functional_call", "sample_weights", "attributes", "buffers", "side_effects", "comparison", "recording", "loop"),
         *("per_sample", "dense", "compiled", ""),
     ],
     "gradients": ["vjp", "offload", "per_step", "schedule", "slots", "reversible", "backsolve", "function", "adjoint", ""],

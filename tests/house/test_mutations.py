@@ -188,7 +188,7 @@ MUTATIONS = {
     ),
     "a state in another role": (
         "gradients/per_step.py",
-        "nn.Parameter if isinstance(leaf, nn.Parameter) else Tensor.detach",
+        "nn.Parameter if _of_parameter(leaf) else Tensor.detach",
         "Tensor.detach",
         "test_adjoint.py::test_a_state_that_is_a_parameter",
     ),
@@ -419,6 +419,18 @@ MUTATIONS = {
         "        set_versions(",
         "        str(",
         "test_recording.py",
+    ),
+    "a count cut to half of its memory": (
+        "integrate/buffers.py",
+        "tensor[None].view(torch.int32)",
+        "tensor[None].to(torch.int32)",
+        "test_buffers.py",
+    ),
+    "a factor of before it changed": (
+        "solvers/linear.py",
+        "key = (u.device, factor._version)",
+        "key = (u.device, 0)",
+        "test_stiff.py::test_a_factor_is_moved_to_a_device_once_and_again_when_it_has_changed",
     ),
     "statistics that another step moves, taken for the last": (
         "integrate/buffers.py",
@@ -740,7 +752,26 @@ MUTATIONS = {
         "factor = -(grid.wavenumbers(padded) ** 2)",
         "test_pde_operators.py",
     ),
-    "a wall slope of the other sign": ("../pde/boundary.py", "return image + datum", "return image - datum", "test_pde_boundaries.py"),
+    "a wall slope of the other sign": ("../pde/extrapolation.py", "return image + slope", "return image - slope", "test_pde_boundaries.py"),
+    "closed ends that leak": ("../pde/stencils.py", "keepdim=True) * closed[0]", "keepdim=True) * 0", "test_pde_conditions.py"),
+    "a slope of Robin of the other sign": (
+        "../pde/extrapolation.py",
+        "columns[1], bump[1] = [-w for w in columns[1]], -bump[1]",
+        "columns[1] = columns[1]",
+        "test_pde_conditions.py::test_the_slowest_mode_between_robin_walls_decays_as_it_should",
+    ),
+    "data of the field in a linear part": (
+        "../pde/conditions.py",
+        "return 0.0 if _quiet.get() else",
+        "return",
+        "test_pde_conditions.py::test_the_parts_of_a_split_add_up_whatever_the_conditions",
+    ),
+    "waves that an end turns back": (
+        "../pde/conditions.py",
+        "-rate if side.mirrored else rate",
+        "0 * rate",
+        "test_pde_conditions.py::test_a_pulse_leaves_through_an_absorbing_end",
+    ),
     "upwind on the wrong side": (
         "../pde/advection.py",
         "return -(positive * self.forward_side(u, self.grid, t) + negative * self.backward_side",
@@ -1362,6 +1393,30 @@ MUTATIONS = {
         "test_dynamics.py::test_diffusivity_stays_non_negative_and_can_leave_zero",
     ),
     "diffusion backwards": ("dynamics/spectral.py", "-(k**2).sum(-1)", "(k**2).sum(-1)", "test_dynamics.py"),
+    "a start that is a view of a parameter": (
+        "gradients/per_step.py",
+        "nn.Parameter if _of_parameter(leaf) else",
+        "nn.Parameter if isinstance(leaf, nn.Parameter) else",
+        "test_adjoints.py::test_a_start_that_is_a_view_of_a_parameter",
+    ),
+    "samples not in front of a layer": (
+        "integrate/sample_weights.py",
+        "if len(x) != batch:",
+        "if False:",
+        "test_both_ways.py::test_a_block_is_the_coupled_system_of_all_samples",
+    ),
+    "a module under two names, swapped twice": (
+        "integrate/functional_call.py",
+        "return functional_call(f, found, args, kwargs, tie_weights=False)",
+        "return functional_call(f, dict(weights), args, kwargs)",
+        "test_both_ways.py::test_unrolled_blocks_are_the_blocks_to_the_bit",
+    ),
+    "weights that read the features under autocast": (
+        "both_ways.py",
+        "with in_own_precision(t.device):",
+        "if True:",
+        "test_both_ways.py::test_autocast_leaves_the_rule_in_its_own_precision",
+    ),
 }
 
 

@@ -17,13 +17,28 @@ import torch
 from torch import Tensor
 
 from anodev2 import odeint, solve
-from anodev2.pde import Advection, AdvectionDiffusionReaction, Burgers, Diffusion, Dirichlet, Grid1D, Neumann, Wave
+from anodev2.pde import (
+    Advection,
+    AdvectionDiffusionReaction,
+    Burgers,
+    Closed,
+    Diffusion,
+    Dirichlet,
+    Free,
+    Grid1D,
+    Neumann,
+    Robin,
+    Slope,
+    Value,
+    Wave,
+)
 from anodev2.testing import observed_order, taylor_test
 
 Function = Callable[[Tensor], Tensor]
 LENGTH = 2.0
 ZERO = torch.zeros((), dtype=torch.float64)
 UPWIND, CENTRAL = ("upwind1", "upwind3", "upwind5"), ("central2", "central4", "central6")
+SIGNED = ("field", "function")
 KINDS = ("number", "field", "function", "samples")
 SIZES = (32, 48, 64, 96)
 
@@ -50,6 +65,10 @@ def wave(x: Tensor) -> Tensor:
     return 1.5 + 0.6 * torch.sin(math.pi * x + 0.4) + 0.2 * torch.cos(2 * math.pi * x)
 
 
+def slope_of_wave(x: Tensor) -> Tensor:
+    return math.pi * (0.6 * torch.cos(math.pi * x + 0.4) - 0.4 * torch.sin(2 * math.pi * x))
+
+
 ENDS: dict[str, Callable[[], Any]] = {
     "periodic": lambda: None,
     "dirichlet": lambda: Dirichlet(*values(wave)),
@@ -57,7 +76,24 @@ ENDS: dict[str, Callable[[], Any]] = {
     "in left": lambda: Dirichlet(values(wave)[0], None),
     "in right": lambda: Dirichlet(None, values(wave)[1]),
     "out": lambda: Dirichlet(None, None),
+    "value, slope": lambda: (Value(values(wave)[0]), Slope(values(d(wave))[1])),
+    "robin": lambda: (robin(0, 1.0, -0.4), robin(1, 0.7, 0.5)),
+    "robin, value": lambda: (robin(0, 0.3, -2.0), Value(values(wave)[1])),
+    "of the field": lambda: (Slope(of_field(d(wave), 0)), Value(of_field(wave, 1))),
+    "in by robin": lambda: (robin(0, 1.0, -0.4), Free()),
+    "closed": lambda: (Closed(), Closed()),
+    "closed, value": lambda: (Closed(), Value(values(wave)[1])),
 }
+
+
+def robin(end: int, a: float, b: float) -> Robin:
+    return Robin(a, b, a * values(wave)[end] + b * values(d(wave))[end])
+
+
+def of_field(f: Function, end: int) -> Callable[[Any, Tensor], Tensor]:
+    """f at a wall, as a function that depends on the field there, which is that of ``wave``."""
+    at_wall, u_there = values(f)[end], values(wave)[end]
+    return lambda t, u: at_wall + 0.7 * (u**2 - u_there**2)
 
 
 def values(f: Function) -> tuple[float, float]:
@@ -117,24 +153,29 @@ def orders(
     }
 
 
+SECOND = ("neumann", "value, slope", "of the field", "closed", "closed, value")  # ends that leave the order 2
+
+
 def at_walls(end: str, scheme: str) -> float:
     full = 5 if scheme == "central6" and end != "periodic" else accuracy(scheme)
-    return min(full, 2) if end == "neumann" else full
+    if end == "in by robin":  # the slope at the wall is known to an order less
+        full = {"upwind3": 2, "upwind5": 4, "weno5": 4, "central4": 3}.get(scheme, full)
+    return min(full, 2) if end in SECOND else full
 
 
 def even(end: str, scheme: str) -> float:
-    return min(accuracy(scheme), 2) if end == "neumann" else accuracy(scheme)
+    return min(accuracy(scheme), 2) if end in SECOND else accuracy(scheme)
 
 
 DIFFUSIVE = {
     "periodic": ((*CENTRAL, "spectral"), KINDS),
     "dirichlet": (("central2",), KINDS),
     "neumann": (("central2",), KINDS),
+    **{end: (("central2",), ("number", "field", "function")) for end in ("value, slope", "robin", "robin, value", "of the field")},
 }
-CONSTANT = {end: (CENTRAL, ("number", "samples")) for end in ("dirichlet", "neumann")}
+CONSTANT = {end: (CENTRAL, ("number", "samples")) for end in ("dirichlet", "neumann", "value, slope", "robin", "robin, value")}
 EVERY = (*UPWIND, "weno5", *CENTRAL, "spectral")
 BETWEEN = (*UPWIND, "weno5", "central2", "central4")
-SIGNED = ("field", "function")
 
 
 def transport(conservative: bool) -> Callable[[Grid1D, Any, str], Any]:
@@ -152,7 +193,16 @@ ROWS: dict[str, Row] = {
         lambda grid, c, scheme: lambda t, u: Wave(grid, c, scheme)(t, (u, torch.zeros_like(u)))[1],
         lambda u, c: product(c, c, d(d(u))),
         lambda x: 0.5 + 0.2 * torch.sin(math.pi * x),
-        orders({"periodic": ((*CENTRAL, "spectral"), KINDS), "dirichlet": (CENTRAL, KINDS), "neumann": (("central2",), KINDS)}, even),
+        orders(
+            {
+                "periodic": ((*CENTRAL, "spectral"), KINDS),
+                "dirichlet": (CENTRAL, KINDS),
+                "neumann": (("central2",), KINDS),
+                "value, slope": (("central2",), SIGNED),
+                "robin": (CENTRAL, SIGNED),
+            },
+            even,
+        ),
     ),
     "advection": Row(
         transport(False),
@@ -188,7 +238,7 @@ ROWS: dict[str, Row] = {
         transport(False),
         lambda u, c: lambda x: -c(x) * d(u)(x),
         lambda x: 0.6 + 0.2 * torch.sin(2 * x),
-        orders({"in left": ((*BETWEEN, "central6"), KINDS)}, at_walls),
+        orders({"in left": ((*BETWEEN, "central6"), KINDS), "in by robin": (BETWEEN, SIGNED)}, at_walls),
     ),
     "flux to the left": Row(
         transport(True),
@@ -201,6 +251,15 @@ ROWS: dict[str, Row] = {
         lambda u, D: lambda x: d(product(D, d(u)))(x) - 0.4 * d(u)(x) - 0.3 * u(x),
         lambda x: 0.3 + 0.2 * torch.sin(math.pi * x),
         orders({"periodic": (("central2", "central4"), KINDS), "dirichlet": (("central2",), KINDS)}, even),
+    ),
+    "drift and diffusion in a box": Row(  # c u = D du/dx at the ends
+        lambda grid, c, scheme: Advection(grid, c, scheme, conservative=True) + Diffusion(grid, 0.3),
+        lambda u, c: lambda x: -d(product(c, u))(x) + 0.3 * d(d(u))(x),
+        lambda x: 0.3 * slope_of_wave(x) / wave(x) + 0.2 * torch.sin(math.pi * x),
+        orders(
+            {end: ((*UPWIND, "weno5", "central2", "central4"), ("function",)) for end in ("closed", "closed, value")},
+            lambda end, scheme: 1 if scheme == "upwind1" else 2,
+        ),
     ),
     "burgers": Row(
         lambda grid, _, scheme: Burgers(grid, 0.0, scheme),
@@ -242,7 +301,7 @@ def solved(equation: Callable[[Any, Tensor], Tensor], source: Tensor, start: Ten
 
 
 def error_of(name: str, ends: str, scheme: str, kind: str) -> Callable[[int], float]:
-    row, linear = ROWS[name], scheme != "weno5" and "burgers" not in name
+    row, linear = ROWS[name], scheme != "weno5" and "burgers" not in name and ends != "of the field"
 
     def error(n: int) -> float:
         grid = grid_of(n, ends)

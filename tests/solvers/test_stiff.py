@@ -11,7 +11,7 @@ from torch import Tensor
 
 from anodev2 import METHODS, Adjoint, BackwardEuler, CheckpointAdjoint, DirectAdjoint, FourierOperator, SolveError, odeint, solve
 from anodev2.pde import Burgers, Grid1D
-from anodev2.solvers.linear import DenseOperator, phi_functions
+from anodev2.solvers.linear import DenseOperator, beside, phi_functions
 from anodev2.testing import observed_order
 from problems import IMPLICIT, MLP, SPLITTING, Reacting
 
@@ -211,3 +211,15 @@ def test_what_an_operator_keeps_follows_its_symbol_and_serves_training() -> None
     symbol.mul_(2)
     torch.testing.assert_close(operator.phi(0.1, 1)[0](u), FourierOperator(symbol.clone(), 16).phi(0.1, 1)[0](u))
     assert not torch.equal(operator.phi(0.1, 1)[0](u), before)
+
+
+def test_a_factor_is_moved_to_a_device_once_and_again_when_it_has_changed() -> None:
+    factor, u, moved = torch.ones(3), torch.ones(3, device="meta"), {}
+    first = beside(u, factor, moved)
+    assert first.is_meta and beside(u, factor, moved) is first and beside(factor, factor, moved) is factor
+    factor.mul_(2)
+    assert beside(u, factor, moved) is not first and len(moved) == 1
+    learned = factor.clone().requires_grad_()
+    with torch.inference_mode():
+        assert beside(u, factor, {}) is factor
+    assert beside(u, learned, {}) is learned
