@@ -9,7 +9,7 @@ import math
 import re
 import shutil
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,10 @@ class DataError(RunError):
 
 @dataclass
 class Images:
-    """Labelled images on one device: x (n, height, width, 3) uint8, y (n,) int64; mean and std (3,) of the training images."""
+    """Labelled images on one device: x (n, height, width, 3) uint8, y (n,) int64; mean and std (3,) of the training images.
+
+    ``x_valid``, ``y_valid``: those on which a choice is made, such as that of an epoch; often none.
+    """
 
     x_train: Tensor
     y_train: Tensor
@@ -50,6 +53,8 @@ class Images:
     std: Tensor
     classes: int
     names: tuple[str, ...] = ()
+    x_valid: Tensor = field(default_factory=lambda: torch.empty(0, 32, 32, 3, dtype=torch.uint8))
+    y_valid: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
 
     def __post_init__(self) -> None:
         self.names = self.names or tuple(map(str, range(self.classes)))
@@ -64,7 +69,9 @@ class Images:
         return ((x.float() - self.mean) / self.std).permute(0, 3, 1, 2)
 
 
-def load_images(data: str, data_dir: Path, device: torch.device, subset: int | None = None, size: int = 32) -> Images:
+def load_images(
+    data: str, data_dir: Path, device: torch.device, subset: int | None = None, size: int = 32, validation: float = 0.0
+) -> Images:
     """``data``: "mini" (in this repository), "cifar10", "cifar100", "fashion" (FashionMNIST), or a folder of images.
 
     FashionMNIST's 28x28 grey images come as 32x32 in three equal channels, a black border around them: from its idx files (.gz or not)
@@ -72,7 +79,8 @@ def load_images(data: str, data_dir: Path, device: torch.device, subset: int | N
 
     The folder has one folder of images per class, or two such folders: train/ and test/ (or val/, valid/, validation/). Without the
     second, every fifth image is for testing. Each becomes ``size`` pixels high and wide: the shorter side resized, the longer cut at both
-    ends. ``subset``: only so many training images, and at most so many test images, spread over the whole set.
+    ends. ``subset``: only so many training images, and at most so many test images, spread over the whole set. ``validation``: the share of
+    the training images, of every class alike, that are kept aside as validation images.
     """
     names = KNOWN.get(data, ())
     if data == "mini":
@@ -85,10 +93,21 @@ def load_images(data: str, data_dir: Path, device: torch.device, subset: int | N
         raise DataError(f"--data {data!r} is neither mini, cifar10, cifar100, fashion nor a folder with one folder of images per class")
     if subset is not None:
         arrays = {name: array[np.linspace(0, len(array) - 1, min(subset, len(array))).astype(int)] for name, array in arrays.items()}
+    aside = _spread(arrays["y_train"], validation)
+    arrays |= {f"{kind}_valid": arrays[f"{kind}_train"][aside] for kind in "xy"}
+    arrays |= {f"{kind}_train": arrays[f"{kind}_train"][~aside] for kind in "xy"}
     mean, std = _statistics(arrays["x_train"])
-    x_train, x_test = (torch.from_numpy(arrays[name]).to(device) for name in ("x_train", "x_test"))
-    y_train, y_test = (torch.from_numpy(arrays[name]).to(device).long() for name in ("y_train", "y_test"))
-    return Images(x_train, y_train, x_test, y_test, mean.to(device), std.to(device), len(names), names)
+    x_train, x_test, x_valid = (torch.from_numpy(arrays[f"x_{part}"]).to(device) for part in ("train", "test", "valid"))
+    y_train, y_test, y_valid = (torch.from_numpy(arrays[f"y_{part}"]).to(device).long() for part in ("train", "test", "valid"))
+    return Images(x_train, y_train, x_test, y_test, mean.to(device), std.to(device), len(names), names, x_valid, y_valid)
+
+
+def _spread(labels: np.ndarray, share: float) -> np.ndarray:
+    """Which images make up this share, as many of every class as its size asks for."""
+    aside = np.zeros(len(labels), dtype=bool)
+    count = round(share * len(labels))
+    aside[np.argsort(labels, kind="stable")[np.linspace(0, len(labels) - 1, count + 2).astype(int)[1:-1]]] = True
+    return aside
 
 
 def _statistics(x: np.ndarray) -> tuple[Tensor, Tensor]:

@@ -56,10 +56,10 @@ def option(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def parse(kind: type[T], argv: Sequence[str] | None) -> tuple[T, list[str]]:
-    """The settings of a command line, each in its range, and the names of the options given."""
+def parse(kind: type[T], argv: Sequence[str] | None, default: T | None = None) -> tuple[T, list[str]]:
+    """The settings of a command line, each in its range, and the names of the options given; ``default``: what holds for the others."""
     argv = sys.argv[1:] if argv is None else argv
-    config = tyro.cli(kind, args=argv)
+    config = tyro.cli(kind, args=argv) if default is None else tyro.cli(kind, args=argv, default=default)
     checked(kind, vars(config), option, "the command line")
     words = [word[2:].split("=")[0].replace("-", "_") for word in argv if word.startswith("--")]
     names = [word if word in vars(config) else word.removeprefix("no_") for word in words]

@@ -92,7 +92,21 @@ ACTS: Acts = {
     "data_dir": (f"--data {', '.join(DOWNLOADED)}", lambda c: c.data in DOWNLOADED),
     "steps": (f"--variants {', '.join(STEPPED)}", lambda c: not {*STEPPED}.isdisjoint(c.variants)),
 }
-OWN = {"model", "block", "steps", "adjoint", "epochs", "seeds", "data", "data_dir", "subset", "out", "resume"}  # are not for a recipe
+OWN = {
+    "model",
+    "block",
+    "steps",
+    "adjoint",
+    "epochs",
+    "seeds",
+    "data",
+    "data_dir",
+    "subset",
+    "out",
+    "resume",
+    "init",
+    "config",
+}  # not for a recipe
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -18,12 +18,14 @@ import gc
 import math
 import statistics
 import time
+import warnings
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import safetensors.torch
 import torch
 import torch.nn.functional as F
 import tyro
@@ -33,6 +35,7 @@ from tqdm import tqdm
 import anodev2
 from anodev2 import CoupledODEBlock, ReactionDiffusionAdvection
 from anodev2.models import made_from
+from anodev2.models.saved import weights_file
 from average import Average
 from cuda_graph import Replayed
 from image_classes import KNOWN
@@ -79,6 +82,8 @@ class Config:
     """where cifar10.npz, cifar100.npz, fashion.npz or FashionMNIST's idx files lie, or are put after the download"""
     size: Literal[32, 64] = 32
     """height and width in pixels that images of a folder get: the shorter side resized, the longer cut at both ends"""
+    validation: Share = 0.0
+    """share of the training images that are kept aside, on which the best epoch is chosen; 0: the last epoch is the result"""
     subset: Count | None = None
     """use only so many training images, and at most so many test images"""
     model: Literal["resnet4", "resnet10", "resnet18", "alexnet", "squeezenext"] = "resnet4"
@@ -109,6 +114,8 @@ class Config:
     """states a block may store, for --adjoint checkpoint; default: one per step"""
     memory: str | None = None
     """bytes a block may use, such as 512MiB, for --adjoint checkpoint"""
+    init: Annotated[Path | None, tyro.conf.arg(metavar="RUN|FILE")] = None
+    """weights to start from: a run of such a network, or a file of weights; those of a residual network start its ODE too"""
     epochs: Count = 15
     """passes over the training images"""
     batch_size: Count = 64
@@ -146,7 +153,9 @@ class Config:
     out: Path | None = None
     """run folder; default runs/MODEL-BLOCK-DATA-SEEDS, with a number behind it if that is taken"""
     resume: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
-    """continue the run in this folder with its own settings; give no other option beside it"""
+    """continue the run in this folder with its own settings; beside it give --device and more --epochs at most"""
+    config: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """config.json of a run, whose settings hold where no option is given"""
 
     @property
     def seed(self) -> int:
@@ -178,7 +187,7 @@ def main(argv: list[str] | None = None) -> None:
     with mistakes_told():
         config = settled(argv)
         with joined(config.device, timedelta(minutes=10) if config.compile else timedelta(seconds=50)) as ranks:
-            images = load_images(config.data, config.data_dir, ranks.device, config.subset, config.size)
+            images = load_images(config.data, config.data_dir, ranks.device, config.subset, config.size, config.validation)
             check_shares(config, ranks.size, len(images.y_train))
             if config.resume is None:
                 rehearse(config, ranks, images)
@@ -196,22 +205,36 @@ def main(argv: list[str] | None = None) -> None:
 def settled(argv: list[str] | None) -> Config:
     """The options as given, or those of the run to resume."""
     config, given = parse(Config, argv)
+    if config.config is not None and config.resume is None:
+        config, given = parse(Config, argv, saved_config(config.config, f"--config {config.config}"))
+        config = dataclasses.replace(config, config=None)
     if config.resume is None:
         refuse_idle(config, given, ACTS)
         if config.out is not None:
             refuse_taken(config.out)
         return config
-    if {*given} - {"resume", "device"}:
-        raise RunError("--resume continues a run with its own settings; drop the other options but --device, or start a new run")
-    path = config.resume / "config.json"
-    saved = read_json(path, f"--resume {config.resume} is no run folder")
-    saved |= {"out": None, "resume": config.resume} | ({} if config.device == "auto" else {"device": config.device})
+    if {*given} - {"resume", "device", "epochs"}:
+        raise RunError(
+            "--resume continues a run with its own settings; drop the other options but --device and --epochs, or start a new run"
+        )
+    changes = {name: getattr(config, name) for name in given if name != "resume"}
+    saved = saved_config(config.resume / "config.json", f"--resume {config.resume} is no run folder")
+    if config.epochs < saved.epochs and "epochs" in given:
+        raise RunError(f"--epochs {config.epochs} must be at least the {saved.epochs} of the run in {config.resume}")
+    return dataclasses.replace(saved, resume=config.resume, **changes)
+
+
+def saved_config(path: Path, what: str) -> Config:
+    """The settings that a run has left, without its folder."""
+    saved = read_json(path, what) | {"out": None, "resume": None, "config": None}
     return checked(Config, saved, lambda name: f"{path}: {name}", str(path))
 
 
 def run_folder(config: Config) -> Path:
     """The folder of the run to resume, or a new one with its settings."""
     if config.resume is not None:
+        if saved_config(config.resume / "config.json", "").epochs != config.epochs:
+            write_json(config.resume / "config.json", {**dataclasses.asdict(config), "resume": None})
         return config.resume
     default = Path("runs") / "-".join([config.model, config.block, Path(config.data).name, *map(str, config.seeds)])
     return new_folder(config.out, default, {**dataclasses.asdict(config), "resume": None})
@@ -239,10 +262,11 @@ def train_seeds(config: Config, run: Path, ranks: Ranks, images: Images) -> None
     accuracies = []
     for seed in config.seeds:
         own, folder = dataclasses.replace(config, seeds=(seed,)), run / f"seed-{seed}"
-        if ranks.first and not (folder / "result.json").exists():
+        done = ranks.agree(lambda folder=folder: finished(folder, config.epochs))
+        if ranks.first and not done:
             folder.mkdir(exist_ok=True)
             write_json(folder / "config.json", {**dataclasses.asdict(own), "resume": None})
-        if not ranks.agree((folder / "result.json").exists):
+        if not done:
             Training(own, folder, ranks, images).run()
         result = ranks.agree(lambda folder=folder: read_json(folder / "result.json", f"{folder}", "test_accuracy"))
         accuracies.append(result["test_accuracy"])
@@ -253,6 +277,10 @@ def train_seeds(config: Config, run: Path, ranks: Ranks, images: Images) -> None
         print(f"\n{len(accuracies)} seeds: {mean:.2f} ({low:.2f}/{high:.2f}) % test accuracy, mean (min/max); {run / 'result.json'}")
 
 
+def finished(folder: Path, epochs: int) -> bool:
+    return (folder / "result.json").exists() and read_json(folder / "result.json", f"{folder}", "epochs")["epochs"] >= epochs
+
+
 class Training:
     """One run with one seed: what has to be kept between its epochs, and how to put it back."""
 
@@ -260,6 +288,8 @@ class Training:
         self.config, self.folder, self.ranks, self.images = config, run, ranks, images
         torch.manual_seed(config.seed)
         self.model = make_model(config, images.classes).to(ranks.device)
+        if config.init is not None:
+            begin_from(config.init, self.model)
         if config.channels_last:
             lay_out(self.model)
         self.average = Average(self.model, config.ema) if config.ema else None
@@ -283,6 +313,7 @@ class Training:
 
     def checkpoint(self) -> dict[str, Any]:
         numbers = {name: getattr(self, name) for name in ("epoch", "best", "history", "start")}
+        numbers["epochs"] = self.config.epochs
         return {**numbers, **{name: part.state_dict() for name, part in self.parts().items()}}
 
     def restore(self, saved: dict[str, Any]) -> None:
@@ -290,9 +321,22 @@ class Training:
             for name, part in self.parts().items():
                 part.load_state_dict(saved[name])
             self.epoch, self.best, self.history, self.start = (saved[name] for name in ("epoch", "best", "history", "start"))
+            if saved["epochs"] != self.config.epochs:
+                self.reschedule()
         except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
             what = f"{self.folder / 'last.pt'} is not a readable checkpoint of this run ({in_words(error)})"
             raise RunError(f"{what}; delete it to start anew") from None
+
+    def reschedule(self) -> None:
+        """The learning rate goes on as if so many epochs had been meant from the start."""
+        batches, groups = len(self.images.y_train) // self.config.batch_size, self.optimizer.param_groups
+        for group in groups:
+            group["lr"] = self.config.lr
+        self.scheduler = make_scheduler(self.config, self.optimizer, batches)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")  # before optimizer.step
+            for _ in range(self.epoch * batches):
+                self.scheduler.step()
 
     def autocast(self) -> AbstractContextManager[Any]:
         kind = getattr(torch, self.config.precision)
@@ -343,16 +387,19 @@ class Training:
         trained = time.perf_counter() - began
         self.ranks.share(self.model.buffers())
         self.ranks.share(self.tested.buffers())
-        accuracy = evaluate(self)
+        images = self.images
+        accuracies = {"train_accuracy": train_accuracy, "test_accuracy": evaluate(self, images.x_test, images.y_test)}
+        if len(images.y_valid):
+            accuracies["validation_accuracy"] = evaluate(self, images.x_valid, images.y_valid)
         self.epoch += 1
-        row = {"epoch": self.epoch, "loss": loss, "train_accuracy": train_accuracy, "test_accuracy": accuracy}
-        images = len(self.images.y_train) // self.config.batch_size * self.config.batch_size
-        rest = {"images_per_second": images / trained, "peak_memory_mib": peak_memory(self.ranks.device) / 2**20}
+        row = {"epoch": self.epoch, "loss": loss, **accuracies}
+        seen = len(images.y_train) // self.config.batch_size * self.config.batch_size
+        rest = {"images_per_second": seen / trained, "peak_memory_mib": peak_memory(self.ranks.device) / 2**20}
         row |= {"seconds": time.perf_counter() - began, **rest}
         self.history.append(row)
         return row
 
-    def facts(self, accuracy: float) -> dict[str, Any]:
+    def facts(self) -> dict[str, Any]:
         """What a file of weights says of them; ``anodev2.models.facts`` reads it."""
         config, images = self.config, self.images
         return {
@@ -364,19 +411,22 @@ class Training:
             "data": config.data,
             "seed": config.seed,
             "epoch": self.epoch,
-            "test_accuracy": accuracy,
+            **{name: value for name, value in self.history[-1].items() if name in ("test_accuracy", "validation_accuracy")},
             "versions": {"anodev2": anodev2.__version__, "torch": torch.__version__},
             "revision": revision(),
         }
 
     def keep(self, row: dict[str, float]) -> None:
         """Say what the epoch brought, and write what a resumed run needs."""
-        config, accuracy = self.config, row["test_accuracy"]
+        config, chosen = self.config, row.get("validation_accuracy", -1.0)
         done = f"epoch {self.epoch:3d}/{config.epochs}  loss {row['loss']:.4f}  train {row['train_accuracy']:5.2f} %"
-        print(f"{done}  test {accuracy:5.2f} %  {row['seconds']:.1f} s", flush=True)
-        if accuracy > self.best:  # before last.pt: killed between the two, the epoch is redone and written again
-            self.best = accuracy
-            save_weights(self.folder / "best.safetensors", self.tested.state_dict(), self.facts(accuracy))
+        done += f"  validation {chosen:5.2f} %" if "validation_accuracy" in row else ""
+        print(f"{done}  test {row['test_accuracy']:5.2f} %  {row['seconds']:.1f} s", flush=True)
+        # before last.pt: killed between the two, the epoch is redone and written again
+        save_weights(self.folder / "last.safetensors", self.tested.state_dict(), self.facts())
+        if chosen > self.best:
+            self.best = chosen
+            save_weights(self.folder / "best.safetensors", self.tested.state_dict(), self.facts())
         if config.tensorboard:
             rates = {"lr": self.optimizer.param_groups[0]["lr"]} | {f"moved/{name}": value for name, value in movement(self.tested).items()}
             write_tensorboard(self.folder / "tensorboard", self.epoch, row | rates)
@@ -394,7 +444,6 @@ class Training:
         history, config = self.history, self.config
         result = {
             "test_accuracy": history[-1]["test_accuracy"],
-            "best_test_accuracy": self.best,
             "epochs": config.epochs,
             "seconds_per_epoch": statistics.mean(row["seconds"] for row in history),
             "images_per_second": statistics.median(row["images_per_second"] for row in history),
@@ -408,13 +457,25 @@ class Training:
             "config": dataclasses.asdict(config),
             "weights": weights,
         }
-        save_weights(self.folder / "last.safetensors", self.tested.state_dict(), self.facts(result["test_accuracy"]))
+        print(f"\ntest accuracy {result['test_accuracy']:.2f} % after {config.epochs} epochs")
+        if "validation_accuracy" in history[0]:
+            best = max(history, key=lambda row: row["validation_accuracy"])
+            result["best"] = {name: best[name] for name in ("epoch", "validation_accuracy", "test_accuracy")}
+            print("best on the validation images: epoch {epoch}, {validation_accuracy:.2f} % (test {test_accuracy:.2f} %)".format(**best))
         write_json(self.folder / "result.json", result)
-        print(f"\ntest accuracy {result['test_accuracy']:.2f} % after {config.epochs} epochs (best {self.best:.2f} %)")
         for name, change in moved.items():
             print(f"  {name}: |theta(1) - theta(0)| / |theta(0)| = {change:.3f}")
-        print(f"curves: {self.folder / 'curves.png'}\nmodel:  {self.folder}/best.safetensors (best epoch), last.safetensors (last)")
-        print(f"figures: {self.folder / 'result.json'}")
+        print(f"figures: {self.folder / 'result.json'}, curves.png\nuse it:  python examples/predict.py {self.folder} IMAGE...")
+        print(f"go on:   python examples/train_cifar.py --resume {self.folder} --epochs {2 * config.epochs}")
+
+
+def begin_from(init: Path, model: nn.Module) -> None:
+    """The weights of a run or of a file, which must be those of such a network."""
+    file = weights_file(init)
+    try:
+        model.load_state_dict(safetensors.torch.load_file(str(file)))
+    except (RuntimeError, OSError, safetensors.SafetensorError) as error:
+        raise RunError(f"--init {init} does not hold weights of this network ({' '.join(str(error).split())[:300]})") from None
 
 
 def make_model(config: Config, classes: int) -> nn.Module:
@@ -508,15 +569,15 @@ def backward(training: Training, x: Tensor, y: Tensor, *, last: bool) -> tuple[T
 
 
 @torch.no_grad()
-def evaluate(training: Training) -> float:
-    """Accuracy in percent on the test images, each rank taking its share of them."""
+def evaluate(training: Training, x: Tensor, y: Tensor) -> float:
+    """Accuracy in percent on these images, each rank taking its share of them."""
     ranks, images, model = training.ranks, training.images, training.tested
     model.eval()
     right = torch.zeros((), device=ranks.device)
-    for x, y in zip(images.x_test[ranks.rank :: ranks.size].split(500), images.y_test[ranks.rank :: ranks.size].split(500), strict=True):
+    for part, labels in zip(x[ranks.rank :: ranks.size].split(500), y[ranks.rank :: ranks.size].split(500), strict=True):
         with training.autocast():
-            right = right + (model(images.normalised(x)).argmax(1) == y).sum()
-    return 100 * ranks.total(right)[0] / len(images.y_test)
+            right = right + (model(images.normalised(part)).argmax(1) == labels).sum()
+    return 100 * ranks.total(right)[0] / len(y)
 
 
 def coefficients(model: nn.Module) -> dict[str, dict[str, Any]]:

@@ -49,11 +49,11 @@ def load(run: str | Path) -> nn.Module:
     from safetensors.torch import load_file
 
     network = made_from(facts(run)["network"])
-    weights = load_file(str(_file(run)))
+    weights = load_file(str(weights_file(run)))
     try:
         network.load_state_dict(weights)
     except RuntimeError as error:
-        raise ValueError(f"{_file(run)} does not hold the weights of the network that it describes: {error}") from None
+        raise ValueError(f"{weights_file(run)} does not hold the weights of the network that it describes: {error}") from None
     return network.eval()
 
 
@@ -67,7 +67,7 @@ def facts(run: str | Path) -> Facts:
     """
     from safetensors import SafetensorError, safe_open
 
-    file = _file(run)
+    file = weights_file(run)
     try:
         with safe_open(str(file), "pt") as opened:
             header = opened.metadata() or {}
@@ -78,7 +78,8 @@ def facts(run: str | Path) -> Facts:
     return json.loads(header[HEADER])
 
 
-def _file(run: str | Path) -> Path:
+def weights_file(run: str | Path) -> Path:
+    """The file itself, or that of the folder of a run: of its best epoch where one was chosen, else of its last."""
     path = Path(run)
     found = [path] if path.is_file() else [path / name for name in ("best.safetensors", "last.safetensors") if (path / name).is_file()]
     if found:

@@ -28,7 +28,7 @@ def write_small(folder: Path) -> Path:
 
 def options(data: Path, run: Path, *more: str) -> list[str]:
     fixed = ["--data", "cifar10", "--data-dir", str(data), "--out", str(run), *([] if "residual" in more else ["--steps", "2"])]
-    return [*fixed, "--epochs", "3", "--batch-size", "25", "--lr", "0.03", "--device", "cpu", *more]
+    return [*fixed, "--validation", "0.25", "--epochs", "3", "--batch-size", "25", "--lr", "0.03", "--device", "cpu", *more]
 
 
 def mistake(main: Callable[[list[str]], Any], arguments: list[str]) -> str:
@@ -53,7 +53,7 @@ def recounted(run: Path, data: Path, name: str = "last.safetensors", part: str =
     config = train_cifar.settled(["--resume", str(run)])
     model = train_cifar.make_model(config, 10).eval()
     model.load_state_dict(weights(run, name))
-    images = train_cifar.load_images("cifar10", data, torch.device("cpu"), config.subset)
+    images = train_cifar.load_images("cifar10", data, torch.device("cpu"), config.subset, validation=config.validation)
     with torch.no_grad():
         said = model(images.normalised(getattr(images, f"x_{part}"))).argmax(1)
     return 100 * (said == getattr(images, f"y_{part}")).double().mean().item()

@@ -53,6 +53,14 @@ def test_it_is_made_by_the_script(tmp_path: Path) -> None:
     assert (np.diff(256 * high + low) > 0).all() and (label == mini["y_train"]).all()
 
 
+def test_validation_images_are_training_images_kept_aside_of_every_class_alike() -> None:
+    data, whole = (load_images("mini", Path("unused"), CPU, validation=share) for share in (0.1, 0.0))
+    assert torch.bincount(data.y_valid).tolist() == [20] * 10 and torch.bincount(data.y_train).tolist() == [180] * 10
+    parts = torch.cat([data.x_train, data.x_valid]).flatten(1)
+    assert torch.equal(parts.unique(dim=0), whole.x_train.flatten(1).unique(dim=0)) and len(whole.y_valid) == 0
+    assert torch.equal(data.x_test, whole.x_test)
+
+
 def test_images_are_normalised_by_the_training_images() -> None:
     data = load_images("mini", Path("unused"), CPU)
     x = data.normalised(data.x_train)

@@ -43,7 +43,7 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(own: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "own"
     settings = ["--steps", "2", "--epochs", "3", "--batch-size", "8", "--lr", "0.03", "--device", "cpu", "--dynamics", "linear"]
-    train_cifar.main(["--data", str(own), "--size", "64", "--out", str(folder), "--basis-size", "2", *settings])
+    train_cifar.main(["--data", str(own), "--size", "64", "--out", str(folder), "--basis-size", "2", "--validation", "0.2", *settings])
     return folder
 
 
@@ -73,7 +73,7 @@ def test_a_file_of_weights_says_what_it_is(run: Path, own: Path) -> None:
     last = load(run / "last.safetensors").state_dict()
     assert all(torch.equal(last[name], value) for name, value in weights(run).items())
     channels = np.stack([np.asarray(Image.open(file).convert("RGB")) for file in own.rglob("*.png")]).mean((0, 1, 2))
-    assert about["mean"] == pytest.approx(channels.tolist(), abs=3)
+    assert about["mean"] == pytest.approx(channels.tolist(), abs=6)
 
 
 def test_the_exported_network_answers_as_the_run(run: Path, own: Path, tmp_path: Path) -> None:

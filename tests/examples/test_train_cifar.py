@@ -6,6 +6,7 @@ A run that was resumed is compared with one that was not; that its steps are rig
 from __future__ import annotations
 
 import csv
+import dataclasses
 import errno
 import json
 import math
@@ -27,8 +28,10 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 import runs
 import train_cifar
 from anodev2 import CoupledODEBlock
+from anodev2.models import facts
 from average import Average
 from killed import Downloaded, Killed, arrange, interrupt, stop
+from ranks import Ranks
 from runs import RunError
 from trained import ROOT, mistake, options, recounted, result, weights, write_small
 
@@ -86,7 +89,10 @@ def test_a_run_leaves_its_files_and_the_weights_moved(whole: Path, small: Path) 
     found = result(whole)
     assert found["test_accuracy"] == float(rows[2]["test_accuracy"]) == pytest.approx(recounted(whole, small))
     assert found["test_accuracy"] != pytest.approx(recounted(whole, small, part="train"))
-    assert found["best_test_accuracy"] == pytest.approx(recounted(whole, small, "best.safetensors"))
+    best = max(rows, key=lambda row: float(row["validation_accuracy"]))
+    assert found["best"] == {"epoch": int(best["epoch"]), **{name: float(best[name]) for name in ("validation_accuracy", "test_accuracy")}}
+    assert found["best"]["validation_accuracy"] == pytest.approx(recounted(whole, small, "best.safetensors", part="valid"))
+    assert found["best"]["test_accuracy"] == pytest.approx(recounted(whole, small, "best.safetensors"))
     assert found["peak_memory_mib"] > 100 and found["images_per_second"] > 1 and found["config"]["batch_size"] == 25
     assert set(found["weights"]) == {"3.f.conv1.weight", "3.f.conv2.weight"}
     for layer in found["weights"].values():
@@ -95,9 +101,9 @@ def test_a_run_leaves_its_files_and_the_weights_moved(whole: Path, small: Path) 
         assert layer["upsilon"]["start"] == [0, 0] and all(abs(v) > 1e-6 for v in layer["upsilon"]["end"])
         assert layer["rho"]["end"] != 0
     assert (whole / "curves.png").read_bytes().startswith(b"\x89PNG")
-    with safetensors.safe_open(whole / "best.safetensors", "pt") as best:
-        facts = json.loads(best.metadata()["anodev2"])
-    assert facts["test_accuracy"] == found["best_test_accuracy"] == max(float(r["test_accuracy"]) for r in rows)
+    with safetensors.safe_open(whole / "best.safetensors", "pt") as opened:
+        facts = json.loads(opened.metadata()["anodev2"])
+    assert all(facts[name] == found["best"][name] for name in found["best"])
     model = train_cifar.make_model(train_cifar.Config(steps=2), 10)
     model.load_state_dict(weights(whole))
     assert len(weights(whole)) == len(model.state_dict())
@@ -192,6 +198,58 @@ def test_other_blocks_and_the_paper_schedule(block: str, small: Path, tmp_path: 
     assert found["weights"] == {} and found["epochs"] == 1
 
 
+def rates(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The learning rates of all gradient steps."""
+    seen: list[float] = []
+    backward = train_cifar.backward
+
+    def watched(training: train_cifar.Training, *args: Any, **kwargs: Any) -> Any:
+        if training.folder != Path():  # not the rehearsal
+            seen.append(training.optimizer.param_groups[0]["lr"])
+        return backward(training, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train_cifar, "backward", watched)
+        train_cifar.main(arguments)
+    return seen
+
+
+@pytest.mark.parametrize("schedule", ["one-cycle", "paper"])
+def test_a_run_that_was_over_goes_on_at_the_rates_of_the_longer_one(
+    schedule: str, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short, long = (options(small, tmp_path / name, "--subset", "100", "--schedule", schedule, "--block", "residual") for name in ("a", "b"))
+    first = rates([*short, "--epochs", "2"], monkeypatch)
+    more = rates(["--resume", str(tmp_path / "a"), "--epochs", "4"], monkeypatch)
+    whole = rates([*long, "--epochs", "4"], monkeypatch)
+    assert len(first) == len(more) == len(whole) // 2 and more == pytest.approx(whole[len(first) :])
+    assert [row[0] for row in curve(tmp_path / "a")[1:]] == ["1", "2", "3", "4"] and result(tmp_path / "a")["epochs"] == 4
+    assert rates(["--resume", str(tmp_path / "a")], monkeypatch) == []
+    assert "--epochs 3 must be at least the 4" in refused(["--resume", str(tmp_path / "a"), "--epochs", "3"])
+
+
+def test_a_run_starts_from_the_weights_of_another_and_from_its_settings(whole: Path, small: Path, tmp_path: Path) -> None:
+    config = train_cifar.settled(["--config", str(whole / "config.json"), "--lr", "0.5", "--init", str(whole / "last.safetensors")])
+    saved = json.loads((whole / "config.json").read_text())
+    assert (config.lr, config.steps, config.batch_size, config.out) == (0.5, 2, 25, None)
+    assert {name for name, value in saved.items() if str(getattr(config, name)) != str(value)} <= {"lr", "init", "out", "seeds"}
+    images = train_cifar.load_images("cifar10", small, torch.device("cpu"))
+    made = train_cifar.Training(config, Path(), Ranks(torch.device("cpu")), images)
+    assert all(torch.equal(made.model.state_dict()[name], value) for name, value in weights(whole).items())
+    best = train_cifar.Training(dataclasses.replace(config, init=whole), Path(), Ranks(torch.device("cpu")), images)
+    assert all(torch.equal(best.model.state_dict()[name], value) for name, value in weights(whole, "best.safetensors").items())
+    message = refused(options(small, tmp_path / "other", "--model", "resnet10", "--init", str(whole)))
+    assert message.startswith(f"error: --init {whole} does not hold weights of this network") and not (tmp_path / "other").exists()
+    assert "has no best.safetensors" in refused(options(small, tmp_path / "other", "--init", str(tmp_path)))
+
+
+def test_without_validation_images_no_epoch_is_chosen(small: Path, tmp_path: Path) -> None:
+    """The test images choose nothing."""
+    train_cifar.main(options(small, tmp_path / "run", "--epochs", "2", "--subset", "50", "--block", "residual", "--validation", "0"))
+    assert not (tmp_path / "run" / "best.safetensors").exists() and "best" not in result(tmp_path / "run")
+    assert result(tmp_path / "run")["test_accuracy"] == json.loads(json.dumps(facts(tmp_path / "run")["test_accuracy"]))
+
+
 def test_several_seeds_are_runs_of_their_own_and_a_summary(small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "seeds"
     arguments = options(small, run, "--epochs", "1", "--subset", "50", "--block", "residual", "--seeds", "0", "1", "2")
@@ -209,7 +267,7 @@ def test_several_seeds_are_runs_of_their_own_and_a_summary(small: Path, tmp_path
 
 
 def test_an_average_of_the_weights_is_what_is_tested_and_saved(small: Path, tmp_path: Path) -> None:
-    fixed = options(small, tmp_path / "ema", "--epochs", "2", "--subset", "50")
+    fixed = options(small, tmp_path / "ema", "--epochs", "2", "--subset", "50", "--validation", "0")
     train_cifar.main([*fixed, "--ema", "0.5"])
     saved = torch.load(tmp_path / "ema" / "last.pt", weights_only=True)
     average = {name.removeprefix("module."): value for name, value in saved["average"].items() if name != "n_averaged"}
@@ -275,7 +333,7 @@ def test_seeds_decide_and_runs_get_folders_of_their_own(small: Path, tmp_path: P
         (["--steps", "0"], "--steps 0 must be at least 1"),
         (["--epochs", "0"], "--epochs 0 must be at least 1"),
         (["--batch-size", "-3"], "--batch-size -3"),
-        (["--batch-size", "201"], "at most the 200 training images"),
+        (["--batch-size", "151"], "at most the 150 training images"),
         (["--accumulate", "2"], "--batch-size 25 must be a multiple of --accumulate 2"),
         (["--label-smoothing", "2"], "--label-smoothing 2.0 must be at least 0 and below 1"),
         (["--momentum", "-1"], "--momentum -1.0 must be"),
@@ -310,7 +368,7 @@ def test_a_loss_that_is_not_finite_is_one_sentence(small: Path, tmp_path: Path) 
 @pytest.mark.parametrize("out", ["file", "file/run", "/proc/run"])
 def test_where_no_run_can_be_written_is_one_sentence(out: str, small: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    assert f"--out {tmp_path / out}" in refused(options(small, tmp_path / out, "--subset", "25"))
+    assert f"--out {tmp_path / out}" in refused(options(small, tmp_path / out, "--subset", "40"))
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
@@ -345,7 +403,7 @@ def test_mistakes_about_runs_get_one_sentence(small: Path, whole: Path, tmp_path
     ]
     for arguments, sentence in cases:
         assert sentence in refused(arguments)
-    for name in OTHERWISE:  # also where what is given is the default
+    for name in OTHERWISE.keys() - {"epochs"}:  # also where what is given is the default
         given = "--no-time" if name == "time" else f"--{name.replace('_', '-')}"
         if not isinstance(HINTS[name], type) or HINTS[name] is not bool or name == "time":
             value = train_cifar.Config.__dataclass_fields__[name].default
@@ -357,7 +415,7 @@ def test_a_changed_setting_is_refused_by_its_file_and_its_name(whole: Path, tmp_
     """Each field in turn, wrong in type, in range, and in what may not be missing."""
     run = copied(whole, tmp_path / "run")
     saved = json.loads((run / "config.json").read_text())
-    for name in set(saved) - {"out", "resume"}:  # which are the new command's
+    for name in set(saved) - {"out", "resume", "config"}:  # which are the new command's
         hint = str(HINTS[name])
         wrong: list[Any] = [{"a": 1}]
         if "Optional" not in hint and "None" not in hint:

@@ -88,6 +88,7 @@ SETS: dict[str, tuple[list[str], list[str], Callable[[Training], Any], Any]] = {
 }
 BELOW = {"epochs", "batch_size", "accumulate", "label_smoothing", "cutout"}  # seen in what an epoch does
 ELSEWHERE = {"data", "data_dir", "size", "subset", "compile", "tensorboard", "device", "out", "resume"}  # in test_examples_options.py
+ELSEWHERE |= {"validation", "init", "config"}  # in test_train_cifar.py
 ELSEWHERE |= {"cuda_graph"}  # on a GPU without one: tests/device; what it does: test_cuda_graph.py
 
 
@@ -241,7 +242,7 @@ def test_training_images_are_shifted_and_mirrored_and_test_images_are_as_they_ar
     mirrored, _, down, right = zip(*(way[0] for way in found), strict=True)
     assert set(mirrored) == {0, 1} and len({*zip(down, right, strict=True)}) > 6
     del seen[:]
-    train_cifar.evaluate(made)
+    train_cifar.evaluate(made, made.images.x_test, made.images.y_test)
     assert torch.equal(torch.cat(seen), made.images.normalised(made.images.x_test))
 
 
@@ -250,7 +251,7 @@ def test_squares_are_cut_out_of_training_images_alone() -> None:
     seen = shown(made)
     train_epoch(made)
     assert len(seen) == 3 and not torch.cat(seen).any()
-    train_cifar.evaluate(made)
+    train_cifar.evaluate(made, made.images.x_test, made.images.y_test)
     assert seen[-1].any()
 
 
@@ -261,7 +262,7 @@ def test_statistics_move_in_training_and_stand_still_in_evaluation() -> None:
     moved = {name: buffer.clone() for name, buffer in made.model.named_buffers()}
     assert len(start) == 9 and not any(torch.equal(moved[name], start[name]) for name in start)
     assert all(int(value) == 3 for name, value in moved.items() if "num_batches" in name)
-    train_cifar.evaluate(made)
+    train_cifar.evaluate(made, made.images.x_test, made.images.y_test)
     assert all(torch.equal(buffer, moved[name]) for name, buffer in made.model.named_buffers())
 
 
@@ -273,7 +274,7 @@ def test_the_accuracy_is_that_of_the_test_images_in_evaluation() -> None:
     say = lambda x: model(made.images.normalised(x)).argmax(1)
     made.images.y_test = (say(made.images.x_test) + (torch.arange(COUNT) % 4 == 0)) % 10
     made.images.y_train = (say(made.images.x_train) + 1) % 10
-    assert train_cifar.evaluate(made) == pytest.approx(75.0)
+    assert train_cifar.evaluate(made, made.images.x_test, made.images.y_test) == pytest.approx(75.0)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
@@ -282,7 +283,7 @@ def test_networks_run_in_the_precision_asked_for(precision: str) -> None:
     kinds: list[torch.dtype] = []
     made.model.register_forward_hook(lambda module, given, logits: kinds.append(logits.dtype))
     assert math.isfinite(train_epoch(made)[0])
-    train_cifar.evaluate(made)
+    train_cifar.evaluate(made, made.images.x_test, made.images.y_test)
     assert kinds == [getattr(torch, precision)] * 4
     assert {p.dtype for p in made.model.parameters()} == {torch.float32}
 

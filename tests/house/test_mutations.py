@@ -1263,9 +1263,21 @@ MUTATIONS = {
     ),
     "tested on training images": (
         "../examples/train_cifar.py",
-        "zip(images.x_test[ranks.rank :: ranks.size].split(500), images.y_test[",
-        "zip(images.x_train[ranks.rank :: ranks.size].split(500), images.y_train[",
-        "test_train_cifar_steps.py::test_the_accuracy_is_that_of_the_test_images_in_evaluation",
+        "evaluate(self, images.x_test, images.y_test)",
+        "evaluate(self, images.x_train, images.y_train)",
+        "test_train_cifar.py::test_a_run_leaves_its_files_and_the_weights_moved",
+    ),
+    "an epoch chosen on test images": (
+        "../examples/train_cifar.py",
+        "evaluate(self, images.x_valid, images.y_valid)",
+        "evaluate(self, images.x_test, images.y_test)",
+        "test_train_cifar.py::test_a_run_leaves_its_files_and_the_weights_moved",
+    ),
+    "a run that goes on at the rates of the shorter one": (
+        "../examples/train_cifar.py",
+        "                self.reschedule()",
+        "                pass",
+        "test_train_cifar.py::test_a_run_that_was_over_goes_on_at_the_rates_of_the_longer_one",
     ),
     "movement told of the end": (
         "../examples/train_cifar.py",
@@ -1275,13 +1287,13 @@ MUTATIONS = {
     ),
     "weights saved that were not tested": (
         "../examples/train_cifar.py",
-        "self.tested.state_dict(), self.facts(result",
-        "self.model.state_dict(), self.facts(result",
+        '"last.safetensors", self.tested',
+        '"last.safetensors", self.model',
         "test_train_cifar.py::test_an_average_of_the_weights_is_what_is_tested_and_saved",
     ),
     "an accuracy of another number of images": (
         "../examples/train_cifar.py",
-        "/ len(images.y_test)",
+        "/ len(y)",
         "/ len(images.y_train)",
         "test_train_cifar.py::test_a_run_leaves_its_files_and_the_weights_moved",
     ),
