@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from ..integrate.loop import Loop
 from ..integrate.recording import recorded
 from ..problem import Problem, Run, bytes_of
-from ..solvers import Leapfrog, Leaves
+from ..solvers import Leapfrog, Leaves, Map
 from ..solvers.tableau import nearest
 from ..stepping import Adaptive, Grid, as_count, wants_grad
 from ..torch_private import transformed
@@ -267,7 +267,7 @@ class BacksolveAdjoint(Adjoint):
 
 
 def _refuse_one_way(problem: Problem, reason: str) -> None:
-    if problem.method.splits or problem.method.jacobian:
+    if problem.method.splits or problem.method.jacobian or isinstance(problem.method, Map):
         raise ValueError(f"{reason}, for which {problem.method.name} is not made: use adjoint='checkpoint'")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from .exponential import ETDRK4, ExponentialEuler
 from .imex import IMEX, IMEX1, IMEX2, IMEX3
 from .leapfrog import Leapfrog, halves
+from .map import Map
 from .method import FlatField, Leaves, Method, SplitField, StepFailed
 from .newton import Implicit
 from .one_stage import BackwardEuler, ImplicitMidpoint
@@ -21,6 +22,7 @@ __all__ = [
     "ImplicitMidpoint",
     "Leapfrog",
     "Leaves",
+    "Map",
     "Method",
     "RungeKutta",
     "SplitField",
@@ -29,7 +31,7 @@ __all__ = [
     "halves",
 ]
 
-_OTHERS = (Leapfrog(), ExponentialEuler(), ETDRK4(), IMEX1, IMEX2, IMEX3, BackwardEuler(), ImplicitMidpoint())
+_OTHERS = (Leapfrog(), ExponentialEuler(), ETDRK4(), IMEX1, IMEX2, IMEX3, BackwardEuler(), ImplicitMidpoint(), Map())
 METHODS: dict[str, Tableau | Method] = {**TABLEAUS, **{method.name: method for method in _OTHERS}}
 
 

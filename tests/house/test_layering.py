@@ -46,7 +46,7 @@ FOLDERS = {
     ],
     "stepping": ["grid", "control", ""],
     "solvers": [
-        *("tableau", "linear", "method", "runge_kutta", "leapfrog", "exponential", "imex", "flat", "krylov", "newton", "one_stage"),
+        *("tableau", "linear", "method", "runge_kutta", "leapfrog", "map", "exponential", "imex", "flat", "krylov", "newton", "one_stage"),
         *("", "stability"),
     ],
     "integrate": [

@@ -697,6 +697,12 @@ MUTATIONS = {
         "start: Time = number",
         "test_events.py::test_a_ball_that_bounces_in_one_call_has_the_gradients_of_the_closed_form",
     ),
+    "passes of a recursion a time late": (
+        "solvers/map.py",
+        "field(step, 0, 0.0, y)",
+        "field(step, 0, 1.0, y)",
+        "test_map.py::test_passes_are_counted_by_the_times",
+    ),
     "effects that accumulate": (
         "pieces.py",
         "AT_ONCE = 1e-12",
