@@ -9,6 +9,7 @@ from .map import Map
 from .method import FlatField, Leaves, Method, SplitField, StepFailed
 from .newton import Implicit
 from .one_stage import BackwardEuler, ImplicitMidpoint
+from .rosenbrock import RODAS4, RODAS5P, Rosenbrock
 from .runge_kutta import RungeKutta
 from .tableau import METHODS as TABLEAUS
 from .tableau import Tableau, nearest
@@ -24,6 +25,7 @@ __all__ = [
     "Leaves",
     "Map",
     "Method",
+    "Rosenbrock",
     "RungeKutta",
     "SplitField",
     "StepFailed",
@@ -31,7 +33,10 @@ __all__ = [
     "halves",
 ]
 
-_OTHERS = (Leapfrog(), ExponentialEuler(), ETDRK4(), IMEX1, IMEX2, IMEX3, BackwardEuler(), ImplicitMidpoint(), Map())
+_OTHERS = (
+    *(Leapfrog(), ExponentialEuler(), ETDRK4(), IMEX1, IMEX2, IMEX3, BackwardEuler(), ImplicitMidpoint(), RODAS4, RODAS5P),
+    Map(),
+)
 METHODS: dict[str, Tableau | Method] = {**TABLEAUS, **{method.name: method for method in _OTHERS}}
 
 

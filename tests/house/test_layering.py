@@ -47,6 +47,7 @@ FOLDERS = {
     "stepping": ["grid", "control", ""],
     "solvers": [
         *("tableau", "linear", "method", "runge_kutta", "leapfrog", "map", "exponential", "imex", "flat", "krylov", "newton", "one_stage"),
+        *("jacobian", "rosenbrock"),
         *("", "stability"),
     ],
     "integrate": [

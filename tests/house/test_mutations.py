@@ -712,6 +712,24 @@ MUTATIONS = {
     # the rest
     "phi_2 for phi_3": ("solvers/exponential.py", "phi_3(4 * (n_u", "phi_2(4 * (n_u", "test_stiff.py"),
     "two weights of an IMEX row swapped": ("solvers/imex.py", "(11 / 18, 1 / 18)", "(1 / 18, 11 / 18)", "test_stiff.py"),
+    "a time differentiated through the state before": (
+        "solvers/jacobian.py",
+        "return x.view_as(x) if graph and x.requires_grad",
+        "return x if graph and x.requires_grad",
+        "test_stiff_control.py::test_every_adjoint_has_the_gradient_of_store_all",
+    ),
+    "a drift of f left out": (
+        "solvers/rosenbrock.py",
+        "if drift is not None and self.d[stage]:",
+        "if False:",
+        "test_solvers.py",
+    ),
+    "the gradient of a step without that of its matrix": (
+        "solvers/rosenbrock.py",
+        "Factors(at.matrix, scale)",
+        "Factors(at.matrix.detach(), scale)",
+        "test_stiff_control.py::test_gradients_of_stiff_solves_are_central_differences",
+    ),
     "the implicit gradient without its solve": (
         "solvers/newton.py",
         "            return v\n",
