@@ -5,6 +5,7 @@ from typing import Any
 
 from . import diagnose, testing
 from .block import CoupledODEBlock, ODEBlock
+from .convert import Conversion, convert
 from .dynamics import (
     BSpline,
     Dynamics,
@@ -45,6 +46,7 @@ __all__ = [
     "CheckpointAdjoint",
     "Compile",
     "Control",
+    "Conversion",
     "CoupledODEBlock",
     "CoupledSystem",
     "DirectAdjoint",
@@ -72,6 +74,7 @@ __all__ = [
     "Status",
     "Tableau",
     "Templates",
+    "convert",
     "diagnose",
     "odeint",
     "plan",

@@ -37,7 +37,7 @@ ORDER = [
         "system",
         "dynamics",
     ),
-    *("both_ways", "unroll", "block", "testing", "diagnose"),
+    *("both_ways", "unroll", "block", "testing", "diagnose", "convert"),
 ]
 FOLDERS = {
     "dynamics": [

@@ -865,6 +865,18 @@ MUTATIONS = {
         "if not axes:",
         "test_images.py::test_idx_files_that_are_damaged_are_one_sentence",
     ),
+    "a diffusivity that a descent left below 0": (
+        "convert.py",
+        '        getattr(work.dynamics, "project", lambda: None)()',
+        "        (lambda: None)()",
+        "test_convert.py::test_weights_that_follow_a_dynamics_are_found_with_it",
+    ),
+    "norms of a stack shared by all steps": (
+        "convert.py",
+        "return self.branches[step](t, z, step=0)",
+        "return self.branches[0](t, z, step=0)",
+        "test_convert.py::test_what_is_each_steps_own_is_copied_and_trains",
+    ),
     "a flow that is no rotation": (
         "dynamics/skew_flow.py",
         "return below - below.mT",
