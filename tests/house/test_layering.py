@@ -42,7 +42,8 @@ ORDER = [
 FOLDERS = {
     "dynamics": [
         *("dynamics", "spectral", "channel_mixing", "reaction_diffusion_advection", "bases", "expansion", "galerkin", "b_spline"),
-        *("low_rank", "templates", "hyper", "scale", "skew_flow", "field", ""),
+        *("low_rank", "templates", "hyper", "scale", "skew_flow", "field"),
+        *("learning_rule", "hebb", "delta_rule", "gradient_flow", ""),
     ],
     "stepping": ["grid", "control", ""],
     "solvers": [

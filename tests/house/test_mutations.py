@@ -1437,8 +1437,8 @@ MUTATIONS = {
     ),
     "samples not in front of a layer": (
         "integrate/sample_weights.py",
-        "if len(x) != batch:",
-        "if False:",
+        "next(prime for prime in _PRIMES if prime not in axes)",
+        "len(first[0])",
         "test_both_ways.py::test_a_block_is_the_coupled_system_of_all_samples",
     ),
     "a module under two names, swapped twice": (
@@ -1446,6 +1446,18 @@ MUTATIONS = {
         "return functional_call(f, found, args, kwargs, tie_weights=False)",
         "return functional_call(f, dict(weights), args, kwargs)",
         "test_both_ways.py::test_unrolled_blocks_are_the_blocks_to_the_bit",
+    ),
+    "an exact flow without its decay": (
+        "dynamics/delta_rule.py",
+        "1 - x / 2, -torch.expm1(-safe) / safe)",
+        "1 - x / 2, 1.0)",
+        "test_learning_rules.py::test_the_exact_flow_of_the_delta_rule_is_the_solution_of_its_equation",
+    ),
+    "Oja's weights not held back": (
+        "dynamics/hebb.py",
+        "outer(value, value) @ w",
+        "0.9 * outer(value, value) @ w",
+        "test_learning_rules.py::test_oja_finds_the_principal_components",
     ),
     "weights that read the features under autocast": (
         "both_ways.py",
