@@ -61,7 +61,7 @@ FOLDERS = {
 ALLOWED = {
     "anodev2": {"torch", "einops", "checkpoint_schedules", "tqdm", "matplotlib"},  # the last two only where asked for
     "pde": {"torch", "anodev2"},
-    "models": {"torch", "anodev2", "safetensors"},  # the last where a run is loaded
+    "models": {"torch", "anodev2", "einops", "safetensors"},  # the last where a run is loaded
     "examples": {
         *("torch", "torchvision", "numpy", "PIL", "matplotlib", "tqdm", "tyro", "safetensors", "filelock"),
         *("anodev2", *(path.stem for path in (ROOT / "examples").glob("*.py"))),

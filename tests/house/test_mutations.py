@@ -877,6 +877,18 @@ MUTATIONS = {
         "return self.branches[0](t, z, step=0)",
         "test_convert.py::test_what_is_each_steps_own_is_copied_and_trains",
     ),
+    "far kernels that are near": (
+        "../models/tiny.py",
+        "padding=9, dilation=3",
+        "padding=3, dilation=1",
+        "test_tiny_vit.py::test_a_tiny_block_is_the_one_written_out",
+    ),
+    "a layer that forgets its attention": (
+        "../models/vit.py",
+        "self.norm2(z + attended, step)",
+        "self.norm2(z, step)",
+        "test_tiny_vit.py::test_a_transformer_layer_is_torchs",
+    ),
     "a flow that is no rotation": (
         "dynamics/skew_flow.py",
         "return below - below.mT",
