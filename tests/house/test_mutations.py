@@ -1243,6 +1243,12 @@ MUTATIONS = {
         "loss_sum + loss",
         "test_train_cifar_steps.py::test_an_epoch_is_that_of_a_loop_in_double_precision[residual]",
     ),
+    "a precision chosen by one slow step": (
+        "../examples/precision.py",
+        "statistics.median(plain / cast for plain, cast in rounds)",
+        "max(plain / cast for plain, cast in rounds)",
+        "test_precision.py::test_steps_by_turns_decide_after_one_each",
+    ),
     "a learning rate that a graph keeps": (
         "../examples/cuda_graph.py",
         '            rate.fill_(group["lr"])\n',
