@@ -661,6 +661,12 @@ MUTATIONS = {
         "step, mark % 2 == 0, start",
         "test_adjoints.py::test_reversible_equals_store_all_of_its_own_scheme",
     ),
+    "kept states of a reversible solve not taken up": (
+        "gradients/reversible.py",
+        "back.y, back.z = pair[:width], pair[width:]",
+        "pass",
+        "test_adjoints.py::test_kept_states_make_exact_what_cannot_be_undone",
+    ),
     "a failed reversal kept quiet": (
         "gradients/reversible.py",
         "if not gap.item() <= limit:",
