@@ -302,6 +302,7 @@ class Term(FieldEquation):
 
     linear = True
     even = False
+    grows = False  # whether its own modes may, as the equation lets them
     name: str
     coefficient: str
 

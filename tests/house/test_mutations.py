@@ -783,6 +783,13 @@ MUTATIONS = {
         "test_pde_operators.py",
     ),
     "a wall slope of the other sign": ("../pde/extrapolation.py", "return image + slope", "return image - slope", "test_pde_boundaries.py"),
+    "aliased products": ("../pde/higher.py", "* (self.degree + 1) < self.grid.n", "< self.grid.n", "test_pde_named.py"),
+    "waves that disperse the other way": (
+        "../pde/higher.py",
+        '"Dispersion", "beta", -1.0, False',
+        '"Dispersion", "beta", 1.0, False',
+        "test_pde_named.py::test_terms_move_and_damp_modes_as_they_should",
+    ),
     "closed ends that leak": ("../pde/stencils.py", "keepdim=True) * closed[0]", "keepdim=True) * 0", "test_pde_conditions.py"),
     "a slope of Robin of the other sign": (
         "../pde/extrapolation.py",
