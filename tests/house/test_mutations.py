@@ -783,6 +783,12 @@ MUTATIONS = {
         "test_pde_operators.py",
     ),
     "a wall slope of the other sign": ("../pde/extrapolation.py", "return image + slope", "return image - slope", "test_pde_boundaries.py"),
+    "a multiple with the symbol of one": (
+        "../pde/scaled.py",
+        "return self.factor * self.term.symbol(k)",
+        "return self.term.symbol(k)",
+        "test_pde_multiples.py",
+    ),
     "aliased products": ("../pde/higher.py", "* (self.degree + 1) < self.grid.n", "< self.grid.n", "test_pde_named.py"),
     "waves that disperse the other way": (
         "../pde/higher.py",
