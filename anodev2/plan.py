@@ -113,7 +113,8 @@ def plan(
         )
         return Plan(*fixed, peak, count * once, redone * once, redone, schedule.slots, schedule.graphs, schedule, nodes)
     if isinstance(chosen, ReversibleAdjoint):
-        return Plan(*fixed, 4 * state + graph, 2 * count * once, 2 * count * once, count)
+        pairs = 0 if chosen.every is None else (count - 1) // chosen.every
+        return Plan(*fixed, (4 + 2 * pairs) * state + graph, 2 * count * once, 2 * count * once, count)
     if isinstance(chosen, BacksolveAdjoint):
         return Plan(*fixed, len(problem.stepping.outputs()) * state + 2 * state + graph, count * once, (count + 1) * once, count)
     assert isinstance(chosen, DirectAdjoint)

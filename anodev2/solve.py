@@ -21,9 +21,9 @@ from .pieces import costs, densely, happenings, met, nodes, saved_points, solved
 from .problem import Problem, SolveError, Status, VectorField
 from .pytree import LEAF, Structure, build, leaves_of, structure_of
 from .solution import Solution, Stats
-from .solvers import METHODS, Leapfrog, Leaves, Method, as_method, halves
+from .solvers import METHODS, Leapfrog, Leaves, Map, Method, as_method, halves
 from .solvers.tableau import Tableau
-from .stepping import MAX_STEPS, Adaptive, Control, Grid, Step, as_count, as_times, given_grid, numbers, tolerances, uniform_grid
+from .stepping import MAX_STEPS, Adaptive, Control, Grid, Step, as_count, as_times, given_grid, numbers, tolerances, uniform_grid, unit_grid
 from .torch_private import transformed
 
 
@@ -53,7 +53,8 @@ def odeint(
             integer number of the step (counted over the whole solve) and of the stage within it.
         y0: a floating or complex tensor, or a (nested) tuple, list or dict of them; every leaf keeps its dtype.
         t: at least two times, strictly rising or falling; any unit. Output times are hit exactly.
-        method: a name in ``METHODS`` ("euler", "rk4", "dopri5", "leapfrog", ...), a ``Tableau``, or a ``Method``.
+        method: a name in ``METHODS`` ("euler", "rk4", "dopri5", "leapfrog", ...), a ``Tableau``, or a ``Method``. "map" is the recursion
+            y_{n+1} = func(n, y_n), with a pass for each unit of t.
         steps: number of equal steps in each interval between neighbouring times.
         step_size: instead of ``steps``: an upper bound for the step, in the unit of t; intervals are cut equally.
         grid: instead: the times of all steps, those of t among them, such as the ``grid`` of an adaptive ``Solution``.
@@ -173,6 +174,8 @@ def solve(
         throw=throw,
     )
     check_events(events, problem, max_steps)
+    if isinstance(problem.method, Map) and (dense or events):
+        raise ValueError("method='map' has no times between its passes: dense and event need an ODE; look at save='steps'")
     own = isinstance(problem.stepping, Grid) and max_steps == MAX_STEPS
     watch = Observer(problem, args, events, callback, progress, None if own else max_steps)
     kept = "steps" if dense or kind == "steps" else "reached" if events else kind
@@ -359,6 +362,8 @@ def _stepping(
         return given_grid(t, grids["grid"])
     if controlled and not given:
         return Adaptive(as_times(t, endless=True), *tolerances(control[0], control[1], structure, leaves), control[2] or Control())
+    if isinstance(method, Map) and not given:
+        return unit_grid(t)
     return uniform_grid(t, grids["steps"], grids["step_size"])
 
 

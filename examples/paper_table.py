@@ -131,11 +131,13 @@ def main(argv: list[str] | None = None) -> None:
 def check_recipe(config: Config) -> None:
     """Each of its options acts in some run, and is none that the table gives itself."""
     try:
-        _, given = parse(train_cifar.Config, shlex.split(config.recipe))
+        recipe, given = parse(train_cifar.Config, shlex.split(config.recipe))
     except ValueError as error:
         raise RunError(f"--recipe {config.recipe!r} cannot be read ({in_words(error)})") from None
     if not OWN.isdisjoint(given):
         raise RunError(f"--recipe has {', '.join(option(name) for name in given if name in OWN)}, which the table itself gives to its runs")
+    if recipe.precision == "auto":
+        raise RunError("--recipe has --precision auto, by which the runs of one table could differ; name a precision")
     used = {word for model in config.models for variant in config.variants for word in options_of(config, (model, variant, 0))}
     idle = [name for name in given if not {option(name), option(f"no_{name}")} & used]
     if idle:

@@ -14,6 +14,8 @@ from torch import nn
 from .alexnet import alexnet
 from .resnet import resnet4, resnet10, resnet18
 from .squeezenext import squeezenext
+from .tiny import tiny
+from .vit import vit
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet4": resnet4,
@@ -25,4 +27,4 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 
 from .saved import facts, load, made_from
 
-__all__ = ["MODELS", "alexnet", "facts", "load", "made_from", "resnet4", "resnet10", "resnet18", "squeezenext"]
+__all__ = ["MODELS", "alexnet", "facts", "load", "made_from", "resnet4", "resnet10", "resnet18", "squeezenext", "tiny", "vit"]

@@ -17,6 +17,8 @@ from .conditions import Absorbing, Closed, Free, Robin, Slope, Value
 from .diffusion import Diffusion
 from .equation import Equation, Sum
 from .grid import Grid1D
+from .higher import DerivativeTerm, Dispersion, Hyperdiffusion, Nonlinearity
+from .named import AllenCahn, CahnHilliard, FisherKPP, KortewegDeVries, KuramotoSivashinsky, SwiftHohenberg
 from .reaction import AdvectionDiffusionReaction, Reaction, Source
 from .stencils import Derivative, derivative
 from .wave import Wave
@@ -25,21 +27,31 @@ __all__ = [
     "Absorbing",
     "Advection",
     "AdvectionDiffusionReaction",
+    "AllenCahn",
     "Burgers",
+    "CahnHilliard",
     "Closed",
     "Derivative",
+    "DerivativeTerm",
     "Diffusion",
     "Dirichlet",
+    "Dispersion",
     "Equation",
+    "FisherKPP",
     "Free",
     "Grid1D",
+    "Hyperdiffusion",
+    "KortewegDeVries",
+    "KuramotoSivashinsky",
     "Neumann",
+    "Nonlinearity",
     "Periodic",
     "Reaction",
     "Robin",
     "Slope",
     "Source",
     "Sum",
+    "SwiftHohenberg",
     "Value",
     "Walls",
     "Wave",

@@ -69,6 +69,15 @@ def positive(value: Any) -> Any:
     return torch.where(value < 0, 0.0, value) if isinstance(value, Tensor) else max(value, 0.0)
 
 
+def need_at_least_0(name: str, value: Coefficient) -> None:
+    """ValueError for a number or a tensor below 0."""
+    least = value
+    if isinstance(value, Tensor) and value.numel() > 0 and readable(value):
+        least = value.min().item()
+    if isinstance(least, int | float) and least < 0:
+        raise ValueError(f"{name}={least:g} must be at least 0: negative diffusion grows without bound")
+
+
 def as_coefficient(value: float | tuple[float, ...]) -> float | Tensor:
     """A number, or the values at the points as a tensor."""
     return torch.tensor(value, dtype=torch.float64, device="cpu") if isinstance(value, tuple) else value

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .coefficient import Coefficient, as_coefficient, attach, evaluate, extremes, is_constant, is_zero, positive
+from .coefficient import Coefficient, as_coefficient, attach, evaluate, extremes, is_constant, is_zero, need_at_least_0, positive
 from .equation import Term
 from .extrapolation import Reach
 from .grid import Grid1D
-from .numbers import as_tensor, readable
+from .numbers import as_tensor
 from .stability import Profile
 from .stencils import Derivative, Stencil, derivative, sealed, stencil_weights
 
@@ -53,11 +53,7 @@ class Diffusion(Term):
     def __init__(self, grid: Grid1D, diffusivity: Coefficient, scheme: str = "central2") -> None:
         super().__init__(grid)
         attach(self, "diffusivity", diffusivity, grid.n)
-        least = diffusivity
-        if isinstance(diffusivity, Tensor) and diffusivity.numel() > 0 and readable(diffusivity):
-            least = diffusivity.min().item()
-        if isinstance(least, int | float) and least < 0:
-            raise ValueError(f"diffusivity={least:g} must be at least 0: negative diffusion grows without bound")
+        need_at_least_0("diffusivity", diffusivity)
         self.scheme = scheme
         self.second: Derivative = derivative(grid, 2, scheme)
         self.accuracy = 6 if scheme == "spectral" else int(scheme[-1])

@@ -23,6 +23,7 @@ from .closed_form import dense_flow, elapsed, fourier_flow, line_between, wall_s
 from .coefficient import evaluate, shown
 from .conditions import without_field_data
 from .grid import Grid1D
+from .multiples import Multiples
 from .numbers import as_tensor, lasting, present, readable
 from .stability import POINTS, VARYING, Profile, few, matrix_limit, mode_limit, profiles, remembered, scaled
 
@@ -88,8 +89,8 @@ class Equation(nn.Module, ABC):
         return ", ".join([f"n={self.grid.n}", f"length={self.grid.length:g}", *coefficients])
 
 
-class FieldEquation(Equation):
-    """Abstract equation of one field, du/dt = the sum of ``terms``; a + b is a ``Sum`` (equal grids, else ValueError)."""
+class FieldEquation(Multiples, Equation):
+    """Abstract equation of one field, du/dt = the sum of ``terms``; a + b, a - b, 2 * a are a ``Sum`` (equal grids, else ValueError)."""
 
     _split: tuple[Any, Any] | None = None
 
@@ -302,6 +303,7 @@ class Term(FieldEquation):
 
     linear = True
     even = False
+    grows = False  # whether its own modes may, as the equation lets them
     name: str
     coefficient: str
 

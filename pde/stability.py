@@ -74,6 +74,8 @@ def mode_limit(method: Any, terms: Sequence[Term], values: Sequence[Sequence[flo
         parts = {True: torch.zeros_like(k, dtype=torch.complex128), False: torch.zeros_like(k, dtype=torch.complex128)}
         for term, value, where in zip(terms, chosen, whole, strict=True):
             parts[where] = parts[where] + term.frozen(value, k)
+        if any(term.grows for term in terms):  # what the equation lets grow limits no step
+            parts = {where: torch.complex(total.real.clamp(max=0), total.imag) for where, total in parts.items()}
         limit = min(limit, stability.limit(parts[True], parts[False]))
     return limit
 

@@ -41,13 +41,14 @@ from .weights import At, Average, values, weights
 
 WIDTHS = {"central2": 1, "central4": 2, "central6": 3, "upwind1": 1, "upwind3": 2, "upwind5": 3, "weno5": 3}
 SCHEMES: dict[int, tuple[str, ...]] = {1: ("central2", "central4", "central6", "upwind1", "upwind3", "upwind5", "weno5", "spectral")}
-SCHEMES[2] = ("central2", "central4", "central6", "spectral")
+SCHEMES |= {order: ("central2", "central4", "central6", "spectral") for order in (2, 3, 4)}
 # Degrees of the polynomials beyond a wall value: the highest for which the closed operators have no eigenvalue of positive real part,
 # the first derivative also where values are given at both ends and next to any diffusion (central2, upwind3, central4: none higher has
 # this, by computation at n = 12 ... 81); of the second derivative by central2 the one that keeps it symmetric.
 DEGREES = {
     1: {"upwind1": 1, "upwind3": 2, "upwind5": 4, "weno5": 4, "central2": 1, "central4": 3, "central6": 4},
     2: {"central2": 1, "central4": 4, "central6": 6},
+    **{order: {"central2": 1, "central4": 1, "central6": 1} for order in (3, 4)},  # periodic grids alone
 }
 
 
@@ -55,7 +56,7 @@ DEGREES = {
 class Derivative(ABC):
     """A derivative as a formula; call it as ``D(u, grid)`` or ``D(u, grid, t)``.
 
-    ``derivative`` is 1 or 2; ``order`` that of its error in the spacing, ``wall_order`` that of a solution between walls (measured).
+    ``derivative`` is from 1 to 4; ``order`` that of its error in the spacing, ``wall_order`` that of a solution between walls (measured).
     ``reach`` tells the ghosts it needs. ``linear``: whether D(u + v) = D(u) + D(v).
     """
 
@@ -143,18 +144,18 @@ class Spectral(Derivative):
     """F^-1 [(i k)^m F u], exact for every mode below Nyquist; on even grids the first derivative of the Nyquist mode is 0."""
 
     def between(self, padded: Tensor, grid: Grid1D, closed: tuple[bool, bool]) -> Tensor:
-        if self.derivative == 1:
+        if self.derivative % 2:
             k = grid.wavenumbers(padded)
-            factor = torch.complex(torch.zeros_like(k), k)
+            factor = torch.complex(torch.zeros_like(k), k if self.derivative == 1 else -(k**3))
         else:
-            factor = -(grid.modes(padded) ** 2)
+            factor = -(grid.modes(padded) ** 2) if self.derivative == 2 else grid.modes(padded) ** 4
         return torch.fft.irfft(factor * torch.fft.rfft(padded), n=grid.n)
 
     def symbol(self, k: Tensor, spacing: float) -> Tensor:
-        if self.derivative == 2:
-            return torch.complex(-(k**2), torch.zeros_like(k))
+        if self.derivative % 2 == 0:
+            return torch.complex(-(k**2) if self.derivative == 2 else k**4, torch.zeros_like(k))
         k = torch.where((k * spacing).abs() < math.pi * (1 - 1e-6), k, 0.0)
-        return torch.complex(torch.zeros_like(k), k)
+        return torch.complex(torch.zeros_like(k), k if self.derivative == 1 else -(k**3))
 
 
 @dataclass(frozen=True)
@@ -182,24 +183,26 @@ class Weno5(Derivative):
 
 
 def derivative(grid: Grid1D, order: int, scheme: str, side: int = 1) -> Derivative:
-    """The first or second derivative (``order`` 1 or 2) by a scheme, for fields on this grid.
+    """The derivative of an ``order`` from 1 to 4 by a scheme, for fields on this grid; 3 and 4 on periodic grids.
 
     Args:
         grid: tells whether the scheme suits its ends, and ``wall_order``.
-        order: 1 or 2.
+        order: 1 to 4.
         scheme: order 1: "central2", "central4", "central6", "upwind1", "upwind3", "upwind5", "weno5", "spectral" (periodic grids);
-            order 2: the central ones and "spectral".
+            others: the central ones and "spectral".
         side: of upwind schemes: +1 reads more points to the left (for transport towards +x), -1 to the right.
 
     Raises:
         ValueError: an unknown order, scheme or side, or "spectral" between walls.
     """
     if order not in SCHEMES:
-        raise ValueError(f"order={order} must be 1 or 2")
+        raise ValueError(f"order={order} must be 1, 2, 3 or 4")
     if scheme not in SCHEMES[order]:
         raise ValueError(f"scheme={scheme!r} is not known for the derivative of order {order}; take one of {', '.join(SCHEMES[order])}")
     if side not in (1, -1):
         raise ValueError(f"side={side} must be +1 or -1")
+    if order > 2 and not grid.periodic:
+        raise ValueError(f"a derivative of order={order} needs a periodic grid, this one has {type(grid.boundary).__name__} ends")
     if scheme == "spectral" and not grid.periodic:
         raise ValueError(f"scheme='spectral' needs a periodic grid, this one has {type(grid.boundary).__name__} ends; take 'central4'")
     return _make(scheme, order, side, _wall_order(grid, order, scheme))
@@ -235,7 +238,7 @@ def _make(scheme: str, order: int, side: int, wall_order: float) -> Derivative:
 
 @lru_cache
 def _stencil(scheme: str, order: int, side: int, wall_order: float) -> Stencil:
-    width, accuracy = WIDTHS[scheme], int(scheme[-1])
+    width, accuracy = WIDTHS[scheme] + (order > 2), int(scheme[-1])
     offsets = tuple(range(-width, width + (0 if upwinded(scheme) else 1)))
     found = stencil_weights(offsets, Fraction(0), order)
     if side < 0 and upwinded(scheme):

@@ -153,3 +153,74 @@ class Reacting(nn.Module):
 
 SPLITTING = [name for name, method in METHODS.items() if isinstance(method, Method) and method.splits]
 IMPLICIT = ["backward_euler", "implicit_midpoint"]
+STIFF = [name for name, method in METHODS.items() if isinstance(method, Method) and method.jacobian and method.embedded_order is not None]
+
+
+def robertson(t: Tensor, y: Tensor) -> Tensor:
+    """Rates from 0.04 to 3e7; the middle concentration is 1e-5 of the others."""
+    a, b, c = y.unbind(-1)
+    first, second = 0.04 * a - 1e4 * b * c, 3e7 * b**2
+    return torch.stack([-first, first - second, second], -1)
+
+
+def hires(t: Tensor, y: Tensor) -> Tensor:
+    a, b, c, d, e, f, g, h = y.unbind(-1)
+    binding = 280 * f * h - 1.81 * g
+    return torch.stack(
+        [
+            -1.71 * a + 0.43 * b + 8.32 * c + 0.0007,
+            1.71 * a - 8.75 * b,
+            -10.03 * c + 0.43 * d + 0.035 * e,
+            8.32 * b + 1.71 * c - 1.12 * d,
+            -1.745 * e + 0.43 * f + 0.43 * g,
+            -binding - 1.81 * g + 0.69 * d + 1.71 * e - 0.43 * f + 0.69 * g,
+            binding,
+            -binding,
+        ],
+        -1,
+    )
+
+
+def oregonator(t: Tensor, y: Tensor) -> Tensor:
+    a, b, c = y.unbind(-1)
+    return torch.stack([77.27 * (b + a * (1 - 8.375e-6 * a - b)), (c - (1 + a) * b) / 77.27, 0.161 * (a - c)], -1)
+
+
+@dataclass(frozen=True)
+class Stiff:
+    """A problem of the stiff test set, its end by scipy's Radau at rtol = 1e-12, atol = 1e-14; ``atol`` in units of rtol."""
+
+    name: str
+    func: Callable[[Tensor, Tensor], Tensor]
+    y0: tuple[float, ...]
+    t1: float
+    end: tuple[float, ...]
+    atol: float = 1e-3
+
+    def __str__(self) -> str:
+        return self.name
+
+
+# Hairer, Wanner II, IV.1 and IV.10; Mazzia, Magherini, Test Set for Initial Value Problem Solvers
+STIFF_PROBLEMS = [
+    Stiff(
+        "van der Pol",
+        lambda t, y: torch.stack([y[..., 1], 1e3 * (1 - y[..., 0] ** 2) * y[..., 1] - y[..., 0]], -1),
+        (2.0, 0.0),
+        2000.0,
+        (1.70616773217, -0.000892809701025),
+        atol=1.0,
+    ),
+    Stiff("Robertson", robertson, (1.0, 0.0, 0.0), 1e5, (0.0178659211422, 7.27475146846e-08, 0.98213400611)),
+    Stiff(
+        "HIRES",
+        hires,
+        (1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0057),
+        321.8122,
+        (
+            *(0.000737131257333, 0.000144248572632, 5.88872974097e-05, 0.00117565134328),
+            *(0.00238635619883, 0.00623896825274, 0.00284999839518, 0.00285000160482),
+        ),
+    ),
+    Stiff("Oregonator", oregonator, (1.0, 2.0, 3.0), 360.0, (1.00081487032, 1228.17852155, 132.055494285)),
+]

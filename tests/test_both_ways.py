@@ -317,8 +317,9 @@ def test_theta_may_start_from_the_input() -> None:
 def test_unrolled_blocks_are_the_blocks_to_the_bit(case: str, method: str) -> None:
     block, z, _ = made(case, method=method)
     written = block.eval().unroll()
-    for own, other in zip(leaves(block(z)), leaves(written(z)), strict=True):
-        assert torch.equal(own, other)
+    for _ in range(2):
+        for own, other in zip(leaves(block(z)), leaves(written(z)), strict=True):
+            assert torch.equal(own, other)
     assert not any(isinstance(module, ODEBlock) for module in written.modules()) and not written.training
     assert len(list(written.parameters())) == len(list(block.parameters()))
 

@@ -46,6 +46,13 @@ class Dynamics(nn.Module, ABC):
         """theta at ``times`` (elapsed since theta), stacked in front, or None where there is no closed form."""
         return None
 
+    def fit(self, path: Theta, times: Sequence[float]) -> Theta | None:
+        """Set the parameters so that theta passes near ``path``, theta at ``times`` stacked in front, and return theta at the start.
+
+        A good guess is enough; None: no better one than the parameters as they are and the first of the path. Called by ``convert``.
+        """
+        return None
+
     def start(self, theta: Theta) -> Any:
         """The state at the start that ``forward`` moves: theta, and whatever else a dynamics carries along."""
         return theta

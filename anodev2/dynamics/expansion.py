@@ -49,6 +49,10 @@ class Expansion(Dynamics):
     def rows(self, name: str, weight: Tensor) -> Tensor:
         """a of a weight: (functions, *weight.shape)."""
 
+    @abstractmethod
+    def take(self, name: str, rows: Tensor) -> None:
+        """Set the parameters so that a of a weight is near ``rows``."""
+
     def functions(self, s: tuple[float, ...], like: Tensor) -> Tensor:
         """phi_k at every s: (len(s), functions), in the dtype and on the device of ``like``."""
         return kept(_tabulated, self.basis, self.size, s, like.dtype, like.device)
@@ -69,6 +73,18 @@ class Expansion(Dynamics):
     def flow(self, theta: Theta, times: Sequence[float]) -> Theta:
         s = self._depths(times)
         return {name: weight + self._sum(self.functions(s, weight), name, weight) for name, weight in theta.items()}
+
+    @torch.no_grad()
+    def fit(self, path: Theta, times: Sequence[float]) -> Theta:
+        """The least squares in theta_0 and a, the shortest of all where there are several."""
+        start: Theta = {}
+        for name, values in path.items():
+            phi = self.functions(self._depths(times), values)
+            design = torch.cat([torch.ones_like(phi[:, :1]), phi], 1)
+            first, *rows = torch.linalg.lstsq(design, values.flatten(1), driver="gelsd").solution.unflatten(1, values.shape[1:])
+            start[name] = first
+            self.take(name, torch.stack(rows))
+        return start
 
     def _sum(self, values: Tensor, name: str, weight: Tensor) -> Tensor:
         return (values @ self.rows(name, weight).flatten(1)).unflatten(1, weight.shape)

@@ -47,3 +47,6 @@ class Galerkin(Expansion):
 
     def rows(self, name: str, weight: Tensor) -> Tensor:
         return self.coefficients[parameter_key(name)]
+
+    def take(self, name: str, rows: Tensor) -> None:
+        self.coefficients[parameter_key(name)].data.copy_(rows)

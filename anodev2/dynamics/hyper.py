@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -53,6 +55,9 @@ class Hyper(Expansion):
     def rows(self, name: str, weight: Tensor) -> Tensor:
         return self.coefficients[parameter_key(name)]
 
+    def take(self, name: str, rows: Tensor) -> None:
+        self.coefficients[parameter_key(name)].data.copy_(rows)
+
     def functions(self, s: tuple[float, ...], like: Tensor) -> Tensor:
         depths = torch.tensor((0.0, *s), dtype=torch.float64, device="cpu")
         values = torch.tanh(self._features(depths)[0] @ self.inner.mT + self.bias)
@@ -61,6 +66,33 @@ class Hyper(Expansion):
     def slopes(self, s: Tensor, like: Tensor) -> Tensor:
         features, slopes = self._features(s)
         return ((1 - torch.tanh(features @ self.inner.mT + self.bias) ** 2) * (slopes @ self.inner.mT)).to(like)
+
+    def fit(self, path: Theta, times: Sequence[float]) -> Theta:
+        """The small network by L-BFGS, the best of four starts; the linear layers behind it always by least squares."""
+        weights = torch.cat([values.flatten(1) for values in path.values()], 1)
+        weights = weights / weights.norm()
+        found = []
+        for _ in range(4 if len(times) > self.width + 1 else 0):  # else nothing is left in any case
+            optimizer = torch.optim.LBFGS(
+                [self.inner, self.bias], max_iter=500, tolerance_grad=0, tolerance_change=0, history_size=20, line_search_fn="strong_wolfe"
+            )
+            optimizer.step(partial(self._rest, weights, times))
+            found.append((float(self._rest(weights, times)), self.inner.detach().clone(), self.bias.detach().clone()))
+            self.inner.data.normal_()
+            self.bias.data.normal_()
+        if found:
+            _, self.inner.data, self.bias.data = min(found, key=lambda one: one[0])
+        return super().fit(path, times)
+
+    @torch.enable_grad()
+    def _rest(self, weights: Tensor, times: Sequence[float]) -> float:
+        """What the best linear layers leave of the weights, squared; with its gradient in the network's parameters."""
+        self.inner.grad = self.bias.grad = None
+        phi = self.functions(self._depths(times), weights)
+        basis = torch.linalg.qr(torch.cat([torch.ones_like(phi[:, :1]), phi], 1))[0]
+        loss = (weights - basis @ (basis.mT @ weights)).square().sum()
+        loss.backward()
+        return float(loss.detach())
 
     def _features(self, s: Tensor) -> tuple[Tensor, Tensor]:
         """e(s) and de/ds: (len(s), 2 * frequencies)."""

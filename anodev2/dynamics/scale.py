@@ -42,6 +42,19 @@ class Scale(Expansion):
         """a of the logarithms, in the shape of gains: (size - 1, out, 1, ...)."""
         return self.logarithms[parameter_key(name)].reshape(-1, weight.shape[0], *[1] * (weight.ndim - 1))
 
+    def take(self, name: str, rows: Tensor) -> None:
+        self.logarithms[parameter_key(name)].data.copy_(rows.flatten(1))
+
+    @torch.no_grad()
+    def fit(self, path: Theta, times: Sequence[float]) -> Theta:
+        """The gains that bring the first weights nearest to each of the path, as far as these are positive."""
+        for name, values in path.items():
+            first, flat = values[0].flatten(1), values.flatten(2)
+            gains = (flat * first).sum(2) / first.square().sum(1).clamp(min=1e-30)
+            phi = self.functions(self._depths(times), values)
+            self.take(name, torch.linalg.lstsq(phi, gains.clamp(min=1e-3).log(), driver="gelsd").solution)
+        return {name: values[0] for name, values in path.items()}
+
     def forward(self, t: Tensor | float, theta: Theta) -> Theta:
         """dtheta/dt = dg/dt theta."""
         s = self._depth(t)

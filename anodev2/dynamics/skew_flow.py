@@ -49,6 +49,23 @@ class SkewFlow(Dynamics):
             path[name] = (turned @ weight.flatten(1)).unflatten(2, weight.shape[1:])
         return path
 
+    @torch.no_grad()
+    def fit(self, path: Theta, times: Sequence[float]) -> Theta | None:
+        """The rotation nearest to all steps of the path, which are equal, and the mean of all weights turned back."""
+        step = times[1] - times[0]
+        for name, values in path.items():
+            flat, out = values.flatten(2), values.shape[1]
+            u, _, v = torch.linalg.svd((flat[1:] @ flat[:-1].mT).sum(0))
+            u[:, -1] *= torch.linalg.det(u @ v).sign()
+            generator = _logarithm(u @ v) / step
+            self.angles[parameter_key(name)].data.copy_(generator.flatten()[_below(out, generator.device)])
+        return {name: self._turned_back(name, values, times) for name, values in path.items()}
+
+    def _turned_back(self, name: str, values: Tensor, times: Sequence[float]) -> Tensor:
+        generator = self.generator(name, values[0])
+        turns = torch.linalg.matrix_exp(-_times(tuple(times), generator.dtype, generator.device) * generator).to(values.dtype)
+        return (turns @ values.flatten(2)).mean(0).view(values.shape[1:])
+
     def generator(self, name: str, weight: Tensor) -> Tensor:
         """A of a weight (out, out), in single precision at least."""
         out, angles = weight.shape[0], self.angles[parameter_key(name)]
@@ -65,3 +82,13 @@ def _below(size: int, device: torch.device) -> Tensor:
 
 def _times(times: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     return torch.tensor(times, dtype=torch.float64, device="cpu")[:, None, None].to(device, dtype)
+
+
+def _logarithm(rotation: Tensor) -> Tensor:
+    """The skew A with exp(A) a rotation. Its symmetric part and i times its skew part commute and have cosines and sines of the angles."""
+    even, odd = (rotation + rotation.mT) / 2, (rotation - rotation.mT) / 2
+    vectors = torch.linalg.eigh(even + 0.7 * 1j * odd)[1]
+    cosines = (vectors.conj() * (even.to(vectors) @ vectors)).sum(0).real
+    sines = (vectors.conj() * (1j * odd @ vectors)).sum(0).real
+    angles = torch.atan2(sines, cosines)
+    return ((vectors * (-1j * angles)) @ vectors.mH).real

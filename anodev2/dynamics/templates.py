@@ -49,5 +49,13 @@ class Templates(Expansion):
         key = parameter_key(name)
         return (self.mixture[key] @ self.bank[key].flatten(1)).unflatten(1, weight.shape)
 
+    def take(self, name: str, rows: Tensor) -> None:
+        """By the largest singular values of all that depth adds."""
+        key = parameter_key(name)
+        u, s, v = torch.linalg.svd(rows.flatten(1), full_matrices=False)
+        count = min(self.count, len(s))
+        self.mixture[key].data.zero_()[:, :count] = u[:, :count] * s[:count].sqrt()
+        self.bank[key].data[:count] = (s[:count].sqrt()[:, None] * v[:count]).unflatten(1, rows.shape[1:])
+
     def extra_repr(self) -> str:
         return f"count={self.count}, {super().extra_repr()}"

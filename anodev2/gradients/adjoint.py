@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from ..integrate.loop import Loop
 from ..integrate.recording import recorded
 from ..problem import Problem, Run, bytes_of
-from ..solvers import Leapfrog, Leaves
+from ..solvers import Leapfrog, Leaves, Map
 from ..solvers.tableau import nearest
 from ..stepping import Adaptive, Grid, as_count, wants_grad
 from ..torch_private import transformed
@@ -182,6 +182,8 @@ class ReversibleAdjoint(Adjoint):
 
     Args:
         coupling: c, in (0, 1).
+        every: keep the pair after every so many steps, 2 + 2 N / every states of N steps in all, from which undoing goes on: what
+            cannot be undone far is exact again, and the solution is the same. None: at the end alone.
 
     On grids only. Raises ValueError for an adaptive solve, a coupling out of range, and where ``CheckpointAdjoint`` does.
 
@@ -190,10 +192,13 @@ class ReversibleAdjoint(Adjoint):
 
     both_ways = True
     coupling: float = 0.999
+    every: int | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.coupling < 1:
             raise ValueError(f"coupling={self.coupling} must lie between 0 and 1")
+        if self.every is not None:
+            object.__setattr__(self, "every", as_count("every", self.every))
 
     def solve(self, problem: Problem, y0: Leaves, args: tuple[Any, ...]) -> Run:
         if not isinstance(problem.stepping, Grid):
@@ -201,7 +206,7 @@ class ReversibleAdjoint(Adjoint):
         _refuse_one_way(problem, "ReversibleAdjoint takes steps backwards")
         if torch.is_grad_enabled() and not torch.compiler.is_compiling() and not transformed():
             recording = recorded(problem, y0, args)
-            return attached(Undo(problem, recording, Captured(problem, recording, args), self.coupling), y0)
+            return attached(Undo(problem, recording, Captured(problem, recording, args), self.coupling, self.every), y0)
         return self.stored(problem, y0, args)
 
     def stored(self, problem: Problem, y0: Leaves, args: tuple[Any, ...]) -> Run:
@@ -267,7 +272,7 @@ class BacksolveAdjoint(Adjoint):
 
 
 def _refuse_one_way(problem: Problem, reason: str) -> None:
-    if problem.method.splits or problem.method.jacobian:
+    if problem.method.splits or problem.method.jacobian or isinstance(problem.method, Map):
         raise ValueError(f"{reason}, for which {problem.method.name} is not made: use adjoint='checkpoint'")
 
 

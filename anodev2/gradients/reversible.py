@@ -38,9 +38,12 @@ Increment = Callable[[Step, bool, Leaves], list[Tensor]]  # y(t + dt) - y of one
 class Pairs:
     """The scheme forward: the pair after every step, the states that are wanted, and how it ended."""
 
-    def __init__(self, problem: Problem, coupling: float, increment: Increment, recording: Recording | None = None) -> None:
+    def __init__(
+        self, problem: Problem, coupling: float, increment: Increment, recording: Recording | None = None, every: int | None = None
+    ) -> None:
         assert isinstance(problem.stepping, Grid)
-        self.problem, self.coupling, self.increment, self.recording = problem, coupling, increment, recording
+        self.problem, self.coupling, self.increment, self.recording, self.every = problem, coupling, increment, recording, every
+        self.kept: dict[int, Leaves] = {}  # y and z after every so many steps
         self.grid: Grid = problem.stepping
         self.status: Status | None = None
 
@@ -65,6 +68,8 @@ class Pairs:
             y, z = y_next, z_next
             if step.index + 1 in wanted:
                 states[step.index + 1] = y
+            if self.every is not None and (step.index + 1) % self.every == 0 and step.index + 1 < len(self.grid):
+                self.kept[step.index + 1] = [*y, *z]
         else:
             self._mark()
         states[len(self.grid)] = y
@@ -97,19 +102,22 @@ class Undo:
     recording: Recording
     captured: Captured
     coupling: float
+    every: int | None = None
     costs: Costs = field(default_factory=Costs)
     kinds: Track[Kinds] = field(default_factory=Track)  # of nodes, two per step
     expected: dict[int, list[Sample]] = field(default_factory=dict)  # samples of the last increments, by mark
 
     def forward(self, y0: Leaves) -> tuple[Run, Leaves]:
-        """The wanted states; y and z at the end, which is all that the way back needs."""
-        pairs = Pairs(self.captured.problem, self.coupling, self._increment, self.recording)
+        """The wanted states; y and z at the end, which is all that the way back needs, and after ``every`` so many steps."""
+        pairs = Pairs(self.captured.problem, self.coupling, self._increment, self.recording, self.every)
         states, y, z = pairs.run([leaf.detach() for leaf in y0])
         self.recording.attributes.close()
         self.grid, self.starts = pairs.grid, [leaf.detach() for leaf in y0]
-        self.costs.hold(2 * bytes_of(y))
+        self.places = tuple(pairs.kept)
+        self.costs.hold(2 * (1 + len(self.places)) * bytes_of(y))
         grid = replace(self.grid, times=tuple(map(self.captured.original, self.grid.times)))
-        return Run(states, grid, pairs.status, costs=self.costs), [leaf.clone() for leaf in (*y, *z)]
+        ends = [[*y, *z], *pairs.kept.values()]
+        return Run(states, grid, pairs.status, costs=self.costs), [leaf.clone() for pair in ends for leaf in pair]
 
     def _increment(self, step: Step, backwards: bool, y: Leaves) -> list[Tensor]:
         captured = self.captured
@@ -123,8 +131,9 @@ class Undo:
     def backward(self, kept: list[Tensor], cotangents: Sequence[Tensor | None], wants: Sequence[bool]) -> Grads:
         """Gradients of all inputs from those of the outputs: steps undone, last to first."""
         width = len(wants)
-        back = _Undoing(self, kept[:width], kept[width:])
-        sizes = [torch.maximum(*map(torch.linalg.vector_norm, pair)) for pair in zip(self.starts, back.y, strict=True)]
+        back = _Undoing(self, kept[:width], kept[width : 2 * width])
+        pairs = {place: kept[2 * width * i : 2 * width * (i + 1)] for i, place in enumerate(self.places, 1)}
+        end, gaps = back.y, list[list[Tensor]]()
         kept.clear()
         arriving = {index: cotangents[i * width : (i + 1) * width] for i, index in enumerate(self.problem.outputs(self.grid))}
         nothing: Grads = [None] * width
@@ -132,23 +141,24 @@ class Undo:
             back.y_bar = _plus(back.y_bar, arriving.get(step.index + 1, nothing))
             back.undo(step)
             self.costs.redone += 1
-        self._warn(self.starts, sizes, back)
+            if step.index in pairs:
+                pair = pairs.pop(step.index)
+                gaps.append(back.gaps(pair, end))
+                back.y, back.z = pair[:width], pair[width:]
+                end = back.y
+        gaps.append(back.gaps([*self.starts, *self.starts], end))
+        for leaf, of_leaf in zip(self.starts, zip(*gaps, strict=True), strict=True):
+            limit = ROUND_OFF.get(leaf.real.dtype if leaf.is_complex() else leaf.dtype, COARSE_ROUND_OFF)
+            back.comparison.judge([torch.stack(of_leaf).max().reshape(1)], partial(_warn_of, "kept states" if self.places else "y0", limit))
         y_bar = _plus(_plus(back.y_bar, back.z_bar), arriving.get(0, nothing))
         return [*y_bar, *back.totals]
 
-    def _warn(self, y0: Leaves, sizes: Leaves, back: _Undoing) -> None:
-        """Where y0 was not found again, relative to the larger of its size and that of the end."""
-        for start, size, *found in zip(y0, sizes, back.y, back.z, strict=True):
-            gap = torch.stack([torch.linalg.vector_norm(leaf - start) / size.clamp_min(1e-30) for leaf in found]).max()
-            limit = ROUND_OFF.get(start.real.dtype if start.is_complex() else start.dtype, COARSE_ROUND_OFF)
-            back.comparison.judge([gap.reshape(1)], partial(_warn_of, limit))
 
-
-def _warn_of(limit: float, gap: Tensor) -> None:
+def _warn_of(what: str, limit: float, gap: Tensor) -> None:
     if not gap.item() <= limit:
         warnings.warn(
-            f"ReversibleAdjoint found y0 again only to {gap.item():.1e} (relative): the steps cannot be undone to round-off, and the "
-            "gradient is off by that or more; take more steps, or adjoint='checkpoint'",
+            f"ReversibleAdjoint found {what} again only to {gap.item():.1e} (relative): the steps cannot be undone to round-off, and the "
+            "gradient is off by that or more; keep states with every=, take more steps, or adjoint='checkpoint'",
             RuntimeWarning,
             stacklevel=4,
         )
@@ -164,6 +174,11 @@ class _Undoing:
         self.y_bar: Grads = [None] * len(y)
         self.z_bar: Grads = [None] * len(y)
         self.totals: Grads = [None] * len(undo.captured.sources)
+
+    def gaps(self, pair: Leaves, end: Leaves) -> list[Tensor]:
+        """By how much each leaf of a pair was not found again, relative to the larger of its size and that of what was undone from."""
+        norm, both = torch.linalg.vector_norm, zip(self.y, self.z, pair[: len(end)], pair[len(end) :], end, strict=True)
+        return [torch.maximum(norm(y - a), norm(z - b)) / torch.maximum(norm(a), norm(last)).clamp_min(1e-30) for y, z, a, b, last in both]
 
     def undo(self, step: Step) -> None:
         """Both halves of the step, last first."""

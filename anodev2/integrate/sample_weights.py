@@ -122,15 +122,8 @@ class _Layers(TorchFunctionMode):
     def _own(self, value: Any) -> bool:
         return isinstance(value, Tensor) and any(value is weight for weight in self.weights)
 
-    def _check(self, x: Tensor, *own: Tensor | None) -> int:
-        """The number of samples, which x has in front."""
-        batch = next(len(value) for value in own if self._own(value) and value is not None)
-        if len(x) != batch:
-            raise TypeError(f"{len(x)} inputs for {batch} samples")
-        return batch
-
     def _linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        batch = self._check(x, weight, bias)
+        batch = len(x)
         if not self._own(weight):
             y = F.linear(x, weight)
         elif x.ndim == 2:
@@ -144,7 +137,7 @@ class _Layers(TorchFunctionMode):
     def _convolution(
         self, func: Any, x: Tensor, weight: Tensor, bias: Any = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1
     ) -> Tensor:
-        batch, space = self._check(x, weight, bias), [1] * (x.ndim - 2)
+        batch, space = len(x), [1] * (x.ndim - 2)
         if self._own(weight):
             y = func(x.reshape(1, -1, *x.shape[2:]), weight.flatten(0, 1), None, stride, padding, dilation, groups * batch)
             y = y.view(batch, -1, *y.shape[2:])

@@ -5,9 +5,11 @@ from __future__ import annotations
 from .exponential import ETDRK4, ExponentialEuler
 from .imex import IMEX, IMEX1, IMEX2, IMEX3
 from .leapfrog import Leapfrog, halves
+from .map import Map
 from .method import FlatField, Leaves, Method, SplitField, StepFailed
 from .newton import Implicit
 from .one_stage import BackwardEuler, ImplicitMidpoint
+from .rosenbrock import RODAS4, RODAS5P, Rosenbrock
 from .runge_kutta import RungeKutta
 from .tableau import METHODS as TABLEAUS
 from .tableau import Tableau, nearest
@@ -21,7 +23,9 @@ __all__ = [
     "ImplicitMidpoint",
     "Leapfrog",
     "Leaves",
+    "Map",
     "Method",
+    "Rosenbrock",
     "RungeKutta",
     "SplitField",
     "StepFailed",
@@ -29,7 +33,10 @@ __all__ = [
     "halves",
 ]
 
-_OTHERS = (Leapfrog(), ExponentialEuler(), ETDRK4(), IMEX1, IMEX2, IMEX3, BackwardEuler(), ImplicitMidpoint())
+_OTHERS = (
+    *(Leapfrog(), ExponentialEuler(), ETDRK4(), IMEX1, IMEX2, IMEX3, BackwardEuler(), ImplicitMidpoint(), RODAS4, RODAS5P),
+    Map(),
+)
 METHODS: dict[str, Tableau | Method] = {**TABLEAUS, **{method.name: method for method in _OTHERS}}
 
 

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from ..stepping import Step, Time
-from . import BackwardEuler, ImplicitMidpoint, Leapfrog, Leaves, Method, RungeKutta, as_method
+from . import BackwardEuler, ImplicitMidpoint, Leapfrog, Leaves, Method, Rosenbrock, RungeKutta, as_method
+from .jacobian import weighted
 from .linear import Action, LinearOperator, phi_functions
 from .tableau import Tableau
 
@@ -101,7 +102,7 @@ def stability_function(method: str | Tableau | Method) -> StabilityFunction:
     """R(z) of a method: one step of y' = lambda y, z = lambda dt, is y <- R(z) y.
 
     Explicit Runge-Kutta methods: the polynomial R(z) = 1 + z sum_i b_i k_i, k_i = 1 + z sum_j a_ij k_j, its coefficients in
-    ``coefficients``. Implicit ones: 1 / (1 - z), (1 + z/2) / (1 - z/2). Exponential and IMEX methods: R(z, w), see
+    ``coefficients``. Implicit ones: 1 / (1 - z), (1 + z/2) / (1 - z/2), and rational functions. Exponential and IMEX methods: R(z, w), see
     ``StabilityFunction``. Leapfrog, for q'' = lambda^2 q: the larger root of R^2 - (2 + z^2) R + 1.
 
     Raises:
@@ -121,6 +122,8 @@ def stability_function(method: str | Tableau | Method) -> StabilityFunction:
         return StabilityFunction(chosen.name, lambda z, _: 1 / (1 - z))
     if isinstance(chosen, ImplicitMidpoint):
         return StabilityFunction(chosen.name, lambda z, _: (1 + z / 2) / (1 - z / 2))
+    if isinstance(chosen, Rosenbrock):
+        return StabilityFunction(chosen.name, lambda z, _: _rosenbrock(chosen, z))
     if isinstance(chosen, Leapfrog):
         return StabilityFunction(chosen.name, _leapfrog)
     raise ValueError(f"the stability function of {chosen.name} is not known: it is none of the families of METHODS")
@@ -187,6 +190,17 @@ def _horner(coefficients: tuple[Fraction, ...], z: Tensor) -> Tensor:
     for coefficient in reversed(coefficients[:-1]):
         total = total * z + float(coefficient)
     return total
+
+
+def _rosenbrock(method: Rosenbrock, z: Tensor) -> Tensor:
+    here, us = torch.ones_like(z), list[Tensor]()
+    for stage in range(len(method.c)):
+        right = method.gamma * z
+        if stage:
+            here = weighted(method.a[stage - 1], us, torch.ones_like(z))
+            right = method.gamma * weighted(method.C[stage - 1], us, z * here)
+        us.append(right / (1 - method.gamma * z))
+    return here + us[-1]
 
 
 def _leapfrog(z: Tensor, _: Tensor) -> Tensor:

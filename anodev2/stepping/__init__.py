@@ -1,7 +1,7 @@
 """Where steps are: grids, and error control."""
 
 from .control import ATOL, MAX_STEPS, MORE, RTOL, STRETCH, Adaptive, Control, StepSizes, tolerances
-from .grid import Grid, Step, Time, Times, as_count, as_times, given_grid, numbers, uniform_grid, wants_grad
+from .grid import Grid, Step, Time, Times, as_count, as_times, given_grid, numbers, uniform_grid, unit_grid, wants_grad
 
 __all__ = [
     "ATOL",
@@ -22,5 +22,6 @@ __all__ = [
     "numbers",
     "tolerances",
     "uniform_grid",
+    "unit_grid",
     "wants_grad",
 ]

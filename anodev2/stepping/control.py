@@ -15,7 +15,9 @@ from .grid import Times
 
 RTOL, ATOL = 1e-7, 1e-9  # torchdiffeq's, so that a solve without tolerances means the same here
 MAX_STEPS = 10_000  # of error control: what needs more is stiff, as a rule
-MORE = "allow more, or any number with max_steps=None, or larger errors; a stiff problem wants an implicit or exponential method"
+MORE = (
+    "allow more, or any number with max_steps=None, or larger errors; a stiff problem wants rodas5p, an implicit or an exponential method"
+)
 STRETCH = 1.01  # of a step that would leave less than that to an output time
 
 

@@ -158,6 +158,15 @@ def uniform_grid(t: Any, steps: int | None = None, step_size: float | None = Non
     return Grid(times, tuple(max(1, math.ceil(span / step_size * (1 - 1e-9))) for span in spans))
 
 
+def unit_grid(t: Any) -> Grid:
+    """A step for each unit of t, whose times are whole numbers."""
+    times = as_times(t)
+    spans = [abs(later - earlier) for earlier, later in pairwise(numbers(times))]
+    if any(value != round(value) for value in numbers(times)):
+        raise ValueError(f"a pass of method='map' is a unit of t, so times must be whole numbers, got {numbers(times)}; or give steps")
+    return Grid(times, tuple(map(round, spans)))
+
+
 def given_grid(t: Any, nodes: Any) -> Grid:
     """One step between neighbouring ``nodes``, among which the times t must be; gradients go to those that require one."""
     times = as_times(t)

@@ -8,6 +8,7 @@ import pytest
 
 import advection_1d
 import coupled_speed
+import deep_recursion
 import wave_1d
 
 
@@ -32,6 +33,15 @@ def test_a_carried_field_is_wrong_by_the_order_of_its_scheme(tmp_path: Path) -> 
         assert result[scheme] == pytest.approx(claim, abs=0.15 if claim > 1 else 0.2), scheme  # of upwind1, the grids are coarse
     assert result["spectral error"] < 1e-9
     assert result["upwind1 variation"] < 2 and result["weno5 variation"] < 2.02 and result["central2 variation"] > 4
+    assert is_picture(tmp_path / "picture.png")
+
+
+@pytest.mark.slow
+def test_the_gradient_through_all_passes_solves_what_that_of_the_last_does_not(tmp_path: Path) -> None:
+    result = deep_recursion.main(tmp_path / "picture.png", small=True)
+    assert result["grids"] == 288  # of 4x4 Sudoku
+    assert result["through all passes"] > 0.5 and result["of the last pass"] < 0.3
+    assert result["bytes"] < result["all graphs"] / 4 and result["batch"] > 32
     assert is_picture(tmp_path / "picture.png")
 
 

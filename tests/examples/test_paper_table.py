@@ -80,6 +80,7 @@ def test_any_other_failure_ends_with_its_sentence(tmp_path: Path) -> None:
         (["residual", "--recipe=--tau 0.1"], "--recipe has --tau, without effect in any of the runs"),
         (["ode", "--recipe=--epochs 3"], "--recipe has --epochs, which the table itself gives"),
         (["ode", "--recipe='"], "cannot be read"),
+        (["ode", "--recipe=--precision auto"], "--recipe has --precision auto, by which the runs of one table could differ"),
         (["residual", "coupled-2", "--steps", "3"], "--steps has no effect here, only with --variants ode, coupled-1, ode-backsolve"),
         (["ode", "--data-dir", "x"], "--data-dir has no effect here, only with --data cifar10, cifar100, fashion"),
         (["ode", "--seeds", "0", "0"], "--seeds (0, 0) must be one or more, all different"),

@@ -122,6 +122,39 @@ def test_a_reversible_solve_that_cannot_be_undone_says_by_how_much() -> None:
         y.sum().backward()
 
 
+def test_kept_states_make_exact_what_cannot_be_undone() -> None:
+    """Van der Pol's oscillator, whose 200 steps undone from the end lead nowhere; outputs and kept states meet at some steps."""
+
+    def run(adjoint: Adjoint) -> list[Tensor]:
+        y0, mu = (
+            torch.tensor([2.0, 0.0], dtype=torch.float64, requires_grad=True),
+            torch.tensor(6.5, dtype=torch.float64, requires_grad=True),
+        )
+        f = lambda t, y: torch.stack([y[1], mu * (1 - y[0] ** 2) * y[1] - y[0]])
+        y = odeint(f, y0, [0.0, 0.3, 0.75, 1.5], method="midpoint", step_size=0.0075, adjoint=adjoint)
+        return [y, *torch.autograd.grad(y[-1].sum() + y[1].sin().sum(), [y0, mu])]
+
+    expected = run(_Stored(0.75))
+    for every in (7, 20):
+        found = run(ReversibleAdjoint(0.75, every=every))
+        assert torch.equal(found[0], expected[0])
+        torch.testing.assert_close(found[1:], expected[1:], rtol=1e-10, atol=1e-10)
+    for every, what in ((None, "y0"), (150, "kept states")):
+        with pytest.warns(RuntimeWarning, match=f"found {what} again only to"):
+            run(ReversibleAdjoint(0.75, every=every))
+
+
+def test_kept_states_are_counted() -> None:
+    f, y0 = nn.Linear(4, 4).double(), torch.randn(3, 4, dtype=torch.float64)
+    for every, pairs in ((None, 1), (1, 12), (4, 3), (5, 3), (12, 1), (50, 1)):
+        found = solve(lambda t, y: f(y), y0, [0.0, 1.0], steps=12, adjoint=ReversibleAdjoint(every=every))
+        assert found.stats.peak_bytes == 2 * pairs * 96
+        held = plan(lambda t, y: f(y), y0, steps=12, adjoint=ReversibleAdjoint(every=every)).peak_bytes
+        assert held - plan(lambda t, y: f(y), y0, steps=12, adjoint="reversible").peak_bytes == 2 * (pairs - 1) * 96
+    with pytest.raises(ValueError, match="every=0 must be a positive integer"):
+        ReversibleAdjoint(every=0)
+
+
 def test_a_leaf_that_starts_at_zero_is_found_again_without_a_warning() -> None:
     y0 = (torch.ones(3, requires_grad=True), torch.zeros(1))
     odeint(lambda t, y: (-y[0], y[0].sum(0, keepdim=True)), y0, [0.0, 1.0], steps=8, adjoint="reversible")[1].sum().backward()

@@ -37,16 +37,18 @@ ORDER = [
         "system",
         "dynamics",
     ),
-    *("both_ways", "unroll", "block", "testing", "diagnose"),
+    *("both_ways", "unroll", "block", "testing", "diagnose", "convert"),
 ]
 FOLDERS = {
     "dynamics": [
         *("dynamics", "spectral", "channel_mixing", "reaction_diffusion_advection", "bases", "expansion", "galerkin", "b_spline"),
-        *("low_rank", "templates", "hyper", "scale", "skew_flow", "field", ""),
+        *("low_rank", "templates", "hyper", "scale", "skew_flow", "field"),
+        *("learning_rule", "hebb", "delta_rule", "gradient_flow", ""),
     ],
     "stepping": ["grid", "control", ""],
     "solvers": [
-        *("tableau", "linear", "method", "runge_kutta", "leapfrog", "exponential", "imex", "flat", "krylov", "newton", "one_stage"),
+        *("tableau", "linear", "method", "runge_kutta", "leapfrog", "map", "exponential", "imex", "flat", "krylov", "newton", "one_stage"),
+        *("jacobian", "rosenbrock"),
         *("", "stability"),
     ],
     "integrate": [
@@ -59,7 +61,7 @@ FOLDERS = {
 ALLOWED = {
     "anodev2": {"torch", "einops", "checkpoint_schedules", "tqdm", "matplotlib"},  # the last two only where asked for
     "pde": {"torch", "anodev2"},
-    "models": {"torch", "anodev2", "safetensors"},  # the last where a run is loaded
+    "models": {"torch", "anodev2", "einops", "safetensors"},  # the last where a run is loaded
     "examples": {
         *("torch", "torchvision", "numpy", "PIL", "matplotlib", "tqdm", "tyro", "safetensors", "filelock"),
         *("anodev2", *(path.stem for path in (ROOT / "examples").glob("*.py"))),

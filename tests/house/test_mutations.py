@@ -661,6 +661,12 @@ MUTATIONS = {
         "step, mark % 2 == 0, start",
         "test_adjoints.py::test_reversible_equals_store_all_of_its_own_scheme",
     ),
+    "kept states of a reversible solve not taken up": (
+        "gradients/reversible.py",
+        "back.y, back.z = pair[:width], pair[width:]",
+        "pass",
+        "test_adjoints.py::test_kept_states_make_exact_what_cannot_be_undone",
+    ),
     "a failed reversal kept quiet": (
         "gradients/reversible.py",
         "if not gap.item() <= limit:",
@@ -697,6 +703,12 @@ MUTATIONS = {
         "start: Time = number",
         "test_events.py::test_a_ball_that_bounces_in_one_call_has_the_gradients_of_the_closed_form",
     ),
+    "passes of a recursion a time late": (
+        "solvers/map.py",
+        "field(step, 0, 0.0, y)",
+        "field(step, 0, 1.0, y)",
+        "test_map.py::test_passes_are_counted_by_the_times",
+    ),
     "effects that accumulate": (
         "pieces.py",
         "AT_ONCE = 1e-12",
@@ -706,6 +718,24 @@ MUTATIONS = {
     # the rest
     "phi_2 for phi_3": ("solvers/exponential.py", "phi_3(4 * (n_u", "phi_2(4 * (n_u", "test_stiff.py"),
     "two weights of an IMEX row swapped": ("solvers/imex.py", "(11 / 18, 1 / 18)", "(1 / 18, 11 / 18)", "test_stiff.py"),
+    "a time differentiated through the state before": (
+        "solvers/jacobian.py",
+        "return x.view_as(x) if graph and x.requires_grad",
+        "return x if graph and x.requires_grad",
+        "test_stiff_control.py::test_every_adjoint_has_the_gradient_of_store_all",
+    ),
+    "a drift of f left out": (
+        "solvers/rosenbrock.py",
+        "if drift is not None and self.d[stage]:",
+        "if False:",
+        "test_solvers.py",
+    ),
+    "the gradient of a step without that of its matrix": (
+        "solvers/rosenbrock.py",
+        "Factors(at.matrix, scale)",
+        "Factors(at.matrix.detach(), scale)",
+        "test_stiff_control.py::test_gradients_of_stiff_solves_are_central_differences",
+    ),
     "the implicit gradient without its solve": (
         "solvers/newton.py",
         "            return v\n",
@@ -753,6 +783,19 @@ MUTATIONS = {
         "test_pde_operators.py",
     ),
     "a wall slope of the other sign": ("../pde/extrapolation.py", "return image + slope", "return image - slope", "test_pde_boundaries.py"),
+    "a multiple with the symbol of one": (
+        "../pde/scaled.py",
+        "return self.factor * self.term.symbol(k)",
+        "return self.term.symbol(k)",
+        "test_pde_multiples.py",
+    ),
+    "aliased products": ("../pde/higher.py", "* (self.degree + 1) < self.grid.n", "< self.grid.n", "test_pde_named.py"),
+    "waves that disperse the other way": (
+        "../pde/higher.py",
+        '"Dispersion", "beta", -1.0, False',
+        '"Dispersion", "beta", 1.0, False',
+        "test_pde_named.py::test_terms_move_and_damp_modes_as_they_should",
+    ),
     "closed ends that leak": ("../pde/stencils.py", "keepdim=True) * closed[0]", "keepdim=True) * 0", "test_pde_conditions.py"),
     "a slope of Robin of the other sign": (
         "../pde/extrapolation.py",
@@ -840,6 +883,30 @@ MUTATIONS = {
         "if not axes or len(content) != 4 + 4 * axes + math.prod(shape):",
         "if not axes:",
         "test_images.py::test_idx_files_that_are_damaged_are_one_sentence",
+    ),
+    "a diffusivity that a descent left below 0": (
+        "convert.py",
+        '        getattr(work.dynamics, "project", lambda: None)()',
+        "        (lambda: None)()",
+        "test_convert.py::test_weights_that_follow_a_dynamics_are_found_with_it",
+    ),
+    "norms of a stack shared by all steps": (
+        "convert.py",
+        "return self.branches[step](t, z, step=0)",
+        "return self.branches[0](t, z, step=0)",
+        "test_convert.py::test_what_is_each_steps_own_is_copied_and_trains",
+    ),
+    "far kernels that are near": (
+        "../models/tiny.py",
+        "padding=9, dilation=3",
+        "padding=3, dilation=1",
+        "test_tiny_vit.py::test_a_tiny_block_is_the_one_written_out",
+    ),
+    "a layer that forgets its attention": (
+        "../models/vit.py",
+        "self.norm2(z + attended, step)",
+        "self.norm2(z, step)",
+        "test_tiny_vit.py::test_a_transformer_layer_is_torchs",
     ),
     "a flow that is no rotation": (
         "dynamics/skew_flow.py",
@@ -1195,6 +1262,12 @@ MUTATIONS = {
         "loss_sum + loss",
         "test_train_cifar_steps.py::test_an_epoch_is_that_of_a_loop_in_double_precision[residual]",
     ),
+    "a precision chosen by one slow step": (
+        "../examples/precision.py",
+        "statistics.median(plain / cast for plain, cast in rounds)",
+        "max(plain / cast for plain, cast in rounds)",
+        "test_precision.py::test_steps_by_turns_decide_after_one_each",
+    ),
     "a learning rate that a graph keeps": (
         "../examples/cuda_graph.py",
         '            rate.fill_(group["lr"])\n',
@@ -1413,8 +1486,8 @@ MUTATIONS = {
     ),
     "samples not in front of a layer": (
         "integrate/sample_weights.py",
-        "if len(x) != batch:",
-        "if False:",
+        "next(prime for prime in _PRIMES if prime not in axes)",
+        "len(first[0])",
         "test_both_ways.py::test_a_block_is_the_coupled_system_of_all_samples",
     ),
     "a module under two names, swapped twice": (
@@ -1422,6 +1495,18 @@ MUTATIONS = {
         "return functional_call(f, found, args, kwargs, tie_weights=False)",
         "return functional_call(f, dict(weights), args, kwargs)",
         "test_both_ways.py::test_unrolled_blocks_are_the_blocks_to_the_bit",
+    ),
+    "an exact flow without its decay": (
+        "dynamics/delta_rule.py",
+        "1 - x / 2, -torch.expm1(-safe) / safe)",
+        "1 - x / 2, 1.0)",
+        "test_learning_rules.py::test_the_exact_flow_of_the_delta_rule_is_the_solution_of_its_equation",
+    ),
+    "Oja's weights not held back": (
+        "dynamics/hebb.py",
+        "outer(value, value) @ w",
+        "0.9 * outer(value, value) @ w",
+        "test_learning_rules.py::test_oja_finds_the_principal_components",
     ),
     "weights that read the features under autocast": (
         "both_ways.py",

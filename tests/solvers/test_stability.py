@@ -8,14 +8,22 @@ import pytest
 import torch
 
 from anodev2 import METHODS, Method, Tableau, odeint, stability_function
-from problems import IMPLICIT, RUNGE_KUTTA, SPLITTING
+from problems import IMPLICIT, RUNGE_KUTTA, SPLITTING, STIFF
 
 
-@pytest.mark.parametrize("method", RUNGE_KUTTA + IMPLICIT)
+@pytest.mark.parametrize("method", RUNGE_KUTTA + IMPLICIT + STIFF)
 def test_one_step_multiplies_by_r(method: str) -> None:
     z = torch.tensor([-0.7 + 0.4j, 0.3j, -1.5, 0.2 - 0.1j], dtype=torch.complex128)
     step = odeint(lambda t, y: z * y, torch.ones_like(z), [0.0, 1.0], method=method, steps=1)[-1]
     torch.testing.assert_close(stability_function(method)(z), step, rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("method", STIFF)
+def test_stiff_methods_are_l_stable(method: str) -> None:
+    R, y = stability_function(method), torch.logspace(-3, 6, 2000, dtype=torch.float64)
+    assert (R(1j * y).abs() <= 1 + 1e-11).all(), "on the imaginary axis, and so, without poles on the left, in all of that half"
+    assert R(torch.tensor([-1e9, 1e9j])).abs().max() < 1e-7
+    assert R.limit(torch.tensor([-1.0, 1j, -3 + 2j])) == math.inf
 
 
 @pytest.mark.parametrize("method", RUNGE_KUTTA)

@@ -13,7 +13,7 @@ from anodev2 import METHODS, Adjoint, BackwardEuler, CheckpointAdjoint, DirectAd
 from anodev2.pde import Burgers, Grid1D
 from anodev2.solvers.linear import DenseOperator, beside, phi_functions
 from anodev2.testing import observed_order
-from problems import IMPLICIT, MLP, SPLITTING, Reacting
+from problems import IMPLICIT, MLP, SPLITTING, STIFF, Reacting
 
 EXACT_ADJOINTS = [CheckpointAdjoint(), CheckpointAdjoint(slots=2), CheckpointAdjoint(memory="64MiB")]
 
@@ -30,7 +30,7 @@ def test_temporal_order_at_fixed_n(method: str) -> None:
 
 
 @pytest.mark.parametrize("dense", [False, True], ids=["Fourier", "dense"])
-@pytest.mark.parametrize("method", SPLITTING + IMPLICIT)
+@pytest.mark.parametrize("method", SPLITTING + IMPLICIT + STIFF)
 def test_checkpointed_gradients_equal_those_of_store_all(method: str, dense: bool) -> None:
     equation = Reacting(n=16, dense=dense)
 
@@ -50,7 +50,7 @@ def test_checkpointed_gradients_equal_those_of_store_all(method: str, dense: boo
 
 
 @pytest.mark.parametrize("adjoint", [DirectAdjoint(), CheckpointAdjoint(slots=2)], ids=["direct", "slots"])
-@pytest.mark.parametrize("method", [*SPLITTING, BackwardEuler(tolerance=1e-12), *IMPLICIT])
+@pytest.mark.parametrize("method", [*SPLITTING, BackwardEuler(tolerance=1e-12), *IMPLICIT, *STIFF])
 def test_gradients_in_state_coefficient_and_times_are_those_of_the_program(method: Any, adjoint: Adjoint) -> None:
     equation, weight = Reacting(n=16), torch.linspace(-1, 1, 16, dtype=torch.float64)
 
@@ -163,7 +163,7 @@ def test_what_they_refuse() -> None:
     with pytest.raises(ValueError, match="single tensor as y0"):
         odeint(Reacting(16), (u, u), [0.0, 1.0], method="imex2", steps=2)
     for adjoint in ("reversible", "backsolve"):
-        for method in ("etdrk4", "imex1", "backward_euler"):
+        for method in ("etdrk4", "imex1", "backward_euler", "rodas4"):
             with pytest.raises(ValueError, match=f"{method} is not made"):
                 odeint(Reacting(16), u.clone().requires_grad_(), [0.0, 1.0], method=method, steps=2, adjoint=adjoint)
     with pytest.raises(ValueError, match="first derivatives only"):

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from fractions import Fraction
 from functools import cache
@@ -12,37 +11,12 @@ from scipy.integrate import RK23, RK45
 
 from anodev2 import Tableau
 from anodev2.solvers.tableau import METHODS, Row, nearest
+from rooted import Tree, density, trees
 
 TABLEAUS = {name: tableau for name, tableau in METHODS.items() if name == tableau.name}
 EMBEDDED = {name: tableau for name, tableau in TABLEAUS.items() if tableau.b_hat is not None}
 DENSE = {"bosh3": 3, "dopri5": 4, "tsit5": 4}  # orders of the interpolants
 ROUNDING = 1e-13
-Tree = tuple[Any, ...]  # a rooted tree is the tuple of the trees at its root's children; () is one node
-
-
-@cache
-def nodes(tree: Tree) -> int:
-    return 1 + sum(map(nodes, tree))
-
-
-@cache
-def density(tree: Tree) -> int:
-    return nodes(tree) * prod(map(density, tree))
-
-
-@cache
-def trees(n: int) -> tuple[Tree, ...]:
-    """All rooted trees of n nodes, each once."""
-    return tuple(forests(n - 1, tuple(t for size in range(1, n) for t in trees(size))))
-
-
-def forests(n: int, choice: tuple[Tree, ...]) -> Iterator[Tree]:
-    """All multisets of trees of ``choice`` with n nodes together."""
-    if n == 0:
-        yield ()
-    for i, tree in enumerate(choice):
-        if nodes(tree) <= n:
-            yield from ((tree, *rest) for rest in forests(n - nodes(tree), choice[i:]))
 
 
 @cache

@@ -1,0 +1,158 @@
+"""Rosenbrock methods for stiff problems: linear systems with one matrix per step, no iteration.
+
+Known inefficiency: the Jacobian is made anew in every attempt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..stepping import Step, Time
+from .flat import Flat
+from .jacobian import DENSE, Factors, blocks, column, linearise, refuse_transforms, weighted
+from .method import Leaves, Method, SplitField
+
+Rows = tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True)
+class Rosenbrock(Method):
+    """A stiffly accurate Rosenbrock method of s stages, with J = df/dy and f_t = df/dt at the start (t, y) of the step:
+
+        (1 - g h J) u_i = g h f(t + c_i h, y + sum_{j<i} a_ij u_j) + g sum_{j<i} C_ij u_j + g d_i h^2 f_t,
+        y(t + h) = y + sum_j a_sj u_j + u_s,    the error of an embedded solution of one order less estimated as u_s.
+
+    Its gradient is that of these formulas, second derivatives of f included. f must be differentiable in t by autograd.
+
+    Args:
+        name, order: as for a ``Tableau``.
+        gamma: g.
+        a, C: rows i = 2 ... s, of i - 1 entries.
+        c, d: s entries each.
+        independent: samples, along the first axis of a single tensor, do not feel each other: one small Jacobian for each.
+
+    Raises:
+        ValueError: under torch.compile and torch.func; a state, or a sample, of more than 128 elements.
+
+    Source: Hairer, Wanner, Solving Ordinary Differential Equations II, IV.7 (7.25).
+    """
+
+    name: str
+    order: int
+    gamma: float
+    a: Rows
+    C: Rows
+    c: tuple[float, ...]
+    d: tuple[float, ...]
+    independent: bool = False
+    jacobian = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "nodes", self.c)
+        object.__setattr__(self, "embedded_order", self.order - 1)
+
+    def step(self, field: SplitField, step: Step, y: Leaves) -> list[Tensor]:
+        return self._taken(field, step, y)[0]
+
+    def attempt(
+        self, field: SplitField, step: Step, y: Leaves, first: Leaves | None, between: Callable[[], None] = lambda: None
+    ) -> tuple[list[Tensor], list[Leaves]]:
+        """y after the step, and f at its start with the last u; ``first`` is made anew, as its derivatives are needed."""
+        end, slope, last = self._taken(field, step, y)
+        between()
+        return end, [slope, last]
+
+    def error(self, dt: Time, slopes: Sequence[Leaves]) -> list[Tensor]:
+        """The last u."""
+        return [leaf.detach() for leaf in slopes[-1]]
+
+    def _taken(self, field: SplitField, step: Step, y: Leaves) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """y after the step, f at its start, the last u."""
+        refuse_transforms(self.name)
+        flat, parts = Flat(y), blocks(step, y, self.independent)
+        start, h = flat.join(y), step.dt
+        if len(start) > DENSE * parts:
+            raise ValueError(f"{self.name} makes a matrix of the state's {len(start)} elements, and this is for at most {DENSE}")
+        at = linearise(field, step, flat, start, parts, graph=_needed(field, step, y))
+        scale = self.gamma * h
+        factors, shaped = Factors(at.matrix, scale), start.reshape(parts, -1)
+        scale = column(scale.to(start.dtype) if isinstance(scale, Tensor) else scale)
+        drift = None if at.drift is None else scale * (column(h.to(start.dtype) if isinstance(h, Tensor) else h) * at.drift)
+        slope, us, here = at.slope.reshape(parts, -1), list[Tensor](), shaped
+        for stage, node in enumerate(self.c):
+            right = scale * slope
+            if stage:
+                here = weighted(self.a[stage - 1], us, shaped)
+                slope = flat.join(field(step, stage, node, flat.split(here.reshape(-1)))).reshape(parts, -1)
+                right = weighted([self.gamma * weight for weight in self.C[stage - 1]], us, scale * slope)
+            if drift is not None and self.d[stage]:
+                right = torch.add(right, drift, alpha=self.d[stage])
+            us.append(factors.solve(right))
+        end = flat.split((here + us[-1]).reshape(-1))
+        return end, flat.split(at.slope), flat.split(us[-1].reshape(-1))
+
+
+def _needed(field: SplitField, step: Step, y: Leaves) -> bool:
+    """Whether the step has a gradient: of the state, the times, or what f reaches."""
+    if not torch.is_grad_enabled():
+        return False
+    dt = step.dt
+    return any(leaf.requires_grad for leaf in (*y, *([dt] if isinstance(dt, Tensor) else []))) or any(
+        k.requires_grad for k in field(step, 0, 0.0, y)
+    )
+
+
+RODAS4 = Rosenbrock(  # Hairer, Wanner 1996, RODAS: L-stable
+    "rodas4",
+    4,
+    0.25,
+    (
+        (1.544,),
+        (0.9466785280815826, 0.2557011698983284),
+        (3.314825187068521, 2.896124015972201, 0.9986419139977817),
+        (1.221224509226641, 6.019134481288629, 12.53708332932087, -0.687886036105895),
+        (1.221224509226641, 6.019134481288629, 12.53708332932087, -0.687886036105895, 1.0),
+    ),
+    (
+        (-5.6688,),
+        (-2.430093356833875, -0.2063599157091915),
+        (-0.1073529058151375, -9.594562251023355, -20.47028614809616),
+        (7.496443313967647, -10.24680431464352, -33.99990352819905, 11.7089089320616),
+        (8.083246795921522, -7.981132988064893, -31.52159432874371, 16.31930543123136, -6.058818238834054),
+    ),
+    (0.0, 0.386, 0.21, 0.63, 1.0, 1.0),
+    (0.25, -0.1043, 0.1035, -0.0362, 0.0, 0.0),
+)
+_LAST = (-7.502846399306121, 2.561846144803919, -11.627539656261098, -0.18268767659942256, 0.030198172008377946)
+RODAS5P = Rosenbrock(  # Steinebach, BIT 63, 27 (2023): L-stable, keeps its order on stiff parabolic problems
+    "rodas5p",
+    5,
+    0.21193756319429014,
+    (
+        (3.0,),
+        (2.849394379747939, 0.45842242204463923),
+        (-6.954028509809101, 2.489845061869568, -10.358996098473584),
+        (2.8029986275628964, 0.5072464736228206, -0.3988312541770524, -0.04721187230404641),
+        _LAST,
+        (*_LAST, 1.0),
+        (*_LAST, 1.0, 1.0),
+    ),
+    (
+        (-14.155112264123755,),
+        (-17.97296035885952, -2.859693295451294),
+        (147.12150275711716, -1.41221402718213, 71.68940251302358),
+        (165.43517024871676, -0.4592823456491126, 42.90938336958603, -5.961986721573306),
+        (24.854864614690072, -3.0009227002832186, 47.4931110020768, 5.5814197821558125, -0.6610691825249471),
+        (30.91273214028599, -3.1208243349937974, 77.79954646070892, 34.28646028294783, -19.097331116725623, -28.087943162872662),
+        (
+            *(37.80277123390563, -3.2571969029072276, 112.26918849496327, 66.9347231244047, -40.06618937091002),
+            *(-54.66780262877968, -9.48861652309627),
+        ),
+    ),
+    (0.0, 0.6358126895828704, 0.4095798393397535, 0.9769306725060716, 0.4288403609558664, 1.0, 1.0, 1.0),
+    (0.21193756319429014, -0.42387512638858027, -0.3384627126235924, 1.8046452872882734, 2.325825639765069, 0.0, 0.0, 0.0),
+)
