@@ -588,7 +588,7 @@ MUTATIONS = {
     ),
     "a state too few told of a reversible solve": (
         "plan.py",
-        "4 * state + graph, 2",
+        "(4 + 2 * pairs) * state + graph, 2",
         "3 * state + graph, 2",
         "test_plan.py::test_the_predicted_peak_is_that_of_the_live_bytes",
     ),
