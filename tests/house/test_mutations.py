@@ -789,6 +789,12 @@ MUTATIONS = {
         "return self.term.symbol(k)",
         "test_pde_multiples.py",
     ),
+    "speeds of the values that a field has alone": (
+        "../pde/conservation.py",
+        "SAMPLES = 33",
+        "SAMPLES = 2",
+        "test_pde_conservation.py::test_a_jump_between_two_values_where_nothing_moves_is_seen",
+    ),
     "aliased products": ("../pde/higher.py", "* (self.degree + 1) < self.grid.n", "< self.grid.n", "test_pde_named.py"),
     "waves that disperse the other way": (
         "../pde/higher.py",
