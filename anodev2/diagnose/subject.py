@@ -58,6 +58,17 @@ class Subject:
             self.call = CountedCall(target)
         self.target = target
 
+    @classmethod
+    def of(cls, target: Callable[..., Any], t: Sequence[float] | None, options: dict[str, Any], z0: Any) -> tuple[Subject, Any]:
+        """The subject and its state at the start: the joint (z, theta) of a block whose weights read the features."""
+        subject = cls(target, t, options)
+        block = subject.block
+        if not (isinstance(block, CoupledODEBlock) and block.dynamics.reads_features):
+            return subject, z0
+        with torch.no_grad():
+            func, y0 = block.joint(z0)
+        return cls(func, block.t, subject.options), y0
+
     @property
     def steps(self) -> int | None:
         """How many steps there are, where that is known beforehand."""

@@ -1502,6 +1502,12 @@ MUTATIONS = {
         "0.9 * outer(value, value) @ w",
         "test_learning_rules.py::test_oja_finds_the_principal_components",
     ),
+    "a diagnosis of z alone": (
+        "diagnose/subject.py",
+        "return cls(func, block.t, subject.options), y0",
+        'return cls(func, block.t, subject.options | {"method": "euler"}), y0',
+        "test_diagnose_both_ways.py::test_gradients_and_the_way_back_are_looked_at",
+    ),
     "weights that read the features under autocast": (
         "both_ways.py",
         "with in_own_precision(t.device):",
