@@ -157,7 +157,7 @@ def solve(
     kind = "times" if callable(save) else save
     if kind not in ("times", "steps", "end"):
         raise ValueError(f"save={save!r} must be 'times', 'steps', 'end' or a function (t, y)")
-    problem, leaves = problem_of(
+    problem, args, leaves = problem_of(
         func,
         y0,
         t,
@@ -230,11 +230,11 @@ def integrate(
     **options: Any,
 ) -> tuple[list[Leaves], Structure]:
     """``odeint`` before stacking: the leaves at the times t, after every step or at the end, and the structure of y0."""
-    problem, leaves = problem_of(func, y0, t, save=save, max_steps=max_steps, **options)
+    problem, args, leaves = problem_of(func, y0, t, save=save, max_steps=max_steps, **options)
     if isinstance(problem.stepping, Adaptive):
         check_events((), problem, max_steps)
         problem = replace(problem, watch=Observer(problem, (), (), None, False, max_steps).limit)
-    chosen, args, how = as_adjoint(adjoint), options.get("args", ()), as_compile(compile)
+    chosen, how = as_adjoint(adjoint), as_compile(compile)
     if how is not None:
         check_compile(problem, chosen)
         if save != "steps" and not torch.compiler.is_compiling() and not transformed():  # else there are no runs, or others compile
@@ -270,8 +270,8 @@ def problem_of(
     args: tuple[Any, ...] = (),
     save: Literal["times", "steps", "end"] = "times",
     throw: bool = True,
-) -> tuple[Problem, list[Tensor]]:
-    """The checked problem and the leaves of y0."""
+) -> tuple[Problem, tuple[Any, ...], list[Tensor]]:
+    """The checked problem, the arguments with what is prepared for the steps, and the leaves of y0."""
     if not callable(func):
         raise TypeError(f"func must be callable as func(t, y), got {type(func).__name__}")
     if not isinstance(args, tuple):
@@ -303,7 +303,7 @@ def problem_of(
         check_separable(problem, leaves, args)
     if grid is None and isinstance(stepping, Grid):
         _warn_of_instability(func, chosen, stepping, leaves)
-    return problem, leaves
+    return *problem.prepared(leaves, args), leaves
 
 
 def _check_splits(func: Callable[..., Any], method: Method, structure: Structure) -> None:

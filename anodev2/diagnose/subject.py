@@ -132,7 +132,7 @@ class Path:
     def __init__(self, subject: Subject, z0: Any, count: int, options: dict[str, Any]) -> None:
         self.subject, self.z0 = subject, z0
         self.func: Callable[..., Any] = subject.field if isinstance(subject.block, CoupledODEBlock) else subject.call.func
-        self.problem, _ = problem_of(self.func, z0, subject.t, **options)
+        self.problem = problem_of(self.func, z0, subject.t, **options)[0]
         (start, end), last = subject.t, count - 1
         self.nodes = self.problem.stepping.nodes() if isinstance(self.problem.stepping, Grid) else ()
         if self.nodes:

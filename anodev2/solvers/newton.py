@@ -54,7 +54,7 @@ class Implicit(Method):
         number = float(scale.detach()) if isinstance(scale, Tensor) else scale
         slope = lambda w: number * state.join(field(step, 0, node, state.split(w)))  # noqa: E731
         bound, split = torch.clamp_min(ROUNDINGS * state.eps, self.tolerance), field.split()
-        linear = None if split is None else split[0]
+        linear = None if split is None else split.linear
         with torch.no_grad():
             start, inside = state.join(y), _preconditioner(linear, number, state)
             w, off = _change(lambda w: _linearised(slope, w), start, bound, state.entries, self.iterations, inside)

@@ -12,10 +12,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..stepping import Step, Time
+from ..stepping import Step
 from . import BackwardEuler, ImplicitMidpoint, Leapfrog, Leaves, Method, Rosenbrock, RungeKutta, as_method
 from .jacobian import weighted
-from .linear import Action, LinearOperator, phi_functions
+from .linear import LinearOperator
+from .method import Split
 from .tableau import Tableau
 
 GROWTH = 1e-6  # |R| up to 1 + this counts as stable: round-off must not make a limit
@@ -150,25 +151,19 @@ class _Modes:
     def __call__(self, step: Step, stage: int, node: float, y: Leaves) -> list[Tensor]:
         return [self.z * y[0]]
 
-    def split(self) -> tuple[LinearOperator, None, _Modes]:
-        return _Diagonal(self.w), None, self
+    def split(self) -> Split:
+        return Split(_Diagonal(self.w), self)
 
     def allowed(self, y: Leaves) -> None:
         return None
 
 
-@dataclass(frozen=True)
 class _Diagonal(LinearOperator):
-    w: Tensor
+    def forward(self, u: Tensor) -> Tensor:
+        return u
 
-    def __call__(self, u: Tensor) -> Tensor:
-        return self.w * u
-
-    def solve(self, scale: Time, u: Tensor) -> Tensor:
-        return u / (1 - scale * self.w)
-
-    def phi(self, scale: Time, count: int) -> list[Action]:
-        return [lambda u, value=value: value * u for value in phi_functions(scale * self.w, count)]
+    def inverse(self, v: Tensor) -> Tensor:
+        return v
 
 
 def _polynomial(tableau: Tableau) -> tuple[Fraction, ...]:
