@@ -17,14 +17,15 @@ from .gradients.adjoint import Adjoint, CheckpointAdjoint, DirectAdjoint, as_adj
 from .integrate.compiled import Compile, as_compile, compiled
 from .integrate.per_sample import find_grid
 from .integrate.recording import untouched
-from .pieces import costs, densely, happenings, met, nodes, saved_points, solved_in_pieces
+from .pieces import costs, densely, happenings, met, nodes, saved_points, saved_tree, solved_in_pieces, stacked
 from .problem import Problem, SolveError, Status, VectorField
-from .pytree import LEAF, Structure, build, leaves_of, structure_of
+from .pytree import LEAF, Structure, leaves_of, structure_of
 from .solution import Solution, Stats
 from .solvers import METHODS, Leapfrog, Leaves, Map, Method, as_method, halves
 from .solvers.tableau import Tableau
 from .stepping import MAX_STEPS, Adaptive, Control, Grid, Step, as_count, as_times, given_grid, numbers, tolerances, uniform_grid, unit_grid
 from .torch_private import transformed
+from .torchdiffeq import refuse_unknown
 
 
 def odeint(
@@ -44,6 +45,7 @@ def odeint(
     args: tuple[Any, ...] = (),
     adjoint: str | Adjoint = "checkpoint",
     compile: bool | Compile = False,
+    **unknown: Any,
 ) -> Any:
     """Solve dy/dt = func(t, y, *args), y(t[0]) = y0, and return y at all times t, stacked in front.
 
@@ -81,6 +83,7 @@ def odeint(
 
     Source: Hairer, Norsett, Wanner, Solving Ordinary Differential Equations I, II.1, II.4.
     """
+    refuse_unknown("odeint", unknown)
     states, structure = integrate(
         func,
         y0,
@@ -123,6 +126,7 @@ def solve(
     progress: bool = False,
     max_steps: int | None = MAX_STEPS,
     throw: bool = True,
+    **unknown: Any,
 ) -> Solution:
     """Solve as ``odeint`` does, and tell about it: a ``Solution`` with times, states, grid, statistics and status.
 
@@ -147,6 +151,7 @@ def solve(
         ValueError, TypeError: naming the argument, what was given and the cure.
         SolveError: not finite values, step size underflow, or ``max_steps``, unless ``throw`` is False.
     """
+    refuse_unknown("solve", unknown)
     if torch.compiler.is_compiling():
         raise ValueError("solve looks at every step, which torch.compile does not allow; compile odeint, or call solve outside")
     if callback is not None and not callable(callback):
@@ -191,7 +196,7 @@ def solve(
         raise SolveError(status)
     return Solution(
         torch.stack([time for time, _ in points]),
-        _saved(points, problem.field.structure, save if callable(save) else None),
+        saved_tree(points, problem.field.structure, save if callable(save) else None),
         Stats(problem.field.evaluations, *costs(pieces)),
         status,
         pieces[0].run.grid.times if per_sample else nodes(pieces),
@@ -199,23 +204,6 @@ def solve(
         densely(pieces, args) if dense else None,
         *happenings(pieces, len(events), leaves, problem.field.structure),
     )
-
-
-def _saved(points: list[tuple[Tensor, Leaves]], structure: Structure, save: Callable[[Tensor, Any], Any] | None) -> Any:
-    """The states, or what ``save`` makes of them, stacked in front."""
-    results = [build(structure, state) for _, state in points]
-    if save is not None:
-        results = [save(time, y) for (time, _), y in zip(points, results, strict=True)]
-    shape = structure_of(results[0])
-    for leaf in leaves_of(results[0], shape):
-        if not isinstance(leaf, Tensor):
-            raise TypeError(f"save must return tensors, alone or in tuples, lists and dicts, got {type(leaf).__name__}")
-    return stacked([leaves_of(result, shape) for result in results], shape)
-
-
-def stacked(states: list[Leaves], structure: Structure) -> Any:
-    """One tree whose leaves have the states' leaves stacked in front."""
-    return build(structure, [torch.stack(leaf) for leaf in zip(*states, strict=True)])
 
 
 def integrate(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..torchdiffeq import METHODS_OF_TORCHDIFFEQ
 from .exponential import ETDRK4, ExponentialEuler
 from .imex import IMEX, IMEX1, IMEX2, IMEX3
 from .leapfrog import Leapfrog, halves
@@ -44,6 +45,8 @@ def as_method(method: str | Tableau | Method) -> Method:
     """The method of that name, of that tableau, or the given one; ValueError names the nearest match and all there are."""
     if isinstance(method, str) and method in METHODS:
         method = METHODS[method]
+    if isinstance(method, str) and method in METHODS_OF_TORCHDIFFEQ:
+        raise ValueError(f"method={method!r} is torchdiffeq's; here: {METHODS_OF_TORCHDIFFEQ[method]}")
     if isinstance(method, Tableau):
         return RungeKutta(method)
     if isinstance(method, Method):

@@ -22,6 +22,7 @@ ROOT = Path(__file__).parents[2]
 ORDER = [
     *(
         "torch_private",
+        "torchdiffeq",
         "pytree",
         "tables",
         "stepping",
