@@ -760,6 +760,12 @@ MUTATIONS = {
         "0.0",
         "test_prepared.py",
     ),
+    "a multiple by way of the field": (
+        "pde/scaled.py",
+        "return None if known is None else self.factor * known",
+        "return None",
+        "test_pde_cost.py",
+    ),
     "a spectral product by way of the field": (
         "pde/burgers.py",
         "if isinstance(side, Spectral) else None",

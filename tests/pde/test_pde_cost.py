@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from anodev2 import odeint
-from anodev2.pde import Advection, Burgers, Diffusion, Dirichlet, Grid1D
+from anodev2.pde import Advection, Burgers, Diffusion, Dirichlet, Grid1D, KuramotoSivashinsky
 from counting import counted
 
 N = 16
@@ -44,6 +44,18 @@ def test_transforms_of_a_step_on_a_circle(method: str, trained: bool, shape: tup
     assert per_step(differences, sine(shape), method, "fft") == TRANSFORMS[method]
     linear = Diffusion(grid, D) + Advection(grid, 0.5)
     assert per_step(linear, sine(shape), method, "r2c") == 1
+
+
+def test_a_speed_that_is_a_number_is_not_read_from_a_tensor() -> None:
+    equation = Advection(Grid1D(N, 1.0, Dirichlet(0.2, None)), 0.5)
+    assert per_step(equation, sine(), "rk4", "local_scalar") == 0
+
+
+def test_transforms_of_a_nonlinearity_without_aliasing_and_of_a_multiple() -> None:
+    """Each evaluation: there and back for the modes that are kept, and there."""
+    grid = Grid1D(N, 2 * math.pi)
+    assert per_step(KuramotoSivashinsky(grid), sine(), "etdrk4", "fft") == 9 + 2 * 4
+    assert per_step(0.5 * Burgers(grid, 0.05, "spectral", "spectral"), sine(), "etdrk4", "fft") == 9
 
 
 @pytest.mark.parametrize("trained", [False, True])
