@@ -268,7 +268,7 @@ class Problem:
         try:
             return self.method.step(self.given(args), step, y)
         except StepFailed as error:
-            t, good = float(step.time(0.0)), build(self.field.structure, [leaf.detach() for leaf in y])
+            t, good = float(torch.as_tensor(step.time(0.0)).detach().max()), build(self.field.structure, [leaf.detach() for leaf in y])
             message = f"at t={t:.9g}, step {step.index + 1}: {error}"
             raise SolveError(Status("not solved", message, t, step.index, y=good)) from None
 

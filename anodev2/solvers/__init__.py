@@ -12,12 +12,14 @@ from .newton import Implicit
 from .one_stage import BackwardEuler, ImplicitMidpoint
 from .rosenbrock import RODAS4, RODAS5P, Rosenbrock
 from .runge_kutta import RungeKutta
+from .sdirk import ESDIRK4, KVAERNO5, SDIRK
 from .tableau import METHODS as TABLEAUS
 from .tableau import Tableau, nearest
 
 __all__ = [
     "IMEX",
     "METHODS",
+    "SDIRK",
     "BackwardEuler",
     "FlatField",
     "Implicit",
@@ -36,7 +38,7 @@ __all__ = [
 
 _OTHERS = (
     *(Leapfrog(), ExponentialEuler(), ETDRK4(), IMEX1, IMEX2, IMEX3, BackwardEuler(), ImplicitMidpoint(), RODAS4, RODAS5P),
-    Map(),
+    *(ESDIRK4, KVAERNO5, Map()),
 )
 METHODS: dict[str, Tableau | Method] = {**TABLEAUS, **{method.name: method for method in _OTHERS}}
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..stepping import Step
-from . import BackwardEuler, ImplicitMidpoint, Leapfrog, Leaves, Method, Rosenbrock, RungeKutta, as_method
+from . import SDIRK, BackwardEuler, ImplicitMidpoint, Leapfrog, Leaves, Method, Rosenbrock, RungeKutta, as_method
 from .jacobian import weighted
 from .linear import LinearOperator
 from .method import Split
@@ -125,6 +125,8 @@ def stability_function(method: str | Tableau | Method) -> StabilityFunction:
         return StabilityFunction(chosen.name, lambda z, _: (1 + z / 2) / (1 - z / 2))
     if isinstance(chosen, Rosenbrock):
         return StabilityFunction(chosen.name, lambda z, _: _rosenbrock(chosen, z))
+    if isinstance(chosen, SDIRK):
+        return StabilityFunction(chosen.name, lambda z, _: _sdirk(chosen, z))
     if isinstance(chosen, Leapfrog):
         return StabilityFunction(chosen.name, _leapfrog)
     raise ValueError(f"the stability function of {chosen.name} is not known: it is none of the families of METHODS")
@@ -196,6 +198,14 @@ def _rosenbrock(method: Rosenbrock, z: Tensor) -> Tensor:
             right = method.gamma * weighted(method.C[stage - 1], us, z * here)
         us.append(right / (1 - method.gamma * z))
     return here + us[-1]
+
+
+def _sdirk(method: SDIRK, z: Tensor) -> Tensor:
+    stages = [torch.ones_like(z)]
+    for row in method.a[1:]:
+        known = weighted([float(x) for x in row[:-1]], [z * w for w in stages], torch.ones_like(z))
+        stages.append(known / (1 - float(row[-1]) * z))
+    return stages[-1]
 
 
 def _leapfrog(z: Tensor, _: Tensor) -> Tensor:

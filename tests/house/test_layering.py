@@ -49,7 +49,7 @@ FOLDERS = {
     "stepping": ["grid", "control", ""],
     "solvers": [
         *("tableau", "linear", "method", "runge_kutta", "leapfrog", "map", "exponential", "imex", "flat", "krylov", "newton", "one_stage"),
-        *("jacobian", "rosenbrock"),
+        *("jacobian", "rosenbrock", "sdirk"),
         *("", "stability"),
     ],
     "integrate": [
