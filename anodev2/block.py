@@ -17,10 +17,11 @@ from .gradients.adjoint import Adjoint, ReversibleAdjoint, as_adjoint
 from .integrate.compiled import Compile, as_compile
 from .integrate.functional_call import Swapped
 from .integrate.sample_weights import Together
+from .pieces import stacked
 from .plan import Plan, plan
 from .problem import CountedCall
 from .pytree import Structure, build
-from .solve import integrate, odeint, stacked
+from .solve import integrate, odeint
 from .solvers import Leaves, Method, as_method
 from .solvers.tableau import Tableau
 from .stepping import as_count, as_times, numbers, uniform_grid

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,7 +14,7 @@ from .events import Event, Happened, Observer, event_value
 from .gradients.adjoint import Adjoint
 from .integrate.dense import Dense
 from .problem import Costs, Problem, Run, Status, VectorField
-from .pytree import Structure, build, leaves_of
+from .pytree import Structure, build, leaves_of, structure_of
 from .solvers import Leaves
 from .stepping import Adaptive, Grid, Time, numbers
 
@@ -149,6 +149,23 @@ def met(times: Sequence[Any], point: tuple[Tensor, Leaves]) -> tuple[Tensor, Lea
     """The time at which samples meet, with nan for those that do not come to it: there is the one that comes farthest."""
     time = point[0].reshape(-1)[(times[-1] - times[0]).abs().argmax()]
     return time, [leaf.where(point[0] == time, math.nan) for leaf in point[1]]
+
+
+def saved_tree(points: list[tuple[Tensor, Leaves]], structure: Structure, save: Callable[[Tensor, Any], Any] | None) -> Any:
+    """The states, or what ``save`` makes of them, stacked in front."""
+    results = [build(structure, state) for _, state in points]
+    if save is not None:
+        results = [save(time, y) for (time, _), y in zip(points, results, strict=True)]
+    shape = structure_of(results[0])
+    for leaf in leaves_of(results[0], shape):
+        if not isinstance(leaf, Tensor):
+            raise TypeError(f"save must return tensors, alone or in tuples, lists and dicts, got {type(leaf).__name__}")
+    return stacked([leaves_of(result, shape) for result in results], shape)
+
+
+def stacked(states: list[Leaves], structure: Structure) -> Any:
+    """One tree whose leaves have the states' leaves stacked in front."""
+    return build(structure, [torch.stack(leaf) for leaf in zip(*states, strict=True)])
 
 
 def changed(problem: Problem, event: Event, t: Time, y: Leaves) -> Leaves:

@@ -90,7 +90,7 @@ def plan(
         ValueError, TypeError: as ``odeint``; an adaptive solve has no plan, its grid can be passed once it is known; nor has
             ``BacksolveAdjoint`` with tolerances.
     """
-    problem, leaves = problem_of(func, y0, t, method=method, steps=steps, step_size=step_size, grid=grid, args=args)
+    problem, args, leaves = problem_of(func, y0, t, method=method, steps=steps, step_size=step_size, grid=grid, args=args)
     if not isinstance(problem.stepping, Grid):
         raise ValueError("an adaptive solve does not know its steps beforehand; give steps, or grid=solution.grid of an earlier one")
     count, chosen = len(problem.stepping), as_adjoint(adjoint)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 from dataclasses import field as made
 from functools import partial
 from typing import Any, Literal
@@ -16,12 +19,14 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from .pytree import LEAF, Structure, build, leaves_of
-from .solvers import FlatField, Leaves, Method, StepFailed
-from .solvers.linear import LinearOperator, as_operator
-from .stepping import Adaptive, Grid, Step, Time
+from .solvers import Leaves, Method, StepFailed
+from .solvers.linear import as_operator
+from .solvers.method import Split
+from .stepping import Adaptive, Grid, Step, Time, numbers
 from .torch_private import saving_hooks
 
 Counters = dict[str, int]
+LENGTHS = 4  # of steps, for which a solve keeps functions of its linear part
 LATEST = 16  # times that are kept as tensors, so that a redone step need not make them again
 
 
@@ -42,8 +47,9 @@ def _called(func: Callable[..., Any]) -> Callable[..., Any]:
 class CountedCall:
     """Call ``func(*args)``, with ``step`` and ``stage`` where it has keyword-only parameters of these names."""
 
-    def __init__(self, func: Callable[..., Any]) -> None:
+    def __init__(self, func: Callable[..., Any], checked: bool = True) -> None:
         self.func = func
+        self.checked = checked  # whether its answer is to be a slope
         self.names = _counters_wanted(func)
 
     def counters(self, step: int, stage: int, backwards: bool = False) -> Counters:
@@ -124,8 +130,13 @@ class VectorField:
     """f on flat leaves, its answer checked against the state.
 
     Calls ``func(t, y, *args)`` with t a real zero-dimensional tensor; ``step`` (counted over the whole solve) and
-    ``stage`` are passed where func has keyword-only parameters of these names.
+    ``stage`` are passed where func has keyword-only parameters of these names. ``parts``: those of func, found once per solve.
+    ``lengths``: where steps of each length find what has been prepared for them in the last of the arguments, which is there if there
+    are any.
     """
+
+    parts: Split | None = None
+    lengths: Mapping[float, int] | None = None
 
     def __init__(self, func: Callable[..., Any], structure: Structure, y0: Leaves) -> None:
         self.func = func
@@ -159,10 +170,20 @@ class VectorField:
         if not torch.compiler.is_compiling():  # a side effect that its recompute would not allow
             self.evaluations += 1
         before = None if torch.compiler.is_compiling() else versions(y)
-        slope = (call or self.call)(t, build(self.structure, y), *args, step=step.index, stage=stage, backwards=step.backwards)
+        call, own = call or self.call, self.own(args)
+        slope = call(t, build(self.structure, y), *own, step=step.index, stage=stage, backwards=step.backwards)
         if before is not None:
             refuse_changed(before, y)
-        return self._checked(slope, y)
+        return self._checked(slope, y) if call.checked else [slope]
+
+    def own(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Those of f: without what has been prepared."""
+        return args if self.lengths is None else args[:-1]
+
+    def table(self, args: tuple[Any, ...], h: Time) -> Any | None:
+        """What has been prepared for steps of length h."""
+        place = None if self.lengths is None or isinstance(h, Tensor) else self.lengths.get(h)
+        return None if place is None else args[-1][place]
 
     def _checked(self, slope: Any, y: Leaves) -> list[Tensor]:
         if self.structure is LEAF and isinstance(slope, Tensor) and slope.shape == y[0].shape and slope.dtype == y[0].dtype:
@@ -188,25 +209,36 @@ class VectorField:
         return slopes
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Given:
-    """f with its arguments, as a method's step sees it."""
+    """f with its arguments, as a method's step sees it; ``table``: what is prepared for this very step."""
 
     field: VectorField
     args: tuple[Any, ...]
     control: Adaptive | None = None
+    table: Any = None
 
     def __call__(self, step: Step, stage: int, node: float, y: Leaves) -> list[Tensor]:
         return self.field(self.args, step, stage, node, y)
 
-    def split(self) -> tuple[LinearOperator, FlatField | None, FlatField] | None:
-        """``func.split(*args)``, if func has it: (linear, rest) or (linear, data, rest)."""
+    def split(self) -> Split | None:
+        """``func.split(*args)``, if func has it: (linear, rest) or (linear, data, rest). A rest may have a method ``transformed``, which
+        gives ``linear.forward`` of it."""
+        own, known = self.field.own(self.args), self.field.parts
+        if known is None or own or torch.compiler.is_compiling():
+            known = self._parts(own)
+        prepared = lambda h: self.table if self.table is not None else self.field.table(self.args, h)  # noqa: E731
+        return known if known is None else replace(known, prepared=prepared)
+
+    def _parts(self, own: tuple[Any, ...]) -> Split | None:
         split: Any = getattr(self.field.func, "split", None)
         if not callable(split):
             return None
-        linear, *data, rest = split(*self.args)  # pyright: ignore[reportGeneralTypeIssues]
-        flat = [partial(self.field, self.args, call=CountedCall(part)) for part in (*data, rest)]
-        return as_operator(linear), flat[0] if data else None, flat[-1]
+        linear, *data, rest = split(*own)  # pyright: ignore[reportGeneralTypeIssues]
+        inside = getattr(rest, "transformed", None)
+        flat = lambda part, checked: partial(self.field, self.args, call=CountedCall(part, checked))  # noqa: E731
+        within = None if inside is None else flat(inside, False)
+        return Split(as_operator(linear), flat(rest, True), flat(data[0], True) if data else None, within)
 
     def allowed(self, y: Leaves) -> list[Tensor] | None:
         """atol + rtol |y| of each leaf; None on a grid."""
@@ -236,7 +268,7 @@ class Problem:
         try:
             return self.method.step(self.given(args), step, y)
         except StepFailed as error:
-            t, good = float(step.time(0.0)), build(self.field.structure, [leaf.detach() for leaf in y])
+            t, good = float(torch.as_tensor(step.time(0.0)).detach().max()), build(self.field.structure, [leaf.detach() for leaf in y])
             message = f"at t={t:.9g}, step {step.index + 1}: {error}"
             raise SolveError(Status("not solved", message, t, step.index, y=good)) from None
 
@@ -244,12 +276,41 @@ class Problem:
         """f with these arguments."""
         return Given(self.field, args, self.stepping if isinstance(self.stepping, Adaptive) else None)
 
+    def prepared(self, y0: Leaves, args: tuple[Any, ...]) -> tuple[Problem, tuple[Any, ...]]:
+        """Where the method treats a linear part by itself: what it makes of that once, as one more argument.
+
+        For lengths of steps that occur more than once; those that differ by no more than the times are rounded are one.
+        """
+        grid, split = self.stepping, self.given(args).split() if self.method.splits else None
+        if split is None or not isinstance(grid, Grid):
+            return self, args
+        lengths, first = repeated(grid)
+        linear, v = split.linear, split.linear.forward(y0[0].new_empty(0, *y0[0].shape[-1:]))
+        tables = [linear.kept((self.method, h), v, partial(self.method.prepare, linear, h)) for h in first]
+        field = copy(self.field)
+        field.parts, field.lengths = split, lengths or None
+        return replace(self, field=field), (*args, tables) if tables else args
+
     def outputs(self, grid: Grid) -> tuple[int, ...]:
         """After how many steps of ``grid`` the state is wanted, rising."""
         times, end = grid.outputs(), len(grid)
         reached = times if times[-1] == end else (*times, end)
         found = {"times": times, "reached": reached, "steps": tuple(range(end + 1)), "end": (end,)}[self.save]
         return tuple(sorted({*found, *self.also})) if self.also else found
+
+
+def repeated(grid: Grid) -> tuple[dict[float, int], list[float]]:
+    """The lengths of steps that occur more than once, each with its place among those that differ, and these: the most frequent."""
+    found = Counter(step.dt for step in grid.steps() if not isinstance(step.dt, Tensor))
+    rounding, groups = 4 * math.ulp(max(map(abs, numbers(grid.times)))), list[list[float]]()
+    for h in sorted(found):
+        if groups and h - groups[-1][0] <= rounding:
+            groups[-1].append(h)
+        else:
+            groups.append([h])
+    counts = {place: sum(found[h] for h in group) for place, group in enumerate(groups)}
+    kept = [place for place in sorted(counts, key=lambda place: -counts[place])[:LENGTHS] if counts[place] > 1]
+    return {h: new for new, place in enumerate(kept) for h in groups[place]}, [groups[place][0] for place in kept]
 
 
 @dataclass(frozen=True)

@@ -17,14 +17,15 @@ from .gradients.adjoint import Adjoint, CheckpointAdjoint, DirectAdjoint, as_adj
 from .integrate.compiled import Compile, as_compile, compiled
 from .integrate.per_sample import find_grid
 from .integrate.recording import untouched
-from .pieces import costs, densely, happenings, met, nodes, saved_points, solved_in_pieces
+from .pieces import costs, densely, happenings, met, nodes, saved_points, saved_tree, solved_in_pieces, stacked
 from .problem import Problem, SolveError, Status, VectorField
-from .pytree import LEAF, Structure, build, leaves_of, structure_of
+from .pytree import LEAF, Structure, leaves_of, structure_of
 from .solution import Solution, Stats
 from .solvers import METHODS, Leapfrog, Leaves, Map, Method, as_method, halves
 from .solvers.tableau import Tableau
 from .stepping import MAX_STEPS, Adaptive, Control, Grid, Step, as_count, as_times, given_grid, numbers, tolerances, uniform_grid, unit_grid
 from .torch_private import transformed
+from .torchdiffeq import refuse_unknown
 
 
 def odeint(
@@ -44,6 +45,7 @@ def odeint(
     args: tuple[Any, ...] = (),
     adjoint: str | Adjoint = "checkpoint",
     compile: bool | Compile = False,
+    **unknown: Any,
 ) -> Any:
     """Solve dy/dt = func(t, y, *args), y(t[0]) = y0, and return y at all times t, stacked in front.
 
@@ -81,6 +83,7 @@ def odeint(
 
     Source: Hairer, Norsett, Wanner, Solving Ordinary Differential Equations I, II.1, II.4.
     """
+    refuse_unknown("odeint", unknown)
     states, structure = integrate(
         func,
         y0,
@@ -123,6 +126,7 @@ def solve(
     progress: bool = False,
     max_steps: int | None = MAX_STEPS,
     throw: bool = True,
+    **unknown: Any,
 ) -> Solution:
     """Solve as ``odeint`` does, and tell about it: a ``Solution`` with times, states, grid, statistics and status.
 
@@ -147,6 +151,7 @@ def solve(
         ValueError, TypeError: naming the argument, what was given and the cure.
         SolveError: not finite values, step size underflow, or ``max_steps``, unless ``throw`` is False.
     """
+    refuse_unknown("solve", unknown)
     if torch.compiler.is_compiling():
         raise ValueError("solve looks at every step, which torch.compile does not allow; compile odeint, or call solve outside")
     if callback is not None and not callable(callback):
@@ -157,7 +162,7 @@ def solve(
     kind = "times" if callable(save) else save
     if kind not in ("times", "steps", "end"):
         raise ValueError(f"save={save!r} must be 'times', 'steps', 'end' or a function (t, y)")
-    problem, leaves = problem_of(
+    problem, args, leaves = problem_of(
         func,
         y0,
         t,
@@ -191,7 +196,7 @@ def solve(
         raise SolveError(status)
     return Solution(
         torch.stack([time for time, _ in points]),
-        _saved(points, problem.field.structure, save if callable(save) else None),
+        saved_tree(points, problem.field.structure, save if callable(save) else None),
         Stats(problem.field.evaluations, *costs(pieces)),
         status,
         pieces[0].run.grid.times if per_sample else nodes(pieces),
@@ -199,23 +204,6 @@ def solve(
         densely(pieces, args) if dense else None,
         *happenings(pieces, len(events), leaves, problem.field.structure),
     )
-
-
-def _saved(points: list[tuple[Tensor, Leaves]], structure: Structure, save: Callable[[Tensor, Any], Any] | None) -> Any:
-    """The states, or what ``save`` makes of them, stacked in front."""
-    results = [build(structure, state) for _, state in points]
-    if save is not None:
-        results = [save(time, y) for (time, _), y in zip(points, results, strict=True)]
-    shape = structure_of(results[0])
-    for leaf in leaves_of(results[0], shape):
-        if not isinstance(leaf, Tensor):
-            raise TypeError(f"save must return tensors, alone or in tuples, lists and dicts, got {type(leaf).__name__}")
-    return stacked([leaves_of(result, shape) for result in results], shape)
-
-
-def stacked(states: list[Leaves], structure: Structure) -> Any:
-    """One tree whose leaves have the states' leaves stacked in front."""
-    return build(structure, [torch.stack(leaf) for leaf in zip(*states, strict=True)])
 
 
 def integrate(
@@ -230,11 +218,11 @@ def integrate(
     **options: Any,
 ) -> tuple[list[Leaves], Structure]:
     """``odeint`` before stacking: the leaves at the times t, after every step or at the end, and the structure of y0."""
-    problem, leaves = problem_of(func, y0, t, save=save, max_steps=max_steps, **options)
+    problem, args, leaves = problem_of(func, y0, t, save=save, max_steps=max_steps, **options)
     if isinstance(problem.stepping, Adaptive):
         check_events((), problem, max_steps)
         problem = replace(problem, watch=Observer(problem, (), (), None, False, max_steps).limit)
-    chosen, args, how = as_adjoint(adjoint), options.get("args", ()), as_compile(compile)
+    chosen, how = as_adjoint(adjoint), as_compile(compile)
     if how is not None:
         check_compile(problem, chosen)
         if save != "steps" and not torch.compiler.is_compiling() and not transformed():  # else there are no runs, or others compile
@@ -270,8 +258,8 @@ def problem_of(
     args: tuple[Any, ...] = (),
     save: Literal["times", "steps", "end"] = "times",
     throw: bool = True,
-) -> tuple[Problem, list[Tensor]]:
-    """The checked problem and the leaves of y0."""
+) -> tuple[Problem, tuple[Any, ...], list[Tensor]]:
+    """The checked problem, the arguments with what is prepared for the steps, and the leaves of y0."""
     if not callable(func):
         raise TypeError(f"func must be callable as func(t, y), got {type(func).__name__}")
     if not isinstance(args, tuple):
@@ -303,7 +291,7 @@ def problem_of(
         check_separable(problem, leaves, args)
     if grid is None and isinstance(stepping, Grid):
         _warn_of_instability(func, chosen, stepping, leaves)
-    return problem, leaves
+    return *problem.prepared(leaves, args), leaves
 
 
 def _check_splits(func: Callable[..., Any], method: Method, structure: Structure) -> None:

@@ -12,10 +12,15 @@ from torch import Tensor
 from .torch_private import in_tracing_mode, in_transform, no_dispatch_modes
 
 
+def passing() -> bool:
+    """Whether tensors made here are for a compiler, a tracer or a transform, and must not be kept."""
+    watched = torch.compiler.is_compiling() or torch.jit.is_tracing() or in_transform()  # pyright: ignore[reportPrivateImportUsage]
+    return watched or in_tracing_mode()
+
+
 def kept(make: Callable[..., Tensor], *key: Any) -> Tensor:
     """make(*key), kept; under a compiler, a tracer or a transform it is made anew, and not kept."""
-    passing = torch.compiler.is_compiling() or torch.jit.is_tracing() or in_transform()  # pyright: ignore[reportPrivateImportUsage]
-    return make(*key) if passing or in_tracing_mode() else _made(make, *key)
+    return make(*key) if passing() else _made(make, *key)
 
 
 @lru_cache(maxsize=4096)

@@ -14,6 +14,7 @@ from .advection import Advection
 from .boundary import Dirichlet, Neumann, Periodic, Walls
 from .burgers import Burgers
 from .conditions import Absorbing, Closed, Free, Robin, Slope, Value
+from .conservation import ConservationLaw
 from .diffusion import Diffusion
 from .equation import Equation, Sum
 from .grid import Grid1D
@@ -31,6 +32,7 @@ __all__ = [
     "Burgers",
     "CahnHilliard",
     "Closed",
+    "ConservationLaw",
     "Derivative",
     "DerivativeTerm",
     "Diffusion",

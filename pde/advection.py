@@ -138,6 +138,8 @@ class Advection(Term):
 
     def _end_speeds(self, t: Any, x: Tensor) -> tuple[float, float, float, float]:
         """Smallest and largest speed at the left wall, and at the right (at the points next to them where it is a tensor)."""
+        if isinstance(self.speed, int | float):
+            return self.speed, self.speed, self.speed, self.speed
         ends = torch.stack([torch.zeros_like(x[0]), torch.full_like(x[0], self.grid.length)])
         with torch.no_grad():
             c = torch.as_tensor(evaluate(self.speed, t, lambda: ends, x), dtype=x.dtype, device=x.device)

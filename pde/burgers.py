@@ -13,7 +13,7 @@ from .coefficient import Coefficient, is_constant, is_zero, positive
 from .diffusion import Diffusion
 from .equation import FieldEquation, Term
 from .grid import Grid1D
-from .stencils import Derivative, derivative, upwinded
+from .stencils import Derivative, Spectral, derivative, upwinded
 
 
 class SelfAdvection(Term):
@@ -45,6 +45,10 @@ class SelfAdvection(Term):
             return -self._transported(self.forward_side, lambda v: v**2 / 2, t, u)
         right = self._transported(self.forward_side, lambda v: v.clamp(min=0) ** 2 / 2, t, u)
         return -(right + self._transported(self.backward_side, lambda v: v.clamp(max=0) ** 2 / 2, t, u))
+
+    def spectrum(self, t: Any, u: Tensor) -> Tensor | None:
+        side = self.forward_side
+        return -side.spectrum(u**2 / 2, self.grid) if isinstance(side, Spectral) else None
 
     def _transported(self, side: Derivative, flux: Callable[[Tensor], Tensor], t: Any, u: Tensor) -> Tensor:
         pad = self.boundary.pad if self.viscous else self.boundary.pad_self_carried

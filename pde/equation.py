@@ -25,6 +25,7 @@ from .conditions import without_field_data
 from .grid import Grid1D
 from .multiples import Multiples
 from .numbers import as_tensor, lasting, present, readable
+from .rest import PeriodicRest
 from .stability import POINTS, VARYING, Profile, few, matrix_limit, mode_limit, profiles, remembered, scaled
 
 Rest = Callable[[Any, Tensor], Tensor]
@@ -171,12 +172,12 @@ class FieldEquation(Multiples, Equation):
         pushed = self._from_data(0.0, u)
         return dense_flow(_dense(self.terms(), self.grid, u), pushed, u, times)
 
-    def split(self) -> tuple[LinearOperator | Tensor, Rest] | tuple[LinearOperator | Tensor, Rest, Rest]:
+    def split(self) -> tuple[LinearOperator, Rest] | tuple[LinearOperator, Rest, Rest]:
         """(linear, rest) with du/dt = linear u + rest(t, u): all linear terms of constant coefficients, and everything else.
 
-        ``linear`` is a FourierOperator on periodic grids. Between walls it is a dense (n, n) tensor (an operator with that matrix, if
-        other terms are linear too), and there are three parts, (linear, data, rest): data(t, u) is what boundary data add to the linear
-        terms, and takes from u its shape alone. Implicit methods iterate with all linear terms. Kept while no coefficient requires grad.
+        ``linear`` is a FourierOperator on periodic grids. Between walls it is an operator with a dense (n, n) matrix, and there are
+        three parts, (linear, data, rest): data(t, u) is what boundary data add to the linear terms, and takes from u its shape alone.
+        Implicit methods iterate with all linear terms. Kept while no coefficient requires grad.
         """
         sources = self.tensors()
         live = any(source.requires_grad or source.is_inference() for source in sources)
@@ -244,7 +245,7 @@ class FieldEquation(Multiples, Equation):
         zero = torch.zeros(self.grid.n, dtype=u.dtype, device=u.device)
         return sum((term.tendency(t, zero) for term in (terms if terms is not None else self.terms())), zero)
 
-    def _make_split(self, kept: bool) -> tuple[LinearOperator | Tensor, Rest] | tuple[LinearOperator | Tensor, Rest, Rest]:
+    def _make_split(self, kept: bool) -> tuple[LinearOperator, Rest] | tuple[LinearOperator, Rest, Rest]:
         constant = [term for term in self.terms() if term.constant]
         others = [term for term in self.terms() if not term.constant]
 
@@ -264,11 +265,13 @@ class FieldEquation(Multiples, Equation):
         near = self._near([term for term in self.terms() if term.linear]) if any(term.linear for term in others) else None
         near = cache(near) if near is not None and kept else near
         if not self.grid.periodic:
-            matrix = _dense(constant, self.grid, self.like())
-            return (matrix if near is None else LinearOperator.of(matrix, near)), data, rest
-        k = self.grid.modes(self.like())
-        symbol = sum((term.symbol(k) for term in constant), torch.zeros_like(k, dtype=torch.complex128))
-        return FourierOperator(symbol, self.grid.n, near), rest
+            return LinearOperator.of(lambda: _dense(constant, self.grid, self.like()), near), data, rest
+
+        def symbol() -> Tensor:
+            k = self.grid.modes(self.like())
+            return sum((term.symbol(k) for term in constant), torch.zeros_like(k, dtype=torch.complex128))
+
+        return FourierOperator(symbol, self.grid.n, near), PeriodicRest(self.grid, others)
 
     def _near(self, linear: Sequence[Term]) -> Callable[[], LinearOperator]:
         """All linear terms with the coefficients of t = 0, for implicit methods; of many points on a circle with their means."""
@@ -322,6 +325,10 @@ class Term(FieldEquation):
     @abstractmethod
     def tendency(self, t: Any, u: Tensor) -> Tensor:
         """Its part of du/dt."""
+
+    def spectrum(self, t: Any, u: Tensor) -> Tensor | None:
+        """The real Fourier transform of ``tendency``, where it is known before that is."""
+        return None
 
     @abstractmethod
     def extremes(self, u: Tensor | None) -> list[float]:

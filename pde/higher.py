@@ -163,12 +163,15 @@ class Nonlinearity(Term):
         return False
 
     def tendency(self, t: Any, u: Tensor) -> Tensor:
+        return torch.fft.irfft(self.spectrum(t, u), n=self.grid.n)
+
+    def spectrum(self, t: Any, u: Tensor) -> Tensor:
         self.grid.check(u)
         k = self.grid.wavenumbers(u) if self.order % 2 else self.grid.modes(u)
         kept = torch.arange(len(k), device=u.device) * (self.degree + 1) < self.grid.n
         smooth = torch.fft.irfft(torch.fft.rfft(u) * kept, n=self.grid.n)
         factor = torch.complex(torch.zeros_like(k), k) ** self.order * kept if self.order else kept
-        return torch.fft.irfft(factor * torch.fft.rfft(self.function(smooth)), n=self.grid.n)
+        return factor * torch.fft.rfft(self.function(smooth))
 
     def symbol(self, k: Tensor) -> Tensor:
         raise ValueError("a Nonlinearity is not linear and has no symbol; take matrix(u), its Jacobian")

@@ -61,6 +61,10 @@ class Scaled(Term):
     def tendency(self, t: Any, u: Tensor) -> Tensor:
         return self.factor * self.term.tendency(t, u)
 
+    def spectrum(self, t: Any, u: Tensor) -> Tensor | None:
+        known = self.term.spectrum(t, u)
+        return None if known is None else self.factor * known
+
     def symbol(self, k: Tensor) -> Tensor:
         return self.factor * self.term.symbol(k)
 

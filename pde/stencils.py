@@ -32,6 +32,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from anodev2.tables import kept
+
 from .boundary import Walls
 from .conditions import Closed, Robin, Slope, without_field_data
 from .extrapolation import Reach
@@ -144,12 +146,12 @@ class Spectral(Derivative):
     """F^-1 [(i k)^m F u], exact for every mode below Nyquist; on even grids the first derivative of the Nyquist mode is 0."""
 
     def between(self, padded: Tensor, grid: Grid1D, closed: tuple[bool, bool]) -> Tensor:
-        if self.derivative % 2:
-            k = grid.wavenumbers(padded)
-            factor = torch.complex(torch.zeros_like(k), k if self.derivative == 1 else -(k**3))
-        else:
-            factor = -(grid.modes(padded) ** 2) if self.derivative == 2 else grid.modes(padded) ** 4
-        return torch.fft.irfft(factor * torch.fft.rfft(padded), n=grid.n)
+        return torch.fft.irfft(self.spectrum(padded, grid), n=grid.n)
+
+    def spectrum(self, u: Tensor, grid: Grid1D) -> Tensor:
+        """(i k)^m F u."""
+        factor = kept(_powers, self.derivative, grid.n, grid.length, u.dtype, u.device)
+        return factor * torch.fft.rfft(u)
 
     def symbol(self, k: Tensor, spacing: float) -> Tensor:
         if self.derivative % 2 == 0:
@@ -180,6 +182,15 @@ class Weno5(Derivative):
 
     def symbol(self, k: Tensor, spacing: float) -> Tensor:
         return _stencil("upwind5", 1, self.side, 5).symbol(k, spacing)
+
+
+def _powers(order: int, n: int, length: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(i k)^m of the real Fourier modes, m = ``order``."""
+    grid, like = Grid1D(n, length), torch.empty(0, dtype=dtype, device=device)
+    if order % 2 == 0:
+        return -(grid.modes(like) ** 2) if order == 2 else grid.modes(like) ** 4
+    k = grid.wavenumbers(like)
+    return torch.complex(torch.zeros_like(k), k if order == 1 else -(k**3))
 
 
 def derivative(grid: Grid1D, order: int, scheme: str, side: int = 1) -> Derivative:

@@ -153,6 +153,16 @@ def test_what_is_each_steps_own_is_copied_and_trains() -> None:
     assert str(found).splitlines()[0].split() == ["relative", "error", "layer", "1", "layer", "2", "layer", "3"]
 
 
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family != "static"])
+def test_layers_that_are_all_alike_can_learn_to_differ(family: str) -> None:
+    torch.manual_seed(0)
+    found = convert([Convolutions().eval()] * LAYERS, FAMILIES[family](), evolve="conv*.weight")
+    assert all(error.max() < 1e-6 for error in found.errors.values())
+    found.block(image()).square().sum().backward()
+    slopes = [p.grad for p in found.block.dynamics.parameters()]
+    assert any(slope is not None and slope.any() for slope in slopes)
+
+
 def test_steps_of_another_length_keep_it() -> None:
     torch.manual_seed(0)
     stack = [ODEBlock(Convolutions().eval(), steps=1, t=(0.5 * n, 0.5 * n + 0.5)) for n in range(3)]

@@ -121,7 +121,7 @@ class WeightPath:
         return "-"
 
 
-def weight_path(block: CoupledODEBlock, times: int | Sequence[float] | None = None) -> WeightPath:
+def weight_path(block: CoupledODEBlock, times: int | Sequence[float] | None = None, *, z0: Any = None) -> WeightPath:
     """How the weights of a coupled block move, theta(t) at some times: norms, change, spectra.
 
     Where the dynamics has no closed form, its steps are cut further so that they meet the times that are given.
@@ -130,6 +130,7 @@ def weight_path(block: CoupledODEBlock, times: int | Sequence[float] | None = No
         block: a ``CoupledODEBlock``.
         times: so many equally spaced ones over the block's t, at least 2; or the times themselves, the first of which counts as the start.
             None: 11, or where the dynamics has no closed form those at which z reads theta, whose steps are the block's own.
+        z0: the input, where the weights read the features: those of each sample are looked at, by the names ``name[0]``, ``name[1]`` ...
 
     Raises:
         TypeError: something else than a ``CoupledODEBlock``; of a network, its coupled blocks are named.
@@ -140,11 +141,13 @@ def weight_path(block: CoupledODEBlock, times: int | Sequence[float] | None = No
     block = uncompiled(block)
     if not isinstance(block, CoupledODEBlock):
         raise TypeError(f"block must be a CoupledODEBlock, {_instead(block)}")
-    with torch.inference_mode(False), torch.no_grad(), Subject(block, None, {}).untouched():
+    with torch.inference_mode(False), torch.no_grad(), Subject(block, None, {}).untouched(() if z0 is None else z0):
         chosen = _chosen(block, times)
         if len(chosen) < 2:
             raise ValueError(f"times={times!r} must be at least two times, to see a change")
-        theta = block.weights(chosen)
+        theta = block.weights(chosen, z0)
+    if block.dynamics.reads_features:
+        theta = {f"{name}[{i}]": w[:, i] for name, w in theta.items() for i in range(w.shape[1])}
     kept = {name: w.detach().cpu().to(torch.complex128 if w.is_complex() else torch.float64) for name, w in theta.items()}
     return WeightPath(tuple(chosen), kept, type(block.dynamics).__name__)
 
@@ -158,7 +161,8 @@ def _instead(block: Any) -> str:
 
 def _chosen(block: CoupledODEBlock, times: int | Sequence[float] | None) -> list[float]:
     start, end = block.t
-    if times is None and block.dynamics.flow(block.weights(start), [0.0]) is None:
+    reads = block.dynamics.reads_features
+    if times is None and (reads or block.dynamics.flow(block.weights(start), [0.0]) is None):
         return list(dict.fromkeys([start, *block.reading_times, end]))
     if times is not None and not isinstance(times, int):
         return [float(time) for time in times]

@@ -117,7 +117,7 @@ def reversibility(
     with the same random numbers, as ``BacksolveAdjoint`` does; the draws within a solve backwards are not those of the steps they
     undo. A field that takes ``step`` is given the number of the step that is undone, the last one first. Of a coupled block the way of
     z is looked at; ``BacksolveAdjoint`` solves theta backwards too where it has no closed form, which ``reversibility(block.dynamics,
-    block.weights(0.0), ...)`` is about.
+    block.weights(0.0), ...)`` is about. Where the weights read the features, (z, theta) is looked at jointly.
 
     Args:
         block_or_func: an ``ODEBlock`` or ``CoupledODEBlock``, solved by its own method and steps, or a function (t, z, *args).
@@ -134,7 +134,7 @@ def reversibility(
     Source: ANODE, arXiv 1902.10298, section 3; logarithmic norms: Hairer, Norsett, Wanner, Solving ODEs I, I.10.
     """
     given = {"method": method, "steps": steps, "step_size": step_size, "rtol": rtol, "atol": atol, "args": args}
-    subject = Subject(block_or_func, t, given)
+    subject, z0 = Subject.of(block_or_func, t, given, z0)
     if as_count("times", times) < 2:
         raise ValueError(f"times={times} must be at least 2, the start and the end")
     with torch.inference_mode(False), torch.no_grad():

@@ -195,6 +195,7 @@ def stability(
     Stability of the linearisation at these three times is meant, and says nothing about accuracy; where J is far from normal,
     solutions may grow for a while although every mode decays. Of a coupled block the equation of z is looked at, theta being that of the
     time; that of theta by ``stability(block.dynamics, block.weights(0.0), method=block.weight_method, steps=block.weight_steps)``.
+    Where the weights read the features, the joint equation of (z, theta) is looked at.
 
     The state z is the whole batch: J of independent samples has the eigenvalues of all of them. z at the middle and end is solved with
     the given steps (with error control where there are none). Parameters, buffers and random generators stay as they were; BatchNorm in
@@ -213,7 +214,7 @@ def stability(
     Source: Hairer, Wanner, Solving Ordinary Differential Equations II, IV.2; Saad, Numerical Methods for Large Eigenvalue Problems, 6.2.
     """
     options = {"method": method, "steps": steps, "step_size": step_size, "rtol": rtol, "atol": atol, "args": args}
-    subject = Subject(block_or_func, t, options)
+    subject, z0 = Subject.of(block_or_func, t, options, z0)
     chosen = as_method(subject.options.setdefault("method", "rk4"))
     vectors = as_count("vectors", vectors)
     given = subject.options if subject.steps or subject.options.keys() & {"rtol", "atol"} else subject.options | CONTROL

@@ -58,6 +58,17 @@ class Subject:
             self.call = CountedCall(target)
         self.target = target
 
+    @classmethod
+    def of(cls, target: Callable[..., Any], t: Sequence[float] | None, options: dict[str, Any], z0: Any) -> tuple[Subject, Any]:
+        """The subject and its state at the start: the joint (z, theta) of a block whose weights read the features."""
+        subject = cls(target, t, options)
+        block = subject.block
+        if not (isinstance(block, CoupledODEBlock) and block.dynamics.reads_features):
+            return subject, z0
+        with torch.no_grad():
+            func, y0 = block.joint(z0)
+        return cls(func, block.t, subject.options), y0
+
     @property
     def steps(self) -> int | None:
         """How many steps there are, where that is known beforehand."""
@@ -121,7 +132,7 @@ class Path:
     def __init__(self, subject: Subject, z0: Any, count: int, options: dict[str, Any]) -> None:
         self.subject, self.z0 = subject, z0
         self.func: Callable[..., Any] = subject.field if isinstance(subject.block, CoupledODEBlock) else subject.call.func
-        self.problem, _ = problem_of(self.func, z0, subject.t, **options)
+        self.problem = problem_of(self.func, z0, subject.t, **options)[0]
         (start, end), last = subject.t, count - 1
         self.nodes = self.problem.stepping.nodes() if isinstance(self.problem.stepping, Grid) else ()
         if self.nodes:

@@ -51,12 +51,12 @@ class LowRank(Expansion):
         return (self.left[key] @ self.right[key]).unflatten(2, weight.shape[1:])
 
     def take(self, name: str, rows: Tensor) -> None:
-        """By the largest singular values of each, half of each on either side."""
+        """By the largest singular values of each, all in ``left``: where they are 0, its gradient is not."""
         key = parameter_key(name)
         u, s, v = torch.linalg.svd(rows.flatten(2), full_matrices=False)
-        count, root = min(self.rank, s.shape[1]), s[:, : self.rank].sqrt()
-        self.left[key].data.zero_()[..., :count] = u[..., :count] * root[:, None]
-        self.right[key].data[:, :count] = root[..., None] * v[:, :count]
+        count = min(self.rank, s.shape[1])
+        self.left[key].data.zero_()[..., :count] = u[..., :count] * s[:, None, :count]
+        self.right[key].data[:, :count] = v[:, :count]
 
     def extra_repr(self) -> str:
         return f"rank={self.rank}, {super().extra_repr()}"

@@ -50,12 +50,12 @@ class Templates(Expansion):
         return (self.mixture[key] @ self.bank[key].flatten(1)).unflatten(1, weight.shape)
 
     def take(self, name: str, rows: Tensor) -> None:
-        """By the largest singular values of all that depth adds."""
+        """By the largest singular values of all that depth adds, in ``mixture``; templates keep the size with which they were drawn."""
         key = parameter_key(name)
         u, s, v = torch.linalg.svd(rows.flatten(1), full_matrices=False)
-        count = min(self.count, len(s))
-        self.mixture[key].data.zero_()[:, :count] = u[:, :count] * s[:count].sqrt()
-        self.bank[key].data[:count] = (s[:count].sqrt()[:, None] * v[:count]).unflatten(1, rows.shape[1:])
+        count, size = min(self.count, len(s)), self.bank[key].flatten(1).norm(dim=1).mean()
+        self.mixture[key].data.zero_()[:, :count] = u[:, :count] * s[:count] / size
+        self.bank[key].data[:count] = (size * v[:count]).unflatten(1, rows.shape[1:])
 
     def extra_repr(self) -> str:
         return f"count={self.count}, {super().extra_repr()}"

@@ -133,7 +133,7 @@ class Undo:
         width = len(wants)
         back = _Undoing(self, kept[:width], kept[width : 2 * width])
         pairs = {place: kept[2 * width * i : 2 * width * (i + 1)] for i, place in enumerate(self.places, 1)}
-        end, gaps = back.y, list[list[Tensor]]()
+        sizes, gaps = back.sizes(), list[list[Tensor]]()
         kept.clear()
         arriving = {index: cotangents[i * width : (i + 1) * width] for i, index in enumerate(self.problem.outputs(self.grid))}
         nothing: Grads = [None] * width
@@ -143,10 +143,10 @@ class Undo:
             self.costs.redone += 1
             if step.index in pairs:
                 pair = pairs.pop(step.index)
-                gaps.append(back.gaps(pair, end))
+                gaps.append(back.gaps(pair, sizes))
                 back.y, back.z = pair[:width], pair[width:]
-                end = back.y
-        gaps.append(back.gaps([*self.starts, *self.starts], end))
+                sizes = back.sizes()
+        gaps.append(back.gaps([*self.starts, *self.starts], sizes))
         for leaf, of_leaf in zip(self.starts, zip(*gaps, strict=True), strict=True):
             limit = ROUND_OFF.get(leaf.real.dtype if leaf.is_complex() else leaf.dtype, COARSE_ROUND_OFF)
             back.comparison.judge([torch.stack(of_leaf).max().reshape(1)], partial(_warn_of, "kept states" if self.places else "y0", limit))
@@ -175,10 +175,14 @@ class _Undoing:
         self.z_bar: Grads = [None] * len(y)
         self.totals: Grads = [None] * len(undo.captured.sources)
 
-    def gaps(self, pair: Leaves, end: Leaves) -> list[Tensor]:
+    def sizes(self) -> list[Tensor]:
+        """Of the leaves of y."""
+        return [torch.linalg.vector_norm(leaf) for leaf in self.y]
+
+    def gaps(self, pair: Leaves, sizes: Leaves) -> list[Tensor]:
         """By how much each leaf of a pair was not found again, relative to the larger of its size and that of what was undone from."""
-        norm, both = torch.linalg.vector_norm, zip(self.y, self.z, pair[: len(end)], pair[len(end) :], end, strict=True)
-        return [torch.maximum(norm(y - a), norm(z - b)) / torch.maximum(norm(a), norm(last)).clamp_min(1e-30) for y, z, a, b, last in both]
+        norm, both = torch.linalg.vector_norm, zip(self.y, self.z, pair[: len(sizes)], pair[len(sizes) :], sizes, strict=True)
+        return [torch.maximum(norm(y - a), norm(z - b)) / torch.maximum(norm(a), size).clamp_min(1e-30) for y, z, a, b, size in both]
 
     def undo(self, step: Step) -> None:
         """Both halves of the step, last first."""

@@ -138,13 +138,14 @@ class CompiledSteps(Method):
             return _eagerly(self.inner, field, step, y)
         count, first = len(step.inner), step.inner[0].index if "step" in vector.call.names else 0
         times = _tensor_of([step.inner[0].time(0.0), *(one.time(1.0) for one in step.inner)], vector)
+        tables = [vector.table(args, one.dt) for one in step.inner]
         kinds = tuple((tensor.requires_grad, tensor.is_leaf) for tensor in (times, *y))
         case = (vector.structure, vector.time_dtype, count, first, torch.is_grad_enabled(), kinds)
         first_time, run = self.graphs.of(self.inner, self.options, case)
         before = versions(y)
         try:
             with compilers_own_warnings_ignored() if first_time else nullcontext():
-                end = run(vector, self.inner, args, first, count, times, *y)
+                end = run(vector, self.inner, args if vector.lengths is None else (*vector.own(args), tables), first, count, times, *y)
         except compile_errors() as error:
             end = _eagerly(self.inner, field, step, y)  # which has words for what func must not do
             self.graphs.refuse(error)
@@ -229,9 +230,9 @@ def _eagerly(method: Method, field: Given, step: SeveralSteps, y: Leaves) -> lis
 
 
 def _run(field: VectorField, method: Method, args: tuple[Any, ...], first: int, count: int, times: Tensor, *y: Tensor) -> list[Tensor]:
-    end = list(y)
+    end, tables = list(y), [None] * count if field.lengths is None else args[-1]
     for i in range(count):
-        end = method.step(Given(field, args), Step(first + i, (times[i], times[i + 1]), 0, 0, 1), end)
+        end = method.step(Given(field, args, tables[i]), Step(first + i, (times[i], times[i + 1]), 0, 0, 1), end)
     return end
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..torchdiffeq import METHODS_OF_TORCHDIFFEQ
 from .exponential import ETDRK4, ExponentialEuler
 from .imex import IMEX, IMEX1, IMEX2, IMEX3
 from .leapfrog import Leapfrog, halves
@@ -11,12 +12,14 @@ from .newton import Implicit
 from .one_stage import BackwardEuler, ImplicitMidpoint
 from .rosenbrock import RODAS4, RODAS5P, Rosenbrock
 from .runge_kutta import RungeKutta
+from .sdirk import ESDIRK4, KVAERNO5, SDIRK
 from .tableau import METHODS as TABLEAUS
 from .tableau import Tableau, nearest
 
 __all__ = [
     "IMEX",
     "METHODS",
+    "SDIRK",
     "BackwardEuler",
     "FlatField",
     "Implicit",
@@ -35,7 +38,7 @@ __all__ = [
 
 _OTHERS = (
     *(Leapfrog(), ExponentialEuler(), ETDRK4(), IMEX1, IMEX2, IMEX3, BackwardEuler(), ImplicitMidpoint(), RODAS4, RODAS5P),
-    Map(),
+    *(ESDIRK4, KVAERNO5, Map()),
 )
 METHODS: dict[str, Tableau | Method] = {**TABLEAUS, **{method.name: method for method in _OTHERS}}
 
@@ -44,6 +47,8 @@ def as_method(method: str | Tableau | Method) -> Method:
     """The method of that name, of that tableau, or the given one; ValueError names the nearest match and all there are."""
     if isinstance(method, str) and method in METHODS:
         method = METHODS[method]
+    if isinstance(method, str) and method in METHODS_OF_TORCHDIFFEQ:
+        raise ValueError(f"method={method!r} is torchdiffeq's; here: {METHODS_OF_TORCHDIFFEQ[method]}")
     if isinstance(method, Tableau):
         return RungeKutta(method)
     if isinstance(method, Method):

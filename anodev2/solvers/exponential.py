@@ -6,19 +6,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..stepping import Step
+from ..stepping import Step, Time
 from .linear import LinearOperator
-from .method import FlatField, Leaves, Method, SplitField, combine
-
-
-def parts(field: SplitField) -> tuple[LinearOperator, FlatField]:
-    """L and N, which has all that is not L u."""
-    split = field.split()
-    assert split is not None  # checked when the problem was made
-    linear, data, rest = split
-    if data is None:
-        return linear, rest
-    return linear, lambda step, stage, node, y: combine(rest(step, stage, node, y), 1.0, (1.0,), [data(step, stage, node, y)])
+from .method import Leaves, Method, Split, SplitField
 
 
 @dataclass(frozen=True)
@@ -33,10 +23,14 @@ class ExponentialEuler(Method):
     nodes: tuple[float, ...] = (0.0,)
     splits: bool = True
 
+    def prepare(self, linear: LinearOperator, h: Time) -> list[Tensor]:
+        exp, phi = linear.phi(h, 1)
+        return [exp, h * phi]
+
     def step(self, field: SplitField, step: Step, y: Leaves) -> list[Tensor]:
-        linear, rest = parts(field)
-        exp, phi = linear.phi(step.dt, 1)
-        return [exp(y[0]) + step.dt * phi(rest(step, 0, 0.0, y)[0])]
+        split, u = Split.of(field), y[0]
+        act, (exp, phi) = split.linear.apply, split.tables(self, step.dt)
+        return [split.linear.inverse(act(exp, split.linear.forward(u)) + act(phi, split.besides(step, 0, 0.0, u)))]
 
 
 @dataclass(frozen=True)
@@ -46,7 +40,7 @@ class ETDRK4(Method):
         a = e u + h/2 p N(u),    b = e u + h/2 p N(a),    c = e a + h/2 p (2 N(b) - N(u)),
         u(t + h) = exp(hL) u + h [(phi_1 - 3 phi_2 + 4 phi_3) N(u) + (2 phi_2 - 4 phi_3) (N(a) + N(b)) + (4 phi_3 - phi_2) N(c)]
 
-    with e = exp(hL/2), p = phi_1(hL/2), and phi_j = phi_j(hL) found without cancellation.
+    with e = exp(hL/2), p = phi_1(hL/2), and phi_j = phi_j(hL) found without cancellation. On a periodic axis all in Fourier modes.
 
     Source: Cox, Matthews, J. Comput. Phys. 176 (2002); Kassam, Trefethen, SIAM J. Sci. Comput. 26 (2005).
     """
@@ -56,19 +50,23 @@ class ETDRK4(Method):
     nodes: tuple[float, ...] = (0.0, 0.5, 0.5, 1.0)
     splits: bool = True
 
-    def step(self, field: SplitField, step: Step, y: Leaves) -> list[Tensor]:
-        linear, rest = parts(field)
-        h = step.dt
+    def prepare(self, linear: LinearOperator, h: Time) -> list[Tensor]:
         exp_half, phi_half = linear.phi(h / 2, 1)
         exp, phi_1, phi_2, phi_3 = linear.phi(h, 3)
-        u = y[0]
-        along = exp_half(u)
-        n_u = rest(step, 0, 0.0, [u])[0]
-        a = along + h / 2 * phi_half(n_u)
-        n_a = rest(step, 1, 0.5, [a])[0]
-        b = along + h / 2 * phi_half(n_a)
-        n_b = rest(step, 2, 0.5, [b])[0]
-        c = exp_half(a) + h / 2 * phi_half(2 * n_b - n_u)
-        n_c = rest(step, 3, 1.0, [c])[0]
-        middle = n_a + n_b
-        return [exp(u) + h * (phi_1(n_u) + phi_2(2 * middle - 3 * n_u - n_c) + phi_3(4 * (n_u - middle + n_c)))]
+        first, middle, last = phi_1 - 3 * phi_2 + 4 * phi_3, 2 * phi_2 - 4 * phi_3, 4 * phi_3 - phi_2
+        return [exp_half, h / 2 * phi_half, exp, h * first, h * middle, h * last]
+
+    def step(self, field: SplitField, step: Step, y: Leaves) -> list[Tensor]:
+        split = Split.of(field)
+        act, inverse = split.linear.apply, split.linear.inverse
+        exp_half, phi_half, exp, first, middle, last = split.tables(self, step.dt)
+        u = split.linear.forward(y[0])
+        along = act(exp_half, u)
+        n_u = split.besides(step, 0, 0.0, y[0])
+        a = along + act(phi_half, n_u)
+        n_a = split.besides(step, 1, 0.5, inverse(a))
+        b = along + act(phi_half, n_a)
+        n_b = split.besides(step, 2, 0.5, inverse(b))
+        c = act(exp_half, a) + act(phi_half, 2 * n_b - n_u)
+        n_c = split.besides(step, 3, 1.0, inverse(c))
+        return [inverse(act(exp, u) + act(first, n_u) + act(middle, n_a + n_b) + act(last, n_c))]

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..stepping import Step
-from .method import Leaves, Method, SplitField, combine
+from ..stepping import Step, Time
+from .linear import LinearOperator, Table
+from .method import Leaves, Method, Split, SplitField, combine
 
 Rows = tuple[tuple[float, ...], ...]
 
@@ -36,19 +37,27 @@ class IMEX(Method):
         """c_0 ... c_{s-1}: where N is evaluated."""
         return (0.0, *(sum(row) for row in self.explicit[:-1]))
 
+    @property
+    def _diagonals(self) -> tuple[float, ...]:
+        return tuple(dict.fromkeys(row[-1] for row in self.implicit))
+
+    def prepare(self, linear: LinearOperator, h: Time) -> list[Table]:
+        return [linear.resolvent(diagonal * h) for diagonal in self._diagonals]
+
     def step(self, field: SplitField, step: Step, y: Leaves) -> list[Tensor]:
-        split = field.split()
-        assert split is not None  # checked when the problem was made
-        linear, data, rest = split
-        h, at, nodes = step.dt, list(y), (*self.nodes, 1.0)
+        split, h, u, nodes = Split.of(field), step.dt, y[0], (*self.nodes, 1.0)
+        linear, start = split.linear, [split.linear.forward(u)]
+        resolvents = dict(zip(self._diagonals, split.tables(self, h), strict=True))
         slopes, linears = [], []
         for stage, (explicit, (*lower, diagonal)) in enumerate(zip(self.explicit, self.implicit, strict=True)):
-            slopes.append(rest(step, stage, nodes[stage], at))
-            known = combine(combine(y, h, explicit, slopes), h, lower, linears)
-            pushed = known if data is None else combine(known, h, (diagonal,), [data(step, stage + 1, nodes[stage + 1], at)])
-            at = [linear.solve(diagonal * h, pushed[0])]
-            linears.append([(at[0] - known[0]) / (diagonal * h)])
-        return at
+            slopes.append([split.transformed(step, stage, nodes[stage], u)])
+            known = combine(combine(start, h, explicit, slopes), h, lower, linears)
+            data = split.pushed(step, stage + 1, nodes[stage + 1], u)
+            pushed = known if data is None else combine(known, h, (diagonal,), [[data]])
+            v = linear.apply(resolvents[diagonal], pushed[0])
+            linears.append([(v - known[0]) / (diagonal * h)])
+            u = linear.inverse(v)
+        return [u]
 
 
 _GAMMA = 1 - 1 / math.sqrt(2)

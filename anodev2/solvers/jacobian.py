@@ -61,22 +61,27 @@ def _partial(x: Tensor, graph: bool) -> Tensor:
     return x.view_as(x) if graph and x.requires_grad else x.detach().clone().requires_grad_()
 
 
-def _rows(slope: Tensor, w: Tensor, start: Tensor, parts: int, graph: bool) -> tuple[Tensor | None, Tensor | None]:
+def _rows(slope: Tensor, w: Tensor, start: Tensor | None, parts: int, graph: bool) -> tuple[Tensor | None, Tensor | None]:
     """The Jacobian in w and in the time, None where autograd has none."""
     if not slope.requires_grad:
         return None, None
-    n = len(w) // parts
+    n, inputs = len(w) // parts, (w,) if start is None else (w, start)
     units = torch.eye(n, dtype=w.dtype, device=w.device)[:, None].expand(n, parts, n).reshape(n, -1)
-    found: tuple[Tensor | None, ...]
+    rows = lambda unit, together: torch.autograd.grad(  # noqa: E731
+        slope, inputs, unit, retain_graph=True, create_graph=graph, allow_unused=True, is_grads_batched=together
+    )
     try:
-        found = torch.autograd.grad(
-            slope, (w, start), units, retain_graph=True, create_graph=graph, allow_unused=True, is_grads_batched=True
-        )
+        found = rows(units, True)
     except RuntimeError:  # an autograd Function without a rule for vmap
-        rows = [torch.autograd.grad(slope, (w, start), unit, retain_graph=True, create_graph=graph, allow_unused=True) for unit in units]
-        found = tuple(None if one[0] is None else torch.stack(one) for one in zip(*rows, strict=True))
+        singly = [rows(unit, False) for unit in units]
+        found = tuple(None if one[0] is None else torch.stack(one) for one in zip(*singly, strict=True))
     matrix = w.new_zeros(parts, n, n) if found[0] is None else found[0].reshape(n, parts, n).transpose(0, 1)
-    return matrix, None if found[1] is None else found[1].reshape(n, -1).mT.to(w.dtype)
+    return matrix, None if found[-1] is None or start is None else found[-1].reshape(n, -1).mT.to(w.dtype)
+
+
+def rows_of(slope: Tensor, w: Tensor, parts: int) -> Tensor | None:
+    """The Jacobian (blocks, n, n) of what has been computed from the leaf w; None where it does not depend on it by autograd."""
+    return _rows(slope, w, None, parts, False)[0]
 
 
 def _differences(field: FlatField, step: Step, flat: Flat, w: Tensor, slope: Tensor, parts: int) -> Tensor:

@@ -1,54 +1,108 @@
-"""Linear parts L of a vector field that steppers treat by themselves: solved for (IMEX) or exponentiated (ETD)."""
+"""Linear parts L of a vector field that steppers treat by themselves: solved for (IMEX) or exponentiated (ETD).
+
+Steppers work in coordinates v = forward(u) in which L is simple, Fourier modes as a rule: there the transforms of a step are those
+of its evaluations. A function of L is a ``Table``, tensors that are made once per solve and step size, and handed to the steps.
+"""
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..stepping import Time
-from ..torch_private import in_tracing_mode, no_dispatch_modes
+from ..tables import passing
 
 Action = Callable[[Tensor], Tensor]
-Copies = dict[tuple[torch.device, int], Tensor]  # by where they are, and which version of the tensor they are of
+Table = Tensor | tuple[Tensor, ...]
 
 
 class LinearOperator(ABC):
-    """L of a split field du/dt = L u + rest(t, u), acting on the last axis of u."""
+    """L of a split field du/dt = L u + rest(t, u), acting on the last axis of u: diagonal in coordinates v.
+
+    An operator of your own has ``eigenvalues``, a tensor, and ``forward`` and ``inverse``, linear functions of u and v:
+    L u = inverse(eigenvalues forward(u)).
+
+    Args:
+        eigenvalues: in the shape of the last axis of v, per unit of t, or a function that makes them when they are first needed.
+        near: makes an operator nearer to all of f than this part, for the preconditioner.
+    """
+
+    def __init__(self, eigenvalues: Tensor | Callable[[], Tensor], near: Callable[[], LinearOperator] | None = None) -> None:
+        self.made_of = eigenvalues
+        self.near = near
+        self._known: dict[Hashable, Any] = {}
 
     @staticmethod
-    def of(matrix: Tensor, near: Callable[[], LinearOperator] | None = None) -> LinearOperator:
+    def of(matrix: Tensor | Callable[[], Tensor], near: Callable[[], LinearOperator] | None = None) -> LinearOperator:
         """L u = matrix u, the matrix (n, n) or one per field, (..., n, n); ``near`` as for ``FourierOperator``."""
         return DenseOperator(matrix, near)
 
-    @abstractmethod
-    def __call__(self, u: Tensor) -> Tensor:
-        """L u."""
+    @cached_property
+    def eigenvalues(self) -> Tensor:
+        """Those of L, one per coordinate."""
+        return self.made_of if isinstance(self.made_of, Tensor) else self.made_of()
 
     @abstractmethod
+    def forward(self, u: Tensor) -> Tensor:
+        """The coordinates v of a field u."""
+
+    @abstractmethod
+    def inverse(self, v: Tensor) -> Tensor:
+        """The field u of coordinates v."""
+
+    def __call__(self, u: Tensor) -> Tensor:
+        """L u."""
+        v = self.forward(u)
+        return self.inverse(self.apply(self.kept("L", v, lambda: self.eigenvalues), v))
+
+    def apply(self, table: Table, v: Tensor) -> Tensor:
+        """A function of L, in coordinates."""
+        assert isinstance(table, Tensor)
+        return table.to(v) * v
+
+    def resolvent(self, scale: Time) -> Table:
+        """(1 - scale L)^-1."""
+        return 1 / (1 - scale * self.eigenvalues)
+
+    def phi(self, scale: Time, count: int) -> list[Tensor]:
+        """phi_j(scale L), j = 0 ... count: phi_0 = exp, phi_{j+1}(z) = (phi_j(z) - 1/j!) / z."""
+        return phi_functions(scale * self.eigenvalues, count)
+
     def solve(self, scale: Time, u: Tensor) -> Tensor:
         """(1 - scale L)^-1 u."""
+        return self.inverse(self.apply(self.resolvent(scale), self.forward(u)))
 
     def preconditioner(self, scale: float, transposed: bool = False) -> Action:
         """u -> about (1 - scale f')^-1 u, f' the Jacobian of all of f, or of its transpose: what implicit methods iterate with.
 
         By default ``solve``, and nothing for the transpose.
         """
+        if self.near is not None:
+            return self.near().preconditioner(scale, transposed)
         return (lambda u: u) if transposed else lambda u: self.solve(scale, u)
 
-    @abstractmethod
-    def phi(self, scale: Time, count: int) -> list[Action]:
-        """u -> phi_j(scale L) u for j = 0 ... count: phi_0 = exp, phi_{j+1}(z) = (phi_j(z) - 1/j!) / z."""
+    def kept(self, key: Hashable, v: Tensor, make: Callable[[], Any]) -> Any:
+        """make(), a tree of tensors, beside v; where nothing is trained, the last few are kept for the next solve."""
+        own = self.eigenvalues
+        if passing() or own.requires_grad or own.is_inference() or torch.is_inference_mode_enabled():
+            return like(make(), v)  # what is kept must serve training too
+        key = (key, own._version, v.dtype, v.device)
+        if key not in self._known:
+            self._known = {key: like(make(), v), **dict(list(self._known.items())[:3])}
+        return self._known[key]
 
 
 class FourierOperator(LinearOperator):
     """L u = F^-1 [symbol F u] for real fields u of shape (..., n) on a periodic axis, F the real Fourier transform.
 
     Args:
-        symbol: complex, shape (n // 2 + 1,), the eigenvalue of each real Fourier mode, per unit of t.
+        symbol: complex, shape (n // 2 + 1,), the eigenvalue of each real Fourier mode, per unit of t; or a function that makes it.
         n: number of points.
         near: makes an operator nearer to all of f than this part, for the preconditioner.
 
@@ -56,47 +110,40 @@ class FourierOperator(LinearOperator):
         ValueError: symbol of another length.
     """
 
-    def __init__(self, symbol: Tensor, n: int, near: Callable[[], LinearOperator] | None = None) -> None:
-        if symbol.shape[-1:] != (n // 2 + 1,):
+    def __init__(self, symbol: Tensor | Callable[[], Tensor], n: int, near: Callable[[], LinearOperator] | None = None) -> None:
+        if isinstance(symbol, Tensor) and symbol.shape[-1:] != (n // 2 + 1,):
             raise ValueError(f"symbol of shape {tuple(symbol.shape)} must have {n // 2 + 1} entries, one per real mode of n={n} points")
-        self.symbol = symbol
+        super().__init__(symbol, near)
         self.n = n
-        self.near = near
-        self._known: dict[tuple[Time, int, int], list[Action]] = {}
-        self._moved: Copies = {}
 
     def __repr__(self) -> str:
         return f"FourierOperator(n={self.n})"
 
-    def __call__(self, u: Tensor) -> Tensor:
-        return self._times(self.symbol, self._moved)(u)
+    @property
+    def symbol(self) -> Tensor:
+        """The eigenvalue of each real Fourier mode."""
+        return self.eigenvalues
 
-    def solve(self, scale: Time, u: Tensor) -> Tensor:
-        return self._times(1 / (1 - scale * beside(u, self.symbol, self._moved)), {})(u)
+    def forward(self, u: Tensor) -> Tensor:
+        if u.is_complex():
+            raise TypeError("FourierOperator acts on real fields, got a complex one; solve for real and imaginary parts")
+        if not u.numel():  # which torch.fft refuses
+            return torch.complex(u, u)[..., : self.n // 2 + 1]
+        return torch.fft.rfft(u)
+
+    def inverse(self, v: Tensor) -> Tensor:
+        if not v.numel():
+            return v.real.new_empty(*v.shape[:-1], self.n)
+        return torch.fft.irfft(v, n=self.n)
 
     def preconditioner(self, scale: float, transposed: bool = False) -> Action:
         if self.near is not None:
             return self.near().preconditioner(scale, transposed)
-        return self._times(1 / (1 - scale * (self.symbol.conj() if transposed else self.symbol)), {})
 
-    def phi(self, scale: Time, count: int) -> list[Action]:
-        if isinstance(scale, Tensor) or not lasts(self.symbol):
-            return [self._times(values, {}) for values in phi_functions(scale * self.symbol, count)]
-        key = (scale, count, self.symbol._version)
-        if key in self._known:
-            return self._known[key]
-        actions = [self._times(values, {}) for values in phi_functions(scale * self.symbol, count)]
-        self._known = {key: actions, **dict(list(self._known.items())[:3])}
-        return actions
-
-    def _times(self, factor: Tensor, moved: Copies) -> Action:
         def act(u: Tensor) -> Tensor:
-            if u.is_complex():
-                raise TypeError("FourierOperator acts on real fields, got a complex one; solve for real and imaginary parts")
-            if not u.numel():
-                return u  # which torch.fft refuses
-            spectrum = torch.fft.rfft(u)
-            return torch.fft.irfft(beside(u, factor, moved).to(spectrum) * spectrum, n=self.n)
+            v = self.forward(u)
+            made = lambda: 1 / (1 - scale * (self.symbol.conj() if transposed else self.symbol))  # noqa: E731
+            return self.inverse(self.apply(self.kept(("resolvent", scale, transposed), v, made), v))
 
         return act
 
@@ -105,28 +152,49 @@ class DenseOperator(LinearOperator):
     """L u = matrix u for fields of shape (..., n): exponentials through ``torch.linalg.matrix_exp``, solves through LU.
 
     Args:
-        matrix: shape (n, n), or (..., n, n) with axes that broadcast against those in front of n in u, a matrix per field.
+        matrix: shape (n, n), or (..., n, n) with axes that broadcast against those in front of n in u, a matrix per field; or a function
+            that makes it.
         near: as for ``FourierOperator``.
 
     Raises:
         ValueError: a matrix that is not square.
     """
 
-    def __init__(self, matrix: Tensor, near: Callable[[], LinearOperator] | None = None) -> None:
-        if matrix.ndim < 2 or matrix.shape[-2] != matrix.shape[-1]:
+    def __init__(self, matrix: Tensor | Callable[[], Tensor], near: Callable[[], LinearOperator] | None = None) -> None:
+        if isinstance(matrix, Tensor) and (matrix.ndim < 2 or matrix.shape[-2] != matrix.shape[-1]):
             raise ValueError(f"the linear part of split() must be a square matrix, got shape {tuple(matrix.shape)}")
-        self.matrix = matrix
-        self.near = near
-        self._factors: dict[tuple[float, torch.dtype], tuple[Tensor, Tensor]] = {}
+        super().__init__(matrix, near)
 
-    def __call__(self, u: Tensor) -> Tensor:
-        return self._times(self.matrix)(u)
+    @property
+    def matrix(self) -> Tensor:
+        """That of L."""
+        return self.eigenvalues
 
-    def solve(self, scale: Time, u: Tensor) -> Tensor:
-        matrix = self._shifted(scale)
-        if u.ndim == 1 or matrix.ndim > 2:
-            return torch.linalg.solve(matrix.to(u.dtype), u[..., None])[..., 0]
-        return torch.linalg.solve(matrix.to(u.dtype), u.reshape(-1, u.shape[-1]).mT).mT.reshape(u.shape)
+    def forward(self, u: Tensor) -> Tensor:
+        return u
+
+    def inverse(self, v: Tensor) -> Tensor:
+        return v
+
+    def apply(self, table: Table, v: Tensor) -> Tensor:
+        """A matrix, or the LU factors of the inverse of one."""
+        if isinstance(table, tuple):
+            return self._solved(table, v)
+        return v @ table.to(v).mT if table.ndim == 2 else (table.to(v) @ v[..., None])[..., 0]
+
+    def resolvent(self, scale: Time) -> Table:
+        matrix = self.matrix
+        factors = torch.linalg.lu_factor(torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device) - scale * matrix)
+        return factors[0], factors[1]
+
+    def phi(self, scale: Time, count: int) -> list[Tensor]:
+        """The first block row of exp([[z, 1, 0], [0, 0, 1], [0, 0, 0]]) is phi_0(z), phi_1(z), phi_2(z) (Sidje 1998)."""
+        n = self.matrix.shape[-1]
+        blocks = self.matrix.new_zeros((count + 1) * n, (count + 1) * n)
+        blocks = blocks + torch.diag(self.matrix.new_ones(count * n), n) if count else blocks
+        top = torch.nn.functional.pad(scale * self.matrix, (0, count * n, 0, count * n))
+        row = torch.linalg.matrix_exp(blocks + top)[..., :n, :]
+        return [row[..., j * n : (j + 1) * n] for j in range(count + 1)]
 
     def preconditioner(self, scale: float, transposed: bool = False) -> Action:
         """By the factors of 1 - scale matrix, which are kept for the next step."""
@@ -134,50 +202,24 @@ class DenseOperator(LinearOperator):
             return self.near().preconditioner(scale, transposed)
 
         def act(u: Tensor) -> Tensor:
-            key = (scale, u.dtype)
-            if key not in self._factors:
-                self._factors = {key: torch.linalg.lu_factor(self._shifted(scale).detach().to(u.dtype))}
-            columns = u[..., None] if u.ndim == 1 or self.matrix.ndim > 2 else u.reshape(-1, u.shape[-1]).mT
-            found = torch.linalg.lu_solve(*self._factors[key], columns, adjoint=transposed)
-            return found[..., 0] if columns.ndim > u.ndim else found.mT.reshape(u.shape)
+            with torch.no_grad():
+                table = self.kept(("resolvent", scale), u, lambda: self.resolvent(scale))
+                return self._solved(table, u, transposed)
 
         return act
 
-    def phi(self, scale: Time, count: int) -> list[Action]:
-        """The first block row of exp([[z, 1, 0], [0, 0, 1], [0, 0, 0]]) is phi_0(z), phi_1(z), phi_2(z) (Sidje 1998)."""
-        n = self.matrix.shape[-1]
-        blocks = self.matrix.new_zeros((count + 1) * n, (count + 1) * n)
-        blocks = blocks + torch.diag(self.matrix.new_ones(count * n), n) if count else blocks
-        top = torch.nn.functional.pad(scale * self.matrix, (0, count * n, 0, count * n))
-        row = torch.linalg.matrix_exp(blocks + top)[..., :n, :]
-        return [self._times(row[..., j * n : (j + 1) * n]) for j in range(count + 1)]
-
-    def _shifted(self, scale: Time) -> Tensor:
-        """1 - scale matrix."""
-        return torch.eye(self.matrix.shape[-1], dtype=self.matrix.dtype, device=self.matrix.device) - scale * self.matrix
-
-    def _times(self, matrix: Tensor) -> Action:
-        if matrix.ndim == 2:
-            return lambda u: u @ matrix.to(u.dtype).mT
-        return lambda u: (matrix.to(u.dtype) @ u[..., None])[..., 0]
+    def _solved(self, factors: tuple[Tensor, ...], u: Tensor, transposed: bool = False) -> Tensor:
+        lu, pivots = factors
+        columns = u[..., None] if u.ndim == 1 or lu.ndim > 2 else u.reshape(-1, u.shape[-1]).mT
+        found = torch.linalg.lu_solve(lu.to(u.dtype), pivots, columns, adjoint=transposed)
+        return found[..., 0] if columns.ndim > u.ndim else found.mT.reshape(u.shape)
 
 
-def lasts(tensor: Tensor) -> bool:
-    """Whether what is made of a tensor now serves later calls, be they of training: it is a number, and no tracer's or compiler's."""
-    passing = torch.compiler.is_compiling() or in_tracing_mode() or torch.is_inference_mode_enabled()
-    return not (passing or tensor.requires_grad or tensor.is_inference())
-
-
-def beside(u: Tensor, factor: Tensor, moved: Copies) -> Tensor:
-    """The factor where u lies: a copy, for which a GPU waits, is kept in ``moved`` if it lasts."""
-    if factor.device == u.device or not lasts(factor):
-        return factor
-    key = (u.device, factor._version)
-    if key not in moved:
-        moved.clear()
-        with no_dispatch_modes():
-            moved[key] = factor.to(u.device)
-    return moved[key]
+def like(table: Any, v: Tensor) -> Any:
+    """Tensors of numbers in the precision of v, where it is."""
+    if not isinstance(table, Tensor):
+        return type(table)(like(part, v) for part in table)
+    return table.to(v) if table.is_floating_point() or table.is_complex() else table.to(v.device)
 
 
 def as_operator(linear: object) -> LinearOperator:

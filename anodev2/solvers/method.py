@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -26,13 +27,52 @@ class FlatField(Protocol):
 class SplitField(FlatField, Protocol):
     """f that may know a linear part of itself, and what error control allows."""
 
-    def split(self) -> tuple[LinearOperator, FlatField | None, FlatField] | None:
-        """(L, data, rest) with f = L y + data + rest, data of t alone (None: 0), or None."""
+    def split(self) -> Split | None:
+        """Its parts, or None."""
         ...
 
     def allowed(self, y: Leaves) -> list[Tensor] | None:
         """The error allowed in a step from y, of every element; None on a grid."""
         ...
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """f = L y + data + rest, data of t alone (None: 0). ``inside``: F rest, F being ``linear.forward``, where rest knows it by itself.
+    ``prepared``: what a method has made of L for steps of a length, see ``Method.prepare``."""
+
+    linear: LinearOperator
+    rest: FlatField
+    data: FlatField | None = None
+    inside: FlatField | None = None
+    prepared: Callable[[Time], Any | None] = lambda h: None
+
+    @staticmethod
+    def of(field: SplitField) -> Split:
+        """The parts of a field that has them."""
+        split = field.split()
+        assert split is not None  # checked when the problem was made
+        return split
+
+    def tables(self, method: Method, h: Time) -> Any:
+        """What the method has prepared for steps of length h, or prepares now."""
+        found = self.prepared(h)
+        return method.prepare(self.linear, h) if found is None else found
+
+    def transformed(self, step: Step, stage: int, node: float, u: Tensor) -> Tensor:
+        """F rest at u."""
+        if self.inside is not None:
+            return self.inside(step, stage, node, [u])[0]
+        return self.linear.forward(self.rest(step, stage, node, [u])[0])
+
+    def pushed(self, step: Step, stage: int, node: float, u: Tensor) -> Tensor | None:
+        """F data at the stage's time."""
+        return None if self.data is None else self.linear.forward(self.data(step, stage, node, [u])[0])
+
+    def besides(self, step: Step, stage: int, node: float, u: Tensor) -> Tensor:
+        """F (data + rest) at u: all but L u."""
+        rest, data = self.transformed(step, stage, node, u), self.pushed(step, stage, node, u)
+        return rest if data is None else rest + data
 
 
 class StepFailed(RuntimeError):
@@ -56,6 +96,10 @@ class Method(ABC):
     traced: bool = False
     embedded_order: int | None = None
     fsal: bool = False
+
+    def prepare(self, linear: LinearOperator, h: Time) -> Any:
+        """Functions of the linear part that steps of length h apply, a tree of tensors: made once per solve."""
+        return ()
 
     @abstractmethod
     def step(self, field: SplitField, step: Step, y: Leaves) -> list[Tensor]:

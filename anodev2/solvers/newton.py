@@ -44,17 +44,17 @@ class Implicit(Method):
     @abstractmethod
     def step(self, field: SplitField, step: Step, y: Leaves) -> list[Tensor]: ...
 
-    def solved(self, field: SplitField, step: Step, node: float, y: Leaves) -> list[Tensor]:
-        """w = y + node dt f(t + node dt, w), with its gradient."""
+    def solved(self, field: SplitField, step: Step, node: float, y: Leaves, stage: int = 0, share: float | None = None) -> list[Tensor]:
+        """w = y + share dt f(t + node dt, w), with its gradient; ``share`` None: the node."""
         if torch.compiler.is_compiling() or in_transform():
             raise ValueError(
                 f"{self.name} iterates until it has converged, which torch.compile and torch.func cannot follow: take an explicit method"
             )
-        scale, state = node * step.dt, Flat(y)
+        scale, state = (node if share is None else share) * step.dt, Flat(y)
         number = float(scale.detach()) if isinstance(scale, Tensor) else scale
-        slope = lambda w: number * state.join(field(step, 0, node, state.split(w)))  # noqa: E731
+        slope = lambda w: number * state.join(field(step, stage, node, state.split(w)))  # noqa: E731
         bound, split = torch.clamp_min(ROUNDINGS * state.eps, self.tolerance), field.split()
-        linear = None if split is None else split[0]
+        linear = None if split is None else split.linear
         with torch.no_grad():
             start, inside = state.join(y), _preconditioner(linear, number, state)
             w, off = _change(lambda w: _linearised(slope, w), start, bound, state.entries, self.iterations, inside)
@@ -64,7 +64,7 @@ class Implicit(Method):
         found = state.split(w)
         if not torch.is_grad_enabled():
             return found
-        defect = state.join([b - add(a, scale, k) for a, b, k in zip(y, found, field(step, 0, node, found), strict=True)])
+        defect = state.join([b - add(a, scale, k) for a, b, k in zip(y, found, field(step, stage, node, found), strict=True)])
         if not defect.requires_grad:
             return found
         variable = w.clone().requires_grad_()

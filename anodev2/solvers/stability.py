@@ -12,10 +12,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..stepping import Step, Time
-from . import BackwardEuler, ImplicitMidpoint, Leapfrog, Leaves, Method, Rosenbrock, RungeKutta, as_method
+from ..stepping import Step
+from . import SDIRK, BackwardEuler, ImplicitMidpoint, Leapfrog, Leaves, Method, Rosenbrock, RungeKutta, as_method
 from .jacobian import weighted
-from .linear import Action, LinearOperator, phi_functions
+from .linear import LinearOperator
+from .method import Split
 from .tableau import Tableau
 
 GROWTH = 1e-6  # |R| up to 1 + this counts as stable: round-off must not make a limit
@@ -124,6 +125,8 @@ def stability_function(method: str | Tableau | Method) -> StabilityFunction:
         return StabilityFunction(chosen.name, lambda z, _: (1 + z / 2) / (1 - z / 2))
     if isinstance(chosen, Rosenbrock):
         return StabilityFunction(chosen.name, lambda z, _: _rosenbrock(chosen, z))
+    if isinstance(chosen, SDIRK):
+        return StabilityFunction(chosen.name, lambda z, _: _sdirk(chosen, z))
     if isinstance(chosen, Leapfrog):
         return StabilityFunction(chosen.name, _leapfrog)
     raise ValueError(f"the stability function of {chosen.name} is not known: it is none of the families of METHODS")
@@ -150,25 +153,19 @@ class _Modes:
     def __call__(self, step: Step, stage: int, node: float, y: Leaves) -> list[Tensor]:
         return [self.z * y[0]]
 
-    def split(self) -> tuple[LinearOperator, None, _Modes]:
-        return _Diagonal(self.w), None, self
+    def split(self) -> Split:
+        return Split(_Diagonal(self.w), self)
 
     def allowed(self, y: Leaves) -> None:
         return None
 
 
-@dataclass(frozen=True)
 class _Diagonal(LinearOperator):
-    w: Tensor
+    def forward(self, u: Tensor) -> Tensor:
+        return u
 
-    def __call__(self, u: Tensor) -> Tensor:
-        return self.w * u
-
-    def solve(self, scale: Time, u: Tensor) -> Tensor:
-        return u / (1 - scale * self.w)
-
-    def phi(self, scale: Time, count: int) -> list[Action]:
-        return [lambda u, value=value: value * u for value in phi_functions(scale * self.w, count)]
+    def inverse(self, v: Tensor) -> Tensor:
+        return v
 
 
 def _polynomial(tableau: Tableau) -> tuple[Fraction, ...]:
@@ -201,6 +198,14 @@ def _rosenbrock(method: Rosenbrock, z: Tensor) -> Tensor:
             right = method.gamma * weighted(method.C[stage - 1], us, z * here)
         us.append(right / (1 - method.gamma * z))
     return here + us[-1]
+
+
+def _sdirk(method: SDIRK, z: Tensor) -> Tensor:
+    stages = [torch.ones_like(z)]
+    for row in method.a[1:]:
+        known = weighted([float(x) for x in row[:-1]], [z * w for w in stages], torch.ones_like(z))
+        stages.append(known / (1 - float(row[-1]) * z))
+    return stages[-1]
 
 
 def _leapfrog(z: Tensor, _: Tensor) -> Tensor:

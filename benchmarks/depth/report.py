@@ -62,7 +62,8 @@ def table(runs: dict[str, dict[int, Row]]) -> list[str]:
         said, clear = "", ""
         if kind != BASE and (found := differences(runs, kind)):
             mean, half = interval(found, 0.95)
-            said, clear = f"{mean:+.2f} ± {half:.2f}", verdict(found, others)
+            said = f"{mean:+.2f} ± {half:.2f}" if math.isfinite(half) else f"{mean:+.2f}, one pair"
+            clear = verdict(found, others)
         seconds = statistics.median(float(row["cpu_seconds"]) for row in rows)
         lines.append(
             f"| {kind} | {int(rows[0]['parameters']):,} | {len(rows)} | {statistics.mean(accuracy):.2f} "

@@ -22,6 +22,7 @@ ROOT = Path(__file__).parents[2]
 ORDER = [
     *(
         "torch_private",
+        "torchdiffeq",
         "pytree",
         "tables",
         "stepping",
@@ -48,7 +49,7 @@ FOLDERS = {
     "stepping": ["grid", "control", ""],
     "solvers": [
         *("tableau", "linear", "method", "runge_kutta", "leapfrog", "map", "exponential", "imex", "flat", "krylov", "newton", "one_stage"),
-        *("jacobian", "rosenbrock"),
+        *("jacobian", "rosenbrock", "sdirk"),
         *("", "stability"),
     ],
     "integrate": [

@@ -238,7 +238,7 @@ ROWS: dict[str, Row] = {
         transport(False),
         lambda u, c: lambda x: -c(x) * d(u)(x),
         lambda x: 0.6 + 0.2 * torch.sin(2 * x),
-        orders({"in left": ((*BETWEEN, "central6"), KINDS), "in by robin": (BETWEEN, SIGNED)}, at_walls),
+        orders({"in left": ((*BETWEEN, "central6"), KINDS), "in by robin": ((*UPWIND, "weno5"), SIGNED)}, at_walls),
     ),
     "flux to the left": Row(
         transport(True),
