@@ -31,12 +31,17 @@ class Piece:
     happened: list[Happened]
     ending: tuple[Tensor, Leaves] | None
     asked: bool
+    read: dict[int, Leaves]
 
     def points(self, kind: Any) -> list[tuple[Tensor, Leaves]]:
-        """The times and states to be saved of its steps."""
+        """The times and states to be saved of its steps, in order of time."""
         times, problem = self.run.grid.ends(), replace(self.problem, save=kind, also=set())
         places = [place for place in problem.outputs(self.run.grid) if place or self.asked or kind == "steps"]
-        return [(self.problem.field.time(times[place]), self.states[place]) for place in places]
+        found: dict[float, list[tuple[Time, Leaves]]] = {place: [(times[place], self.states[place])] for place in places}
+        for index, own in self.run.grid.within().items() if kind == "times" else ():
+            rows = zip(*(leaf.unbind() for leaf in self.read[index]), strict=True)
+            found[index + 0.5] = list(zip(own, map(list, rows), strict=True))
+        return [(self.problem.field.time(time), state) for place in sorted(found) for time, state in found[place]]
 
 
 def solved_in_pieces(problem: Problem, leaves: Leaves, args: tuple[Any, ...], adjoint: Adjoint, watch: Observer) -> list[Piece]:
@@ -48,7 +53,11 @@ def solved_in_pieces(problem: Problem, leaves: Leaves, args: tuple[Any, ...], ad
         states = dict(zip(problem.outputs(run.grid), run.states, strict=True))
         happened = watch.located(states, run.grid)
         ended = run.status is not None and run.status.reason == "event"
-        pieces.append(Piece(problem, run, states, happened, happened[-1][1:] if ended else None, asked))
+        read = run.read
+        if problem.slopes:
+            dense = Dense(problem, run.grid, states, run.read, args, None)
+            read = {index: dense.within(index, times) for index, times in run.grid.within().items()}
+        pieces.append(Piece(problem, run, states, happened, happened[-1][1:] if ended else None, asked, read))
         if not ended:
             return pieces
         which, time, before = happened[-1]
@@ -118,25 +127,36 @@ class DensePieces:
     """Called with a time or several, gives the states there; where an event changed the state, that after it."""
 
     def __init__(self, pieces: list[Piece], args: tuple[Any, ...]) -> None:
-        self.parts = [Dense(piece.problem, piece.run.grid, piece.states, args, piece.ending) for piece in pieces]
+        self.parts = [
+            Dense(piece.problem, piece.run.grid, piece.states, piece.run.read if piece.problem.slopes else {}, args, piece.ending)
+            for piece in pieces
+        ]
         self.structure = pieces[0].problem.field.structure
 
     def __repr__(self) -> str:
         return f"DensePieces({', '.join(map(repr, self.parts))})"
 
     def __call__(self, t: Any) -> Any:
-        if isinstance(t, (list, tuple)) or (isinstance(t, Tensor) and t.ndim == 1):
-            states = [leaves_of(self._at(time), self.structure) for time in t]
-            return build(self.structure, [torch.stack(leaf) for leaf in zip(*states, strict=True)])
-        return self._at(t)
+        return self._asked(t, False)
 
-    def _at(self, t: Any) -> Any:
+    def rate(self, t: Any) -> Any:
+        """The rate of change there."""
+        return self._asked(t, True)
+
+    def _asked(self, t: Any, rate: bool) -> Any:
+        if isinstance(t, (list, tuple)) or (isinstance(t, Tensor) and t.ndim == 1):
+            states = [leaves_of(self._at(time, rate), self.structure) for time in t]
+            return build(self.structure, [torch.stack(leaf) for leaf in zip(*states, strict=True)])
+        return self._at(t, rate)
+
+    def _at(self, t: Any, rate: bool) -> Any:
         ends = self.parts[0].nodes[0], self.parts[-1].nodes[-1]
         sign = 1 if ends[0] < ends[1] else -1
         (number,) = numbers((t,))
         if not min(ends) <= number <= max(ends):
             raise ValueError(f"t={t} must be a time between {min(ends)} and {max(ends)}, or a sequence of such times")
-        return [part for part in self.parts if sign * part.nodes[0] <= sign * number][-1](t)
+        part = [part for part in self.parts if sign * part.nodes[0] <= sign * number][-1]
+        return part.rate(t) if rate else part(t)
 
 
 def densely(pieces: list[Piece], args: tuple[Any, ...]) -> Dense | DensePieces:
@@ -200,3 +220,13 @@ def _rest(stepping: Grid | Adaptive, done: int, start: Time) -> tuple[Grid | Ada
     kept = (0, *(1 + left.index(place) for place in wanted if place in left))
     grid = Grid((start, *(times[place] for place in left)), (1,) * len(left), kept)
     return (grid if left else None), number in numbers(tuple(times[place] for place in wanted))
+
+
+def joined(run: Run, problem: Problem) -> Any:
+    """One tree of the states at the output times, stacked in front."""
+    structure, places = problem.field.structure, problem.outputs(run.grid)
+    if not run.read:
+        return stacked(run.states, structure)
+    parts: dict[float, Leaves] = {place: [leaf.unsqueeze(0) for leaf in state] for place, state in zip(places, run.states, strict=True)}
+    parts |= {index + 0.5: leaves for index, leaves in run.read.items()}
+    return build(structure, [torch.cat(leaf) for leaf in zip(*(parts[place] for place in sorted(parts)), strict=True)])

@@ -19,13 +19,15 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from .pytree import LEAF, Structure, build, leaves_of
-from .solvers import Leaves, Method, StepFailed
+from .solvers import Leaves, Method, StepFailed, stacked_slopes, states_between
 from .solvers.linear import as_operator
 from .solvers.method import Split
-from .stepping import Adaptive, Grid, Step, Time, numbers
+from .stepping import Adaptive, Grid, Step, Time, Times, numbers
 from .torch_private import saving_hooks
 
 Counters = dict[str, int]
+Taken = tuple[list[Tensor], list[Leaves], list[Tensor]]  # the next state, all slopes, what is read
+Accepts = Callable[[Leaves, Sequence[Leaves]], bool]  # whether an attempt that led to this state with these slopes is a step
 LENGTHS = 4  # of steps, for which a solve keeps functions of its linear part
 LATEST = 16  # times that are kept as tensors, so that a redone step need not make them again
 
@@ -251,7 +253,8 @@ class Given:
 class Problem:
     """What stays the same whatever the state and the arguments: f, method, steps, and which states are wanted.
 
-    ``save``: the states at the output times, after every step, at the end, or at the output times and the end ("reached").
+    ``save``: the states at the output times, after every step, at the end, or at the output times and the end ("reached"). ``slopes``:
+    those of every step too, for its interpolant.
     ``watch(step, y, y_next)`` is shown each accepted step with the states before and after it; by returning a status it
     ends the solve before that step. ``also``: after how many steps the state is wanted besides; ``watch`` may add that before its step.
     """
@@ -260,8 +263,31 @@ class Problem:
     method: Method
     stepping: Grid | Adaptive
     save: Literal["times", "steps", "end", "reached"] = "times"
+    slopes: bool = False
     watch: Callable[[Step, Leaves, Leaves], Status | None] | None = None
     also: set[int] = made(default_factory=set, compare=False)
+
+    @property
+    def reads(self) -> bool:
+        """Whether states within steps are wanted."""
+        return self.slopes or self.save in ("times", "reached")
+
+    def within(self) -> dict[int, Times]:
+        """The times within steps of a grid at which states are wanted."""
+        return self.stepping.within() if isinstance(self.stepping, Grid) and self.reads else {}
+
+    def taken(self, step: Step, y: Leaves, args: tuple[Any, ...], inside: Times, accepts: Accepts | None = None, *known: Any) -> Taken:
+        """The state after ``step``, all its slopes, and what is read of it, if it is accepted: its states at the times ``inside``, or its
+        slopes, stacked."""
+        method, given = self.method, self.given(args)
+        rest: Any = known or (None,)
+        end, slopes = method.attempt(given, step, y, *rest)
+        if (accepts is not None and not accepts(end, slopes)) or not (self.slopes or inside):
+            return end, slopes, []
+        assert method.interpolant is not None
+        slopes = method.completed(given, step, y, end, slopes)
+        together = stacked_slopes(slopes, y)
+        return end, slopes, together if self.slopes else states_between(method.interpolant, step, inside, y, together)
 
     def advance(self, step: Step, y: Leaves, args: tuple[Any, ...]) -> list[Tensor]:
         """The state after ``step``; SolveError where the method's equations could not be solved."""
@@ -361,7 +387,8 @@ class Costs:
 class Run:
     """What a solve leaves: the wanted states, the grid it took (to the point where it stopped), and how it ended.
 
-    ``status`` None: the end was reached; ``costs`` None: nothing is held or redone beyond what autograd keeps.
+    ``status`` None: the end was reached; ``costs`` None: nothing is held or redone beyond what autograd keeps. ``read``: by the numbers
+    of steps, what was read of them, stacked in front.
     """
 
     states: list[Leaves]
@@ -369,3 +396,4 @@ class Run:
     status: Status | None = None
     rejected: int = 0
     costs: Costs | None = None
+    read: dict[int, Leaves] = made(default_factory=dict)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,7 +58,7 @@ class Solution:
     states at ts (or what ``save`` made of them) stacked in front. grid: the times of all steps done, to be passed back as
     ``grid=`` (with ``per_sample`` tensors, which cannot be). event_time: of the event that ended the solve, zero-dimensional,
     with its gradient; None where none did. t_events, y_events: for each event its times, shape (k,), and the states there, before
-    any effect, stacked in front. Called with times, gives the states there (``dense=True``).
+    any effect, stacked in front. Called with times, gives the states there, and ``rate`` their derivative (``dense=True``).
     """
 
     ts: Tensor
@@ -67,7 +67,7 @@ class Solution:
     status: Status
     grid: tuple[Any, ...]
     event_time: Tensor | None = None
-    dense: Callable[[Any], Any] | None = None
+    dense: Any = None
     t_events: tuple[Tensor, ...] = ()
     y_events: tuple[Any, ...] = ()
 
@@ -80,9 +80,17 @@ class Solution:
     def __call__(self, t: Any) -> Any:
         """The state at time t, or at several times stacked in front.
 
-        By the method's own interpolant, else by the cubic through both ends of the step: the step that holds t is done
-        again, so the result has gradients with respect to all that the states have.
+        By the method's own interpolant and the slopes that the solve has taken, else by the cubic through both ends of the step; the
+        result has gradients with respect to all that the states have, and to t.
         """
+        return self._dense()(t)
+
+    def rate(self, t: Any) -> Any:
+        """dy/dt at time t, or at several times stacked in front: the derivative of what a call gives, at the end of a step that of the
+        step before. Close to func(t, y), and exact for the interpolant."""
+        return self._dense().rate(t)
+
+    def _dense(self) -> Any:
         if self.dense is None:
             raise ValueError("this solution has no dense output; solve with dense=True")
-        return self.dense(t)
+        return self.dense

@@ -12,14 +12,15 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from .checks import check_splits, check_state
 from .events import Event, Observer, as_events, check_events
 from .gradients.adjoint import Adjoint, CheckpointAdjoint, DirectAdjoint, as_adjoint
 from .integrate.compiled import Compile, as_compile, compiled
 from .integrate.per_sample import find_grid
 from .integrate.recording import untouched
-from .pieces import costs, densely, happenings, met, nodes, saved_points, saved_tree, solved_in_pieces, stacked
-from .problem import Problem, SolveError, Status, VectorField
-from .pytree import LEAF, Structure, leaves_of, structure_of
+from .pieces import costs, densely, happenings, joined, met, nodes, saved_points, saved_tree, solved_in_pieces
+from .problem import Problem, Run, SolveError, Status, VectorField
+from .pytree import Structure, leaves_of, structure_of
 from .solution import Solution, Stats
 from .solvers import METHODS, Leapfrog, Leaves, Map, Method, as_method, halves
 from .solvers.tableau import Tableau
@@ -40,6 +41,7 @@ def odeint(
     rtol: Any = None,
     atol: Any = None,
     control: Control | None = None,
+    hit: Literal["between", "exact"] = "between",
     per_sample: bool = False,
     max_steps: int | None = MAX_STEPS,
     args: tuple[Any, ...] = (),
@@ -54,15 +56,19 @@ def odeint(
             shapes of y0. On a grid, keyword-only parameters of func named ``step`` and ``stage`` are filled with the
             integer number of the step (counted over the whole solve) and of the stage within it.
         y0: a floating or complex tensor, or a (nested) tuple, list or dict of them; every leaf keeps its dtype.
-        t: at least two times, strictly rising or falling; any unit. Output times are hit exactly.
+        t: at least two times, strictly rising or falling; any unit. Steps of a grid end there; for error control see ``hit``.
         method: a name in ``METHODS`` ("euler", "rk4", "dopri5", "leapfrog", ...), a ``Tableau``, or a ``Method``. "map" is the recursion
             y_{n+1} = func(n, y_n), with a pass for each unit of t.
         steps: number of equal steps in each interval between neighbouring times.
         step_size: instead of ``steps``: an upper bound for the step, in the unit of t; intervals are cut equally.
-        grid: instead: the times of all steps, those of t among them, such as the ``grid`` of an adaptive ``Solution``.
+        grid: instead: the times of all steps, such as the ``grid`` of an adaptive ``Solution``; those of t among them, or within a step of
+            a method with an interpolant.
         rtol, atol: instead: steps found by error control, for methods with an embedded error estimate (what they do
             when nothing is given, with 1e-7 and 1e-9). Numbers, or trees like y0 of numbers or tensors that broadcast.
         control: how error control chooses its steps, see ``Control``.
+        hit: with error control, whether times of t "between" the first and last are read from the interpolant of the step that passes
+            them, which costs (nearly) nothing, or steps end there "exact"ly; so they do for methods without interpolant, and with
+            ``per_sample``.
         per_sample: error control for each sample of a tensor (batch, ...) by itself; func gets t of shape (batch, 1, ..., 1).
             The steps are found first, without a graph, and then taken: twice the evaluations forward.
         max_steps: of error control (of each sample, with ``per_sample``), accepted ones; None: any number. A grid has its own.
@@ -70,7 +76,7 @@ def odeint(
         adjoint: "checkpoint" (default), "direct", "reversible", "backsolve", or an ``Adjoint``. All but the last give the
             gradient of the discrete solution, with respect to y0, args, parameters and other tensors that func
             reaches, and the times that require grad. Step sizes found by error control are constants for the gradient;
-            a time of t moves the two steps that meet there.
+            a time of t moves the two steps that meet there, or its place within a step.
         compile: compile runs of steps, forward and backward, once per shape; for grids and "checkpoint" or "direct". A
             ``Compile`` says how many steps at a time. Worth its seconds where f is small or is called often.
 
@@ -84,7 +90,7 @@ def odeint(
     Source: Hairer, Norsett, Wanner, Solving Ordinary Differential Equations I, II.1, II.4.
     """
     refuse_unknown("odeint", unknown)
-    states, structure = integrate(
+    run, problem = run_of(
         func,
         y0,
         t,
@@ -95,13 +101,14 @@ def odeint(
         rtol=rtol,
         atol=atol,
         control=control,
+        hit=hit,
         per_sample=per_sample,
         max_steps=max_steps,
         args=args,
         adjoint=adjoint,
         compile=compile,
     )
-    return stacked(states, structure)
+    return joined(run, problem)
 
 
 def solve(
@@ -116,6 +123,7 @@ def solve(
     rtol: Any = None,
     atol: Any = None,
     control: Control | None = None,
+    hit: Literal["between", "exact"] = "between",
     per_sample: bool = False,
     args: tuple[Any, ...] = (),
     adjoint: str | Adjoint = "checkpoint",
@@ -131,10 +139,11 @@ def solve(
     """Solve as ``odeint`` does, and tell about it: a ``Solution`` with times, states, grid, statistics and status.
 
     Args:
-        func, y0, t, method, steps, step_size, grid, rtol, atol, control, per_sample, args, adjoint: as for ``odeint``.
+        func, y0, t, method, steps, step_size, grid, rtol, atol, control, hit, per_sample, args, adjoint: as for ``odeint``; with an event,
+            error control ends steps at the times t.
         save: the states at "times" t, after all "steps", or at the "end"; or a function (t, y) whose results at the times
             t are stacked instead of the states.
-        dense: keep what is needed to call the solution with any time.
+        dense: keep states and slopes of all steps, to call the solution with any time.
         event: an ``Event`` or several, or g(t, y) for one that ends the solve: where g, one real element, changes sign within a step,
             located to round-off. Time and state there have the gradient of the implicit function theorem. Two changes of one g in one
             step are missed; a start where g is zero to round-off is no event. The last time may be infinite where an event ends the solve.
@@ -173,6 +182,7 @@ def solve(
         rtol=rtol,
         atol=atol,
         control=control,
+        hit="exact" if events else hit,
         per_sample=per_sample,
         max_steps=max_steps,
         args=args,
@@ -184,7 +194,7 @@ def solve(
     own = isinstance(problem.stepping, Grid) and max_steps == MAX_STEPS
     watch = Observer(problem, args, events, callback, progress, None if own else max_steps)
     kept = "steps" if dense or kind == "steps" else "reached" if events else kind
-    problem = replace(problem, watch=None if per_sample else watch, save=kept)
+    problem = replace(problem, watch=None if per_sample else watch, save=kept, slopes=dense and problem.method.interpolant is not None)
     with watch:
         pieces = solved_in_pieces(problem, leaves, args, as_adjoint(adjoint), watch)
     points = saved_points(pieces, kind)
@@ -206,7 +216,13 @@ def solve(
     )
 
 
-def integrate(
+def integrate(func: Callable[..., Any], y0: Any, t: Any, **options: Any) -> tuple[list[Leaves], Structure]:
+    """``odeint`` before stacking: the leaves after every step or at the end, as ``save`` says, and the structure of y0."""
+    run, problem = run_of(func, y0, t, **options)
+    return run.states, problem.field.structure
+
+
+def run_of(
     func: Callable[..., Any],
     y0: Any,
     t: Any,
@@ -216,8 +232,8 @@ def integrate(
     max_steps: int | None = MAX_STEPS,
     compile: bool | Compile = False,
     **options: Any,
-) -> tuple[list[Leaves], Structure]:
-    """``odeint`` before stacking: the leaves at the times t, after every step or at the end, and the structure of y0."""
+) -> tuple[Run, Problem]:
+    """The solve of ``odeint``, and what it was about."""
     problem, args, leaves = problem_of(func, y0, t, save=save, max_steps=max_steps, **options)
     if isinstance(problem.stepping, Adaptive):
         check_events((), problem, max_steps)
@@ -230,13 +246,15 @@ def integrate(
     run = chosen.solve(problem, leaves, args)
     if run.status is not None:
         raise SolveError(run.status)
-    return run.states, problem.field.structure
+    return run, problem
 
 
 def check_compile(problem: Problem, adjoint: Adjoint) -> None:
     """ValueError where there are no steps to compile."""
     if not isinstance(problem.stepping, Grid):
         raise ValueError("compile=True needs to know the steps: give steps, or grid=solution.grid of an earlier solve with error control")
+    if problem.within():
+        raise ValueError("compile=True needs a grid that holds every time of t, such as that of an earlier solve with hit='exact'")
     if not isinstance(adjoint, (CheckpointAdjoint, DirectAdjoint)):
         raise ValueError(f"compile=True is for adjoint='checkpoint' or 'direct', not {type(adjoint).__name__}, which has steps of its own")
 
@@ -253,6 +271,7 @@ def problem_of(
     rtol: Any = None,
     atol: Any = None,
     control: Control | None = None,
+    hit: Literal["between", "exact"] = "between",
     per_sample: bool = False,
     max_steps: int | None = MAX_STEPS,
     args: tuple[Any, ...] = (),
@@ -266,15 +285,18 @@ def problem_of(
         raise TypeError(f"args must be a tuple, got {type(args).__name__}; write args=(x,) for a single argument")
     if control is not None and not isinstance(control, Control):
         raise TypeError(f"control must be a Control, got {type(control).__name__}; write Control(min_step=...)")
+    if hit not in ("between", "exact"):
+        raise ValueError(f"hit={hit!r} must be 'between' (read output times from interpolants) or 'exact' (end steps there)")
     max_steps = None if max_steps is None else as_count("max_steps", max_steps)
     structure = structure_of(y0)
     leaves = leaves_of(y0, structure)
-    _check_state(leaves)
+    check_state(leaves)
     chosen = as_method(method)
     field = VectorField(func, structure, leaves)
     if not torch.compiler.is_compiling():
         field.call.check(t, y0, *args)
-    stepping = _stepping(t, chosen, structure, leaves, {"steps": steps, "step_size": step_size, "grid": grid}, (rtol, atol, control))
+    grids, between = {"steps": steps, "step_size": step_size, "grid": grid}, hit == "between" and chosen.interpolant is not None
+    stepping = _stepping(t, chosen, structure, leaves, grids, (rtol, atol, control), between and not per_sample)
     if isinstance(stepping, Adaptive) and "step" in field.call.names:
         raise ValueError("func takes the number of the step, which error control does not know beforehand; give steps or a grid")
     problem = Problem(field, chosen, stepping, save)
@@ -286,22 +308,12 @@ def problem_of(
             raise SolveError(found.status)
         problem = replace(problem, stepping=found)
     if chosen.splits:
-        _check_splits(func, chosen, structure)
+        check_splits(func, chosen, structure)
     if isinstance(chosen, Leapfrog):
         check_separable(problem, leaves, args)
     if grid is None and isinstance(stepping, Grid):
         _warn_of_instability(func, chosen, stepping, leaves)
     return *problem.prepared(leaves, args), leaves
-
-
-def _check_splits(func: Callable[..., Any], method: Method, structure: Structure) -> None:
-    if not callable(getattr(func, "split", None)):
-        raise ValueError(
-            f"{method.name} needs func.split() -> (linear, rest) or (linear, data, rest), linear a LinearOperator or a square matrix, "
-            f"data(t, y) and rest(t, y); {type(func).__name__} has none: add it, or use an explicit or implicit method"
-        )
-    if structure is not LEAF:
-        raise ValueError(f"{method.name} needs a single tensor as y0, got {structure}")
 
 
 _limits: WeakKeyDictionary[nn.Module, dict[Method, float]] = WeakKeyDictionary()  # of what is solved on a GPU
@@ -333,9 +345,15 @@ def _warn_of_instability(func: Callable[..., Any], method: Method, grid: Grid, y
 
 
 def _stepping(
-    t: Any, method: Method, structure: Structure, leaves: list[Tensor], grids: dict[str, Any], control: tuple[Any, Any, Control | None]
+    t: Any,
+    method: Method,
+    structure: Structure,
+    leaves: list[Tensor],
+    grids: dict[str, Any],
+    control: tuple[Any, Any, Control | None],
+    between: bool,
 ) -> Grid | Adaptive:
-    """The grid that is asked for, or error control: what a method with an error estimate does when nothing is."""
+    """The grid asked for, or error control where none is and the method can; output times may be ``between`` the ends of steps."""
     given = [name for name, value in grids.items() if value is not None]
     wanted = [name for name, value in zip(("rtol", "atol", "control"), control, strict=True) if value is not None]
     if wanted and given:
@@ -347,23 +365,14 @@ def _stepping(
     if grids["grid"] is not None:
         if len(given) > 1:
             raise ValueError(f"give either grid or {given[0]}, not both")
-        return given_grid(t, grids["grid"])
+        return given_grid(t, grids["grid"], between)
     if controlled and not given:
-        return Adaptive(as_times(t, endless=True), *tolerances(control[0], control[1], structure, leaves), control[2] or Control())
+        times = as_times(t, endless=True)
+        stops = (times[0], times[-1]) if between else None
+        return Adaptive(times, *tolerances(control[0], control[1], structure, leaves), control[2] or Control(), stops)
     if isinstance(method, Map) and not given:
         return unit_grid(t)
     return uniform_grid(t, grids["steps"], grids["step_size"])
-
-
-def _check_state(leaves: list[Any]) -> None:
-    if not leaves:
-        raise ValueError("y0 holds no tensor; give a tensor or a (nested) tuple, list or dict of tensors")
-    for leaf in leaves:
-        if not isinstance(leaf, Tensor):
-            cure = "write dict(y0)" if isinstance(leaf, dict) else "write torch.tensor(...)"
-            raise TypeError(f"y0 must be made of tensors, got {type(leaf).__name__}; {cure}")
-        if not (leaf.is_floating_point() or leaf.is_complex()):
-            raise TypeError(f"y0 must be floating or complex, got a leaf of {leaf.dtype}; write y0.float()")
 
 
 def check_separable(problem: Problem, y0: Leaves, args: tuple[Any, ...]) -> None:

@@ -55,21 +55,26 @@ class DirectAdjoint(Adjoint):
     """
 
     def solve(self, problem: Problem, y0: Leaves, args: tuple[Any, ...]) -> Run:
-        grid = problem.stepping
-        if isinstance(grid, Grid) and problem.watch is None:
+        grid, within = problem.stepping, problem.within()
+        followed = torch.compiler.is_compiling() or transformed()
+        if isinstance(grid, Grid) and problem.watch is None and (followed or not within):
             outputs = problem.outputs(grid)
             wanted, states = set(outputs), {0: y0}
             y = y0
+            read: dict[int, Leaves] = {}
             for step in grid.steps():
-                y = problem.advance(step, y, args)
+                if step.index in within:
+                    y, _, read[step.index] = problem.taken(step, y, args, within[step.index])
+                else:
+                    y = problem.advance(step, y, args)
                 if step.index + 1 in wanted:
                     states[step.index + 1] = y
-            return Run([states[index] for index in outputs], grid)
+            return Run([states[index] for index in outputs], grid, read=read)
         _refuse_data_dependent_steps(grid)
         loop = Loop(problem, args, recorded(problem, y0, args))
         for _ in loop.steps(y0):
             pass
-        return Run(loop.outputs(), loop.grid, loop.status, loop.rejected)
+        return Run(loop.outputs(), loop.grid, loop.status, loop.rejected, read=loop.read())
 
 
 @dataclass(frozen=True)
@@ -203,6 +208,8 @@ class ReversibleAdjoint(Adjoint):
     def solve(self, problem: Problem, y0: Leaves, args: tuple[Any, ...]) -> Run:
         if not isinstance(problem.stepping, Grid):
             raise ValueError("ReversibleAdjoint solves on grids: record one adaptively first and pass grid=solution.grid")
+        if problem.within() and not problem.slopes:
+            raise ValueError("the scheme of ReversibleAdjoint has no interpolant: give a grid that holds all times t, from hit='exact'")
         _refuse_one_way(problem, "ReversibleAdjoint takes steps backwards")
         if torch.is_grad_enabled() and not torch.compiler.is_compiling() and not transformed():
             recording = recorded(problem, y0, args)
@@ -331,7 +338,13 @@ def _compiled(problem: Problem, y0: Leaves, args: tuple[Any, ...]) -> Run:
     grid = problem.stepping
     _refuse_data_dependent_steps(grid)
     assert isinstance(grid, Grid)
-    states = [y0]
+    states, within = [y0], problem.within()
+    read: dict[int, Leaves] = {}
     for step in grid.steps():
-        states.append(checkpoint(problem.advance, step, states[-1], args, use_reentrant=False))  # pyright: ignore[reportArgumentType]
-    return Run([states[index] for index in problem.outputs(grid)], grid)
+        if step.index in within:
+            end, _, own = checkpoint(problem.taken, step, states[-1], args, within[step.index], use_reentrant=False)  # pyright: ignore
+            read[step.index] = own
+        else:
+            end = checkpoint(problem.advance, step, states[-1], args, use_reentrant=False)
+        states.append(end)  # pyright: ignore[reportArgumentType]
+    return Run([states[index] for index in problem.outputs(grid)], grid, read=read)

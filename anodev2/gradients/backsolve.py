@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from ..integrate.comparison import Comparison, Sample, changed
-from ..integrate.loop import Loop, Take
+from ..integrate.loop import Accepts, Loop, Take, Taken
 from ..integrate.recording import Recording
 from ..problem import Problem, Run, SolveError, Status, VectorField
 from ..pytree import structure_of
 from ..solvers import Leaves
-from ..stepping import Adaptive, Control, Grid, Step
+from ..stepping import Adaptive, Control, Grid, Step, numbers
 from .vjp import Captured, Grads, Kinds
 
 PATIENCE = 1000  # a solve backwards that takes so many times the steps of the one forward has failed
@@ -34,46 +36,59 @@ class Backsolve:
 
     def forward(self, y0: Leaves) -> tuple[Run, Leaves]:
         """The wanted states, all of which the way back starts again from."""
-        loop = Loop(self.problem, self.captured.args, self.recording, self._attempt, reuse="none")
+        problem = replace(self.problem, slopes=False)  # a dense solution redoes steps
+        loop = Loop(problem, self.captured.args, self.recording, self._attempt, reuse="none")
         y, last = [leaf.detach() for leaf in y0], None
-        for step, y_next in loop.steps(y):
-            y, last = y_next, (step, y, y_next)
+        for _, y_next in loop.steps(y):
+            y, last = y_next, (self.take, y, y_next)
         self.last = None
         if last is not None:  # users may change what they get in place
             self.last = last[0], [leaf.clone() for leaf in last[1]], [Sample(leaf) for leaf in last[2]], self.kinds
-        self.run = Run(loop.outputs(), loop.grid, loop.status, loop.rejected)
-        return self.run, [leaf.clone() for state in self.run.states for leaf in state]
+        self.run = Run(loop.outputs(), loop.grid, loop.status, loop.rejected, read=loop.read())
+        return self.run, [leaf.clone() for state in (*self.run.states, *self.run.read.values()) for leaf in state]
 
-    def _attempt(self, take: Take, y: Leaves, first: Leaves | None, between: Callable[[], None]) -> tuple[list[Tensor], list[Leaves]]:
-        end, slopes, self.kinds, _ = self.captured.attempt(lambda start: take(start, None, between), y)
-        return end, slopes
+    def _attempt(self, take: Take, y: Leaves, first: Leaves | None, between: Callable[[], None], accepts: Accepts) -> Taken:
+        taken, self.kinds, _ = self.captured.attempt(lambda start: take(start, None, between, accepts), y)
+        self.take = take
+        return taken
 
     def backward(self, kept: list[Tensor], cotangents: Sequence[Tensor | None], wants: Sequence[bool]) -> Grads:
         """Gradients of all inputs from those of the outputs: solved backwards from each output to the one before."""
         width, known = len(wants), self.captured.sources
-        places, nodes = self.problem.outputs(self.run.grid), self.run.grid.nodes()
+        outputs, nodes = self._outputs(kept, cotangents, width), self.run.grid.nodes()
         alpha: Leaves = [torch.zeros_like(leaf) for leaf in kept[:width]]
         sums: Leaves = [torch.zeros_like(leaf) for leaf in known]
         if self.last is not None:
             self._compare(*self.last)
         with self.recording.replaying(0), self.captured.hidden:
             field = _Augmented(self.problem, self.captured.args, known, width)
-            for i in reversed(range(len(places))):
-                arriving = cotangents[i * width : (i + 1) * width]
+            for (start, before, _, _), (time, done, y, arriving) in reversed(list(pairwise([(nodes[0], 0, [], []), *outputs]))):
                 alpha = [a if c is None else a + c for a, c in zip(alpha, arriving, strict=True)]
-                before = places[i - 1] if i else 0
-                if places[i] > before:
-                    field.last = places[i] - 1
-                    state = [*kept[i * width : (i + 1) * width], *alpha, *sums]
-                    state = self._solved(field, nodes[before : places[i] + 1][::-1], state)
+                if time != start:
+                    field.last = math.ceil(done) - 1
+                    between = [node for number, node in enumerate(nodes) if before < number < done]
+                    state = self._solved(field, (time, *reversed(between), start), [*y, *alpha, *sums])
                     alpha, sums = state[width : 2 * width], state[2 * width :]
         return [*alpha, *(total if place in field.used else None for place, total in enumerate(sums))]
 
-    def _compare(self, step: Step, y: Leaves, expected: list[Sample], kinds: Kinds) -> None:
+    def _outputs(
+        self, kept: list[Tensor], cotangents: Sequence[Tensor | None], width: int
+    ) -> list[tuple[float, float, Leaves, Sequence[Tensor | None]]]:
+        """In order: time, number of steps done (between two whole ones within a step), state and cotangents."""
+        groups = [(kept[i : i + width], cotangents[i : i + width]) for i in range(0, len(kept), width)]
+        places, nodes, grid = self.problem.outputs(self.run.grid), self.run.grid.nodes(), self.run.grid
+        found = [(nodes[place], float(place), *group) for place, group in zip(places, groups, strict=False)]
+        for (index, times), (states, arriving) in zip(((i, grid.within()[i]) for i in self.run.read), groups[len(places) :], strict=True):
+            for row, time in enumerate(numbers(times)):
+                own = [None if c is None else c[row] for c in arriving]
+                found.append((time, index + (row + 1) / (len(times) + 1), [leaf[row] for leaf in states], own))
+        return sorted(found, key=lambda output: output[1])
+
+    def _compare(self, take: Take, y: Leaves, expected: list[Sample], kinds: Kinds) -> None:
         """Redo the last step, to see whether f is what it was."""
         captured = self.captured
-        with self.recording.replaying(step.index), self.recording.watching(y):
-            end, again, _ = captured.forward(y, lambda start: captured.problem.advance(step, start, captured.args))
+        with self.recording.replaying(take.step.index), self.recording.watching(y):
+            (end, _, _), again, _ = captured.attempt(take, y)
         if kinds != again:
             raise changed("led to another graph")
         Comparison(self.recording.low_precision).add(end, expected)

@@ -21,9 +21,10 @@ def attached(solve: Slots | Undo | Backsolve, y0: Leaves) -> Run:
     """The solve run forward; the wanted states have a history, whose gradients ``solve.backward`` gives."""
     run, kept = solve.forward(y0)
     solve.captured.closed = True
-    states = [leaf.detach() for state in run.states for leaf in state]
+    states = [leaf.detach() for state in (*run.states, *run.read.values()) for leaf in state]
     flat = _Solved.apply(solve, len(y0), states, [leaf.detach() for leaf in kept], *y0, *solve.captured.inputs)
-    return replace(run, states=[flat[i : i + len(y0)] for i in range(0, len(flat), len(y0))])
+    groups = [flat[i : i + len(y0)] for i in range(0, len(flat), len(y0))]
+    return replace(run, states=groups[: len(run.states)], read=dict(zip(run.read, groups[len(run.states) :], strict=True)))
 
 
 class _Solved(torch.autograd.Function):

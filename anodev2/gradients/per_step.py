@@ -29,7 +29,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from ..integrate.captured import is_library
 from ..integrate.comparison import Comparison, Sample, changed
-from ..integrate.loop import Loop, Take
+from ..integrate.loop import Accepts, Loop, Take, Taken
 from ..integrate.recording import MODIFIED, Recording
 from ..problem import Costs, Problem, Run, bytes_of, compilers_own_warnings_ignored, storage, versions
 from ..solvers import Leaves
@@ -80,9 +80,9 @@ class PerStep:
             self.frame = self.loop = None
             self.began = 0, 0, set()
             self.whole.clear()
-        return Run(loop.outputs(), loop.grid, loop.status, loop.rejected, self.costs)
+        return Run(loop.outputs(), loop.grid, loop.status, loop.rejected, self.costs, loop.read())
 
-    def attempt(self, take: Take, y: Leaves, first: Leaves | None, between: Callable[[], None]) -> tuple[list[Tensor], list[Leaves]]:
+    def attempt(self, take: Take, y: Leaves, first: Leaves | None, between: Callable[[], None], accepts: Accepts) -> Taken:
         """Take a step with a frame around it."""
         if self.frame is not None and self.frame.running:  # rejected
             self.frame.let_go()
@@ -99,7 +99,7 @@ class PerStep:
         assert frame.live is not None
         quietly = compilers_own_warnings_ignored() if self.recording.opaque else nullcontext()
         with quietly, saved_tensors_hooks(packer(holders, frame.live, frame.at), unpack):
-            found = take(y, first, advanced)
+            found = take(y, first, advanced, accepts)
         holders[0] = frame
         return found
 

@@ -115,9 +115,9 @@ class Undo:
         self.grid, self.starts = pairs.grid, [leaf.detach() for leaf in y0]
         self.places = tuple(pairs.kept)
         self.costs.hold(2 * (1 + len(self.places)) * bytes_of(y))
-        grid = replace(self.grid, times=tuple(map(self.captured.original, self.grid.times)))
         ends = [[*y, *z], *pairs.kept.values()]
-        return Run(states, grid, pairs.status, costs=self.costs), [leaf.clone() for pair in ends for leaf in pair]
+        run = Run(states, self.grid.mapped(self.captured.original), pairs.status, costs=self.costs)
+        return run, [leaf.clone() for pair in ends for leaf in pair]
 
     def _increment(self, step: Step, backwards: bool, y: Leaves) -> list[Tensor]:
         captured = self.captured

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..integrate.attributes import Track
 from ..integrate.comparison import Comparison, Sample, changed
-from ..integrate.loop import Loop, Take
+from ..integrate.loop import Accepts, Loop, Take, Taken
 from ..integrate.recording import Recording
 from ..problem import Costs, Problem, Run, bytes_of
 from ..solvers import Leaves
@@ -37,6 +37,7 @@ class Slots:
     offload: Offload | None = None
     costs: Costs = field(default_factory=Costs)
     kinds: Track[Kinds] = field(default_factory=Track)
+    expected: dict[int, list[Sample]] = field(default_factory=dict)  # of states, by the number of steps before them
 
     def forward(self, y0: Leaves) -> tuple[Run, Leaves]:
         """The wanted states, without a history, and the kept ones."""
@@ -48,44 +49,48 @@ class Slots:
         before: Leaves = []
         for step, y_next in loop.steps(y):
             self.kinds.append(self._last if not self.kinds.values or self._last != self.kinds.values[-1] else self.kinds.values[-1])
+            if step.index in loop.read():
+                self.expected[step.index + 1] = [Sample(leaf) for leaf in y_next]
             if places is None or step.index in places:
                 states[step.index] = self._stored(y)
                 for gone in thinning.admit(step.index) if places is None else ():
                     del states[gone]
             before, y = y, y_next
         self.grid = loop.grid
-        times = tuple(map(self.captured.original, self.grid.times))
         if len(self.grid) and len(self.grid) - 1 not in states:
             states[len(self.grid) - 1] = self._stored(before)  # from which the way back starts
         kept = tuple(sorted(at for at in states if at < len(self.grid)))
         self.schedule = Schedule(len(self.grid), kept, self.slots)
         self.state_bytes = bytes_of(y)
         outputs = zip(self.problem.outputs(self.grid), loop.outputs(), strict=True)
-        self.expected = {len(self.grid): [Sample(leaf) for leaf in y]} | {
-            index: [Sample(leaf) for leaf in state] for index, state in outputs
-        }
+        for index, state in ((len(self.grid), y), *outputs):
+            self.expected[index] = [Sample(leaf) for leaf in state]
+        self.inside, self.read = self.grid.within() if self.problem.reads else {}, tuple(loop.read())
         self.costs.hold((len(kept) + 1) * self.state_bytes)
-        run = Run(loop.outputs(), replace(self.grid, times=times), loop.status, loop.rejected, self.costs)
+        grid = self.grid.mapped(self.captured.original)
+        run = Run(loop.outputs(), grid, loop.status, loop.rejected, self.costs, loop.read())
         return run, [leaf for at in kept for leaf in states[at]]
 
-    def _attempt(self, take: Take, y: Leaves, first: Leaves | None, between: Callable[[], None]) -> tuple[list[Tensor], list[Leaves]]:
+    def _attempt(self, take: Take, y: Leaves, first: Leaves | None, between: Callable[[], None], accepts: Accepts) -> Taken:
         weigh = self.graph_bytes is not None
-        end, slopes, self._last, (size, _) = self.captured.attempt(lambda start: take(start, None, between), y, weigh)
+        taken, self._last, (size, _) = self.captured.attempt(lambda start: take(start, None, between, accepts), y, weigh)
         if self.graph_bytes is not None and size > self.graph_bytes:
             raise TooLarge(size)
-        return end, slopes
+        return taken
 
     def backward(self, kept: list[Tensor], cotangents: Sequence[Tensor | None], wants: Sequence[bool]) -> Grads:
         """Gradients of all inputs from those of the outputs: steps redone as the schedule says, last to first."""
         width, steps = len(wants), self.grid.steps()
         outputs = self.problem.outputs(self.grid)
-        arriving = {index: list(cotangents[i * width : (i + 1) * width]) for i, index in enumerate(outputs)}
+        groups = [list(cotangents[i * width : (i + 1) * width]) for i in range(len(outputs) + len(self.read))]
+        arriving, of_read = dict(zip(outputs, groups, strict=False)), dict(zip(self.read, groups[len(outputs) :], strict=True))
         nothing: Grads = [None] * width
         states: dict[int, Leaves] = {at: kept[i * width : (i + 1) * width] for i, at in enumerate(self.schedule.kept)}
         kept.clear()
         totals: Grads = [None] * len(self.captured.sources)
         comparison = Comparison(self.recording.low_precision)
-        last = max((at for at, seeds in arriving.items() if any(seed is not None for seed in seeds)), default=0)  # asked for
+        asked = [*arriving.items(), *((index + 1, seeds) for index, seeds in of_read.items())]
+        last = max((at for at, seeds in asked if any(seed is not None for seed in seeds)), default=0)
         y_bar, expected = arriving.get(last, nothing), self.expected[last]
         for index, start, way in replace(self.schedule, steps=last, kept=tuple(at for at in states if at < last)).backward():
             for gone in [at for at in states if at > index]:
@@ -96,7 +101,7 @@ class Slots:
                 if at in way:
                     states[at] = self._stored(y)
                 with self.recording.replaying(at):
-                    y = self.captured.end(y, lambda start, step=steps[at]: self._taken(step, start))
+                    y = self.captured.end(y, lambda start, step=steps[at]: self.captured.problem.advance(step, start, self.captured.args))
             if self.offload is not None and (ahead := [at for at in states if at < index]):
                 self.offload.prefetch(ahead[-1], states[ahead[-1]])
             self.costs.redone += index - start + 1
@@ -107,13 +112,16 @@ class Slots:
                     graph = self.captured.graph(y, lambda start, step=steps[index]: self._taken(step, start))
                 if graph.kinds != self.kinds[index]:
                     raise changed("led to another graph")
-                comparison.add(graph.end, expected)
+                comparison.add(graph.end[:width], expected)
                 expected = [Sample(leaf) for leaf in y]
-                y_bar = self.captured.pull_back(graph, y_bar, here, totals, wants if index == 0 else [True] * width)
+                seeds = [*y_bar, *(of_read.get(index, nothing) if len(graph.end) > width else ())]
+                y_bar = self.captured.pull_back(graph, seeds, here, totals, wants if index == 0 else [True] * width)
         return [*y_bar, *totals]
 
     def _taken(self, step: Step, y: list[Tensor]) -> list[Tensor]:
-        return self.captured.problem.advance(step, y, self.captured.args)
+        """The next state, and what is read of the step."""
+        end, _, read = Take(self.captured.problem, self.captured.args, step, inside=self.inside.get(step.index, ()))(y)
+        return [*end, *read]
 
     def _stored(self, y: Leaves) -> Leaves:
         return y if self.offload is None else self.offload.store(y)

@@ -22,11 +22,12 @@ from torch.autograd.graph import Node, get_gradient_edge
 from torch.overrides import TorchFunctionMode
 
 from ..integrate.comparison import changed
+from ..integrate.loop import Taken
 from ..integrate.recording import Recording
 from ..problem import Problem, saved_apart, storage
 from ..pytree import build, leaves_of, structure_of
 from ..solvers import Leaves
-from ..stepping import Time, wants_grad
+from ..stepping import Time
 from ..torch_private import next_node, no_torch_functions
 
 Grads = list[Tensor | None]
@@ -53,8 +54,7 @@ class Captured(TorchFunctionMode):
         leaves = leaves_of(args, structure)
         swapped = [self._swap(leaf) for leaf in leaves]
         self.args = args if all(map(is_, leaves, swapped)) else build(structure, swapped)  # f may write to containers among them
-        times = tuple(self._swap(time) for time in problem.stepping.times)
-        self.problem = replace(problem, stepping=replace(problem.stepping, times=times)) if any(map(wants_grad, times)) else problem
+        self.problem = replace(problem, stepping=problem.stepping.mapped(self._swap))
 
     @property
     def hidden(self) -> AbstractContextManager[Any]:
@@ -127,19 +127,17 @@ class Captured(TorchFunctionMode):
         self.leaves.update({id(leaf): leaf for leaf in found})
         return end, kinds, saved
 
-    def attempt(
-        self, take: Callable[[list[Tensor]], tuple[list[Tensor], list[Leaves]]], y: Leaves, weigh: bool = False
-    ) -> tuple[list[Tensor], list[Leaves], Kinds, tuple[int, int]]:
-        """The same for what yields slopes too."""
+    def attempt(self, take: Callable[[list[Tensor]], Taken], y: Leaves, weigh: bool = False) -> tuple[Taken, Kinds, tuple[int, int]]:
+        """The same for what yields slopes too, and what is read of the step."""
         slopes: list[Leaves] = []
 
         def taken(start: list[Tensor]) -> list[Tensor]:
-            end, found = take(start)
+            end, found, read = take(start)
             slopes[:] = [[k.detach() for k in slope] for slope in found]
-            return end
+            return [*end, *read]
 
         end, kinds, saved = self.forward(y, taken, weigh)
-        return end, slopes, kinds, saved
+        return (end[: len(y)], slopes, end[len(y) :]), kinds, saved
 
     def end(self, y: Leaves, take: Callable[[list[Tensor]], list[Tensor]]) -> list[Tensor]:
         """What ``take`` makes of y, by the kernels of a pass with a graph; nothing is differentiated, so nothing stands in."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import bisect
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -13,24 +15,33 @@ from torch import Tensor
 
 from ..problem import Problem
 from ..pytree import build
-from ..solvers import Leaves, RungeKutta
-from ..stepping import Grid, Step, Time, numbers
+from ..solvers import Leaves, stacked_slopes, states_between
+from ..stepping import Grid, Step, Time, Times
 from .recording import untouched
+
+HERMITE = ((1.0, -2.0, 1.0), (0.0, -1.0, 1.0), (0.0, 3.0, -2.0))  # weights of both slopes and of the secant
 
 
 class Dense:
-    """Called with a time or several, gives the states there from those after every step, redoing the step that holds the time.
+    """Called with a time or several, gives the states there; ``rate`` gives their rate of change.
 
-    By the interpolant of the method's tableau, y(t + x dt) = y + dt sum_i b_i(x) k_i; without one by the cubic with the
-    states and slopes at both ends (Hermite), which is of order 3. f is evaluated anew, with random numbers of its own, and leaves
-    no trace.
+    By the interpolant of the method's tableau, y(t + x dt) = y + dt sum_i b_i(x) k_i, from the slopes that the solve has taken; without
+    one by the cubic with the states and slopes at both ends (Hermite), which is of order 3. What is missing is evaluated once, when it is
+    first asked for, with random numbers of its own, and leaves no trace.
     """
 
     def __init__(
-        self, problem: Problem, grid: Grid, states: dict[int, Leaves], args: tuple[Any, ...], event: tuple[Tensor, Leaves] | None
+        self,
+        problem: Problem,
+        grid: Grid,
+        states: dict[int, Leaves],
+        slopes: dict[int, Leaves],
+        args: tuple[Any, ...],
+        event: tuple[Tensor, Leaves] | None,
     ) -> None:
         self.problem, self.method, self.args, self.states = problem, problem.method, args, dict(states)
         self.field = copy.copy(problem.field)  # counts its evaluations by itself
+        self.slopes: dict[Any, Leaves] = dict(slopes)
         self.steps, self.nodes = grid.steps(), grid.nodes()
         if event is not None:  # a last step, up to the event
             self.steps.append(Step(len(self.steps), (grid.ends()[-1], event[0]), 0, 0, 1))
@@ -41,6 +52,13 @@ class Dense:
         return f"Dense({len(self.steps)} steps from {self.nodes[0]:g} to {self.nodes[-1]:g})"
 
     def __call__(self, t: Any) -> Any:
+        return self._asked(t, False)
+
+    def rate(self, t: Any) -> Any:
+        """dy/dt of what a call gives, at a time or several; at the end of a step that of the step before."""
+        return self._asked(t, True)
+
+    def _asked(self, t: Any, rate: bool) -> Any:
         low, high = min(self.nodes), max(self.nodes)
         try:
             if isinstance(t, (list, tuple)) and any(isinstance(time, Tensor) for time in t):
@@ -50,32 +68,48 @@ class Dense:
             given = torch.zeros(0)
         if given.ndim > 1 or not given.numel() or not bool(((low <= given) & (given <= high)).all()):
             raise ValueError(f"t={t} must be a time between {low} and {high}, or a sequence of such times")
-        with untouched(self.problem, self.states[0], self.args):
-            states = [self._at(time if given.requires_grad else time.item()) for time in given.reshape(-1)]
-        leaves = [torch.stack(leaf) for leaf in zip(*states, strict=True)] if given.ndim else states[0]
-        return build(self.field.structure, leaves)
+        values = given.reshape(-1).tolist()
+        times: Times = tuple(given.reshape(-1)) if given.requires_grad else tuple(values)
+        runs = [[*run] for _, run in groupby(range(len(times)), lambda place: self._where(values[place], given.requires_grad or rate))]
+        found = [self._at(values[run[0]], tuple(times[place] for place in run), rate) for run in runs]
+        leaves = [torch.cat(leaf) for leaf in zip(*found, strict=True)] if len(found) > 1 else found[0]
+        return build(self.field.structure, leaves if given.ndim else [leaf[0] for leaf in leaves])
 
-    def _at(self, t: Time) -> Leaves:
-        (number,), rising = numbers((t,)), self.nodes[-1] > self.nodes[0]
-        place = bisect.bisect_left(self.nodes, number if rising else -number, key=None if rising else lambda node: -node)
-        step = self.steps[max(place - 1, 0)]
-        x = (t - step.time(0.0)) / step.dt
-        if self.nodes[place] == number and not isinstance(x, Tensor):  # a tensor has a history, even there
-            return self.states[place]
-        y, field = self.states[step.index], partial(self.field, self.args)
-        if isinstance(self.method, RungeKutta) and self.method.tableau.interpolant is not None:
-            rows = [[float(p) for p in row] for row in self.method.tableau.interpolant]
-            weights = [sum(p * x ** (power + 1) for power, p in enumerate(row)) for row in rows]
-            return _moved(y, step, weights, self.method.slopes(field, step, y, len(rows)))
-        end = self.states[step.index + 1]
-        first, last = field(step, 0, 0.0, y), field(step, 0, 1.0, end)
-        toward = 3 * x**2 - 2 * x**3
-        between = [a + toward * (b - a) for a, b in zip(y, end, strict=True)]
-        return _moved(between, step, (x * (1 - x) ** 2, -(x**2) * (1 - x)), (first, last))
+    def _where(self, time: float, within: bool) -> float:
+        """The number of the step that holds the time, or where it is a node one half less; a node counts as part of a step ``within``."""
+        rising = self.nodes[-1] > self.nodes[0]
+        place = bisect.bisect_left(self.nodes, time if rising else -time, key=None if rising else lambda node: -node)
+        return place - 0.5 if self.nodes[place] == time and not within else max(place - 1, 0)
 
+    def _at(self, first: float, times: Times, rate: bool) -> Leaves:
+        where = self._where(first, rate or isinstance(times[0], Tensor))
+        if where % 1:
+            return [leaf.expand(len(times), *leaf.shape) for leaf in self.states[int(where + 0.5)]]
+        return self.within(int(where), times, rate)
 
-def _moved(y: Leaves, step: Step, weights: Sequence[Time], slopes: Sequence[Leaves]) -> list[Tensor]:
-    dt = step.dt
-    for weight, slope in zip(weights, slopes, strict=True):
-        y = [leaf + (weight * dt) * k.to(leaf.dtype) for leaf, k in zip(y, slope, strict=True)]
-    return list(y)
+    def within(self, index: int, times: Sequence[Time], rate: bool = False) -> Leaves:
+        """The states at times within a step, stacked in front."""
+        step, y = self.steps[index], self.states[index]
+        if self.method.interpolant is not None:
+            slopes = self._kept(index, partial(self._redone, step, y))
+            return states_between(self.method.interpolant, step, times, y, slopes, rate)
+        end = self.states[index + 1]
+        slopes = [self._kept((index, at), partial(self.field, self.args, step, 0, at, own)) for at, own in ((0.0, y), (1.0, end))]
+        secant = [(b - a) / step.dt for a, b in zip(y, end, strict=True)]
+        return states_between(HERMITE, step, times, y, stacked_slopes([*slopes, secant], y), rate)
+
+    def _redone(self, step: Step, y: Leaves) -> Leaves:
+        """The slopes of a step that has not kept them."""
+        given = replace(self.problem, field=self.field).given(self.args)
+        end, slopes = self.method.attempt(given, step, y, None)
+        return stacked_slopes(self.method.completed(given, step, y, end, slopes), y)
+
+    def _kept(self, what: Any, evaluate: Callable[[], Leaves]) -> Leaves:
+        """Of the solve, or of an earlier call (those without gradients apart)."""
+        if what in self.slopes:
+            return self.slopes[what]
+        key = what, torch.is_grad_enabled()
+        if key not in self.slopes:
+            with untouched(self.problem, self.states[0], self.args):
+                self.slopes[key] = evaluate()
+        return self.slopes[key]

@@ -19,10 +19,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ..problem import Problem, SolveError, Status, saved_apart
+from ..problem import Accepts, Problem, SolveError, Status, Taken, saved_apart
 from ..pytree import build, paths_of
 from ..solvers import Leaves, Method
-from ..stepping import Adaptive, Grid, Step, StepSizes, numbers
+from ..stepping import Adaptive, Grid, Step, StepSizes, Times, numbers
 from .recording import Recording
 
 Slope = tuple[Step, int, float]  # which evaluation of f: step, stage, node
@@ -31,30 +31,35 @@ Slope = tuple[Step, int, float]  # which evaluation of f: step, stage, node
 def _nothing() -> None: ...
 
 
+def _always(end: Leaves, slopes: Sequence[Leaves]) -> bool:
+    return True
+
+
 @dataclass(frozen=True)
 class Take:
-    """One step, or an attempt at one, that can be taken again: from y to the next state and, under error control, all slopes.
+    """One step, or an attempt at one, that can be taken again: from y to the next state, all slopes where they count, and what is read.
 
-    ``known`` is the evaluation that gave the step's first slope, where an earlier step did it.
+    ``known`` is the evaluation that gave the step's first slope, where an earlier step did it; ``inside`` are the output times within.
     """
 
     problem: Problem
     args: tuple[Any, ...]
     step: Step
     known: Slope | None = None
+    inside: Times = ()
 
-    def __call__(self, y: Leaves, first: Leaves | None = None, between: Callable[[], None] = _nothing) -> tuple[list[Tensor], list[Leaves]]:
+    def __call__(self, y: Leaves, first: Leaves | None = None, between: Callable[[], None] = _nothing, accepts: Accepts = _always) -> Taken:
         problem = self.problem
-        if isinstance(problem.stepping, Grid):
-            return problem.advance(self.step, y, self.args), []
+        if isinstance(problem.stepping, Grid) and not (self.inside or problem.slopes):
+            return problem.advance(self.step, y, self.args), [], []
         if first is None and self.known is not None:
             with saved_apart():  # its graph is that of the step that did it first
                 found = problem.field(self.args, *self.known, y)
             first = [k.detach().requires_grad_(k.requires_grad) for k in found]
-        return problem.method.attempt(problem.given(self.args), self.step, y, first, between)
+        return problem.taken(self.step, y, self.args, self.inside, accepts, first, between)
 
 
-Attempt = Callable[[Take, Leaves, "Leaves | None", Callable[[], None]], tuple[list[Tensor], list[Leaves]]]
+Attempt = Callable[[Take, Leaves, "Leaves | None", Callable[[], None], Accepts], Taken]
 
 
 class Loop:
@@ -75,14 +80,19 @@ class Loop:
         self.problem = problem
         self.args = args
         self.recording = recording
-        self.attempt: Attempt = attempt or (lambda take, y, first, between: take(y, first, between))
+        self.attempt: Attempt = attempt or (lambda take, y, *rest: take(y, *rest))
         self.reuse = reuse
         self.first: Leaves | None = None  # the first slope of the next step, where it is known
         self.status: Status | None = None
         self.rejected = 0
         self._nodes, self._wanted = [problem.stepping.times[0]], [0]  # of an adaptive solve, so far
-        self._places = set(problem.stepping.outputs()) if isinstance(problem.stepping, Grid) else set()
+        self._inside: dict[int, Times] = {}
+        stepping = problem.stepping
+        self._values: Sequence[float] = numbers(stepping.times) if isinstance(stepping, Adaptive) else ()  # the output times
+        self._passed = 1  # how many of them are behind
+        self._places = set(stepping.outputs()) if isinstance(stepping, Grid) else set()
         self._states: dict[int, Leaves] = {}
+        self._read: dict[int, Leaves] = {}
         self._stop: int | None = None
 
     @property
@@ -90,7 +100,8 @@ class Loop:
         """The steps done."""
         stepping = self.problem.stepping
         found = isinstance(stepping, Adaptive)
-        grid = Grid(tuple(self._nodes), (1,) * (len(self._nodes) - 1), tuple(self._wanted)) if found else stepping
+        inside = tuple(self._inside.items())
+        grid = Grid(tuple(self._nodes), (1,) * (len(self._nodes) - 1), tuple(self._wanted), inside=inside) if found else stepping
         return grid if self._stop is None else replace(grid, stop=self._stop)
 
     def steps(self, y: Leaves) -> Iterator[tuple[Step, Leaves]]:
@@ -115,6 +126,10 @@ class Loop:
         """The states that the problem wants; no others are kept on the way."""
         return [self._states[index] for index in self.problem.outputs(self.grid)]
 
+    def read(self) -> dict[int, Leaves]:
+        """What was read of the steps done, by their numbers."""
+        return {index: leaves for index, leaves in self._read.items() if index < len(self.grid)}
+
     def _keep(self, index: int, y: Leaves) -> None:
         """Keep the state after ``index`` steps, the latest in any case, and the one before only where it is an output."""
         if not self.wants(index - 1):
@@ -129,12 +144,14 @@ class Loop:
         return index in (self._wanted[-2:] if isinstance(stepping, Adaptive) else self._places)
 
     def _on_grid(self, grid: Grid, y: Leaves) -> Iterator[tuple[Step, Leaves]]:
+        within = self.problem.within()
         for step in grid.steps():
             if self.recording is not None:
                 self.recording.mark()
+            take = Take(self.problem, self.args, step, inside=within.get(step.index, ()))
             try:
                 with nullcontext() if self.recording is None or step.index else self.recording.observing(y):
-                    y_next = self.attempt(Take(self.problem, self.args, step), y, None, _nothing)[0]
+                    y_next, _ = self._attempted(take, y)
             except SolveError as error:
                 self.status, self._stop = error.status, step.index
                 if self.recording is not None:
@@ -143,33 +160,60 @@ class Loop:
             yield step, y_next
             y = y_next
 
+    def _attempted(self, take: Take, y: Leaves, accepts: Accepts = _always) -> tuple[list[Tensor], list[Leaves]]:
+        """The next state and the slopes; stages that do not advance leave no trace."""
+        recording = self.recording
+        marks = 0 if recording is None else recording.marks
+        between = _nothing if recording is None else lambda: recording.mark() if recording.moved() else None
+        y_next, slopes, read = self.attempt(take, y, self.first, between, accepts)
+        if recording is not None and recording.marks > marks:
+            recording.retreat()
+            recording.unmark()
+        self._read.pop(take.step.index, None)  # of an attempt that was rejected
+        if read:
+            self._read[take.step.index] = read
+        return y_next, slopes
+
+    def _within(self, adaptive: Adaptive, stop: float, end: float) -> Times:
+        """The output times from the last step to ``stop``, without it where steps must ``end`` there."""
+        first = last = self._passed
+        values, falls = self._values, self._values[-1] < self._values[0]
+        while (last < len(values) and (stop < values[last] if falls else values[last] < stop)) or (values[last] == stop != end):
+            last += 1
+        return adaptive.times[first:last]
+
+    def _pass(self, step: Step, inside: Times, ends: bool) -> None:
+        """An accepted step has these output times within it, and may end at one."""
+        if inside:
+            self._inside[step.index] = inside
+        self._passed += len(inside)
+        if ends and self._values[self._passed] == numbers(step.times)[1]:
+            self._wanted.append(step.index + 1)
+            self._passed += 1
+
     def _controlled(self, adaptive: Adaptive, y: Leaves) -> Iterator[tuple[Step, Leaves]]:
         method, recording = self.problem.method, self.recording
         assert recording is not None
-        ends, nodes = numbers(adaptive.times), self._nodes
+        ends, nodes = numbers(adaptive.ends), self._nodes
         recording.mark()
         with recording.observing(y):
             self.first, sizes = self._start(adaptive, method, y)
         if recording.moved() or self.reuse == "none":
             recording.retreat()
             self.first = None
-        known: Slope = (Step(0, adaptive.times, 0, 0, 1), 0, 0.0)
+        known: Slope = (Step(0, adaptive.ends, 0, 0, 1), 0, 0.0)
         for interval, (start, end) in enumerate(pairwise(ends)):
             while start != end:
                 if recording.marks < len(nodes):
                     recording.mark()
                 stop = sizes.next_end(start, end)
-                step = Step(len(nodes) - 1, (nodes[-1], adaptive.times[interval + 1] if stop == end else stop), 0, 0, 1)
-                marks = recording.marks
-                take = Take(self.problem, self.args, step, None if self.first is None else known)
-                y_next, slopes = self.attempt(take, y, self.first, lambda: recording.mark() if recording.moved() else None)
-                if recording.marks > marks:  # stages that only estimate the error leave no trace either
-                    recording.retreat()
-                    recording.unmark()
-                ratios = error_ratios(adaptive, method.error(stop - start, slopes), y, y_next)
-                error = root_mean_square(ratios)
+                step = Step(len(nodes) - 1, (nodes[-1], adaptive.ends[interval + 1] if stop == end else stop), 0, 0, 1)
+                inside = self._within(adaptive, stop, end)
+                take = Take(self.problem, self.args, step, None if self.first is None else known, inside if self.problem.reads else ())
+                verdict = _Verdict(adaptive, method, sizes, stop - start, y)
+                y_next, slopes = self._attempted(take, y, verdict)
                 moved = recording.moved()
-                if not sizes.judge(error, abs(stop - start)):
+                if not verdict.accepted:
                     self.rejected += 1
                     given = self.first is not None or not any(k.requires_grad for k in slopes[0])  # else its graph is this attempt's
                     again = self.reuse == "all" or (self.reuse == "accepted" and given)
@@ -177,15 +221,15 @@ class Loop:
                     recording.retreat()
                     broken = first_not_finite(slopes[0])
                     if broken is not None or abs(stop - start) <= sizes.least(start) + math.ulp(start):
-                        self.status = self._stuck(step.index, start, abs(stop - start), ratios, y, broken)
+                        self.status = self._stuck(step.index, start, abs(stop - start), verdict.ratios, y, broken)
                         return
                     continue
-                self.first = slopes[-1] if method.fsal and not moved and self.reuse != "none" else None
-                known = (step, len(slopes) - 1, 1.0)
+                after = method.handed(slopes)
+                self.first = slopes[after] if after is not None and not moved and self.reuse != "none" else None
+                known = (step, after or 0, 1.0)
                 nodes.append(step.times[1])
-                if stop == end:
-                    self._wanted.append(len(nodes) - 1)
-                del slopes, ratios
+                self._pass(step, inside, stop == end)
+                del slopes, verdict
                 yield step, y_next
                 y, start = y_next, stop
 
@@ -194,9 +238,9 @@ class Loop:
         recording, control = self.recording, adaptive.control
         embedded = method.embedded_order
         assert recording is not None and embedded is not None
-        times = numbers(adaptive.times)
+        times = numbers(adaptive.ends)
         field = partial(self.problem.field, self.args)
-        first = field(Step(0, adaptive.times, 0, 0, 1), 0, 0.0, y)
+        first = field(Step(0, adaptive.ends, 0, 0, 1), 0, 0.0, y)
         size = control.first_step
         if size is None:
             with torch.no_grad():
@@ -227,6 +271,25 @@ class Loop:
             message = f"at t={t:.9g}, step {index + 1}, func is not finite in {path}, element {element}"
         good = build(self.problem.field.structure, [leaf.detach() for leaf in y])
         return Status(reason, message, t, index, path, element, error, good)
+
+
+@dataclass
+class _Verdict:
+    """Whether an attempt of length ``dt`` from y is accepted, decided once."""
+
+    adaptive: Adaptive
+    method: Method
+    sizes: StepSizes
+    dt: float
+    y: Leaves
+    ratios: Sequence[Tensor] = ()
+    accepted: bool = False
+
+    def __call__(self, end: Leaves, slopes: Sequence[Leaves]) -> bool:
+        if not self.ratios:  # an attempt may be made again, to look into it
+            self.ratios = error_ratios(self.adaptive, self.method.error(self.dt, slopes), self.y, end)
+            self.accepted = self.sizes.judge(root_mean_square(self.ratios), abs(self.dt))
+        return self.accepted
 
 
 def error_ratios(adaptive: Adaptive, error: Sequence[Tensor], y: Leaves, y_next: Leaves) -> list[Tensor]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from ..torchdiffeq import METHODS_OF_TORCHDIFFEQ
 from .exponential import ETDRK4, ExponentialEuler
 from .imex import IMEX, IMEX1, IMEX2, IMEX3
+from .interpolant import between as states_between
+from .interpolant import stacked_slopes
 from .leapfrog import Leapfrog, halves
 from .map import Map
 from .method import FlatField, Leaves, Method, SplitField, StepFailed
@@ -34,6 +36,8 @@ __all__ = [
     "StepFailed",
     "as_method",
     "halves",
+    "stacked_slopes",
+    "states_between",
 ]
 
 _OTHERS = (

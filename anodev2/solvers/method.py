@@ -14,6 +14,7 @@ from ..stepping import Step, Time
 from .linear import LinearOperator
 
 Leaves = Sequence[Tensor]
+Weights = tuple[tuple[float, ...], ...]
 
 
 class FlatField(Protocol):
@@ -85,7 +86,8 @@ class Method(ABC):
     ``nodes`` are the stage times, in units of the step, at which a step evaluates f; ``order`` is that of its global error.
     ``splits``: whether a step needs the linear part of f, of ``func.split()``. ``jacobian``: whether it needs that
     of f. ``traced``: whether torch.compile traces it. ``embedded_order``: with it the method has error control, by ``attempt`` and
-    ``error``; ``fsal`` (first same as last): the last slope of an attempt is f at its end.
+    ``error``; ``fsal`` (first same as last): the last slope of an attempt is f at its end. ``interpolant``: row i has the coefficients of
+    x, x^2, ... in the weight b_i(x) of slope i, for the states y + dt sum_i b_i(x) k_i at times t + x dt within a step.
     """
 
     name: str
@@ -96,6 +98,7 @@ class Method(ABC):
     traced: bool = False
     embedded_order: int | None = None
     fsal: bool = False
+    interpolant: Weights | None = None
 
     def prepare(self, linear: LinearOperator, h: Time) -> Any:
         """Functions of the linear part that steps of length h apply, a tree of tensors: made once per solve."""
@@ -113,6 +116,14 @@ class Method(ABC):
         ``between`` is called once y has been found, before what only estimates the error.
         """
         raise NotImplementedError(f"{self.name} has no error estimate")
+
+    def completed(self, field: SplitField, step: Step, y: Leaves, end: Leaves, slopes: list[Leaves]) -> list[Leaves]:
+        """The slopes of an attempt that led to ``end``, with those that only the interpolant reads."""
+        return slopes
+
+    def handed(self, slopes: Sequence[Leaves]) -> int | None:
+        """Which of an attempt's slopes is f at its end, where one is."""
+        return len(slopes) - 1 if self.fsal else None
 
     def error(self, dt: Time, slopes: Sequence[Leaves]) -> list[Tensor]:
         """The estimated error of the step in each leaf, from what ``attempt`` gave."""

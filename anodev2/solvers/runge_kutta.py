@@ -29,6 +29,7 @@ class RungeKutta(Method):
         object.__setattr__(self, "nodes", self.tableau.nodes[: self.tableau.advancing])
         object.__setattr__(self, "embedded_order", self.tableau.embedded_order)
         object.__setattr__(self, "fsal", self.tableau.fsal)
+        object.__setattr__(self, "interpolant", self.tableau.dense_weights)
 
     def step(self, field: FlatField, step: Step, y: Leaves) -> list[Tensor]:
         return combine(y, step.dt, self.tableau.weights, self.slopes(field, step, y, self.tableau.advancing))
@@ -48,17 +49,27 @@ class RungeKutta(Method):
         slopes = self.slopes(field, step, y, self.tableau.advancing, () if first is None else (first,))
         end = combine(y, step.dt, self.tableau.weights, slopes)
         between()
-        for stage in range(len(slopes), self.tableau.stages):
-            at = end if self.tableau.fsal else combine(y, step.dt, self.tableau.stage_weights[stage], slopes)
+        return end, self._continued(field, step, y, end, slopes, self.tableau.stages)
+
+    def completed(self, field: SplitField, step: Step, y: Leaves, end: Leaves, slopes: list[Leaves]) -> list[Leaves]:
+        return self._continued(field, step, y, end, slopes, len(self.tableau.nodes))
+
+    def _continued(self, field: FlatField, step: Step, y: Leaves, end: Leaves, slopes: list[Leaves], stages: int) -> list[Leaves]:
+        slopes = list(slopes)
+        for stage in range(len(slopes), stages):
+            at = end if stage == self.tableau.ending else combine(y, step.dt, self.tableau.stage_weights[stage], slopes)
             slopes.append(field(step, stage, self.tableau.nodes[stage], at))
-        return end, slopes
+        return slopes
+
+    def handed(self, slopes: Sequence[Leaves]) -> int | None:
+        return self.tableau.ending if self.tableau.ending is not None and self.tableau.ending < len(slopes) else None
 
     def error(self, dt: Time, slopes: Sequence[Leaves]) -> list[Tensor]:
         """The estimated error of the step in each leaf: dt sum_i (b_i - b_hat_i) k_i."""
         assert self.tableau.error_weights is not None
         if isinstance(dt, Tensor):
             return [dt.to(leaf.real.dtype) * leaf for leaf in self.error(1.0, slopes)]
-        terms = [(dt * weight, slope) for weight, slope in zip(self.tableau.error_weights, slopes, strict=True) if weight]
+        terms = [(dt * weight, slope) for weight, slope in zip(self.tableau.error_weights, slopes, strict=False) if weight]
         total = [k.detach() * terms[0][0] for k in terms[0][1]]
         for scale, slope in terms[1:]:
             total = [torch.add(leaf, k.detach(), alpha=scale) for leaf, k in zip(total, slope, strict=True)]

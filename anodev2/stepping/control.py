@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, SupportsFloat
 
 import torch
 from torch import Tensor
 
 from ..pytree import Structure, leaves_of
-from .grid import Times
+from .grid import Time, Times
 
 RTOL, ATOL = 1e-7, 1e-9  # torchdiffeq's, so that a solve without tolerances means the same here
 MAX_STEPS = 10_000  # of error control: what needs more is stiff, as a rule
@@ -120,12 +120,25 @@ class StepSizes:
 
 @dataclass(frozen=True)
 class Adaptive:
-    """Steps found by error control: the output times, and a relative and an absolute tolerance for each leaf."""
+    """Steps found by error control: the output times, and a relative and an absolute tolerance for each leaf.
+
+    ``stops``: where steps must end, the first and the last time among them; None: at all output times.
+    """
 
     times: Times
     rtol: tuple[Any, ...]
     atol: tuple[Any, ...]
     control: Control
+    stops: Times | None = None
+
+    @property
+    def ends(self) -> Times:
+        """Where steps must end."""
+        return self.times if self.stops is None else self.stops
+
+    def mapped(self, change: Callable[[Time], Time]) -> Adaptive:
+        """The same with other times."""
+        return replace(self, times=tuple(map(change, self.times)), stops=None if self.stops is None else tuple(map(change, self.stops)))
 
 
 def tolerances(rtol: Any, atol: Any, structure: Structure, leaves: list[Tensor]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 from typing import Any, SupportsFloat, TypeGuard
@@ -55,7 +56,8 @@ class Step:
 class Grid:
     """Times and the number of equal steps in each interval between them.
 
-    ``wanted`` lists which of the times are outputs; None: all. ``stop`` ends the grid early, after so many steps.
+    ``wanted`` lists which of the times are outputs; None: all. ``inside``: numbers of steps, rising, with times within them that are
+    outputs too, read from the method's interpolant. ``stop`` ends the grid early, after so many steps.
     ``status`` tells which samples of a search per sample did not come to the end, a ``Status``; None: all came.
     """
 
@@ -64,6 +66,7 @@ class Grid:
     wanted: tuple[int, ...] | None = None
     stop: int | None = None
     status: Any = None
+    inside: tuple[tuple[int, Times], ...] = ()
 
     def __len__(self) -> int:
         return sum(self.counts) if self.stop is None else self.stop
@@ -78,6 +81,15 @@ class Grid:
         done = (0, *accumulate(self.counts))
         return tuple(done[place] for place in self.wanted or range(len(done)) if done[place] <= len(self))
 
+    def within(self) -> dict[int, Times]:
+        """The output times within steps, by the numbers of these."""
+        return {index: times for index, times in self.inside if index < len(self)}
+
+    def mapped(self, change: Callable[[Time], Time]) -> Grid:
+        """The same grid with other times."""
+        inside = tuple((index, tuple(map(change, times))) for index, times in self.inside)
+        return replace(self, times=tuple(map(change, self.times)), inside=inside)
+
     def ends(self) -> list[Time]:
         """The times before the first step and after each."""
         return [self.times[0], *(step.time(1.0) for step in self.steps())]
@@ -87,11 +99,6 @@ class Grid:
         if any(isinstance(time, Tensor) and time.numel() > 1 for time in self.times):
             raise ValueError("per_sample=True gives every sample times of its own; this needs common times")
         return numbers(tuple(replace(self, times=numbers(self.times)).ends()))
-
-    def reversed(self) -> Grid:
-        """The same steps from the end to the start."""
-        wanted = None if self.wanted is None else tuple(len(self.counts) - place for place in reversed(self.wanted))
-        return Grid(self.times[::-1], self.counts[::-1], wanted)
 
 
 def as_times(t: Any, name: str = "t", endless: bool = False) -> Times:
@@ -167,18 +174,34 @@ def unit_grid(t: Any) -> Grid:
     return Grid(times, tuple(map(round, spans)))
 
 
-def given_grid(t: Any, nodes: Any) -> Grid:
-    """One step between neighbouring ``nodes``, among which the times t must be; gradients go to those that require one."""
+def given_grid(t: Any, nodes: Any, interpolates: bool = False) -> Grid:
+    """One step between neighbouring ``nodes``; gradients go to those that require one.
+
+    The times t must be among them, or within a step where the method ``interpolates``.
+    """
     times = as_times(t)
     grid = as_times(nodes, "grid")
     values, places = numbers(grid), {value: place for place, value in enumerate(numbers(grid))}
-    missing = [value for value in numbers(times) if value not in places]
-    if missing:
-        raise ValueError(f"grid must hold every time of t, to the last digit; {missing[0]} is not in it")
-    wanted = tuple(places[value] for value in numbers(times))
-    if (wanted[0], wanted[-1]) != (0, len(values) - 1):
+    ends = numbers((times[0], times[-1]))
+    if ends != (values[0], values[-1]):
         raise ValueError(f"grid must start at t[0] and end at t[-1], it runs from {values[0]} to {values[-1]}")
-    merged = list(grid)
-    for place, time in zip(wanted, times, strict=True):
-        merged[place] = time if isinstance(time, Tensor) else merged[place]
-    return Grid(tuple(merged), (1,) * (len(values) - 1), wanted)
+    missing = [value for value in numbers(times) if value not in places]
+    if missing and not interpolates:
+        raise ValueError(
+            f"grid must hold every time of t, to the last digit; {missing[0]} is not in it; only methods with an interpolant, as dopri5, "
+            "read states within steps, without hit='exact' and without an event"
+        )
+    merged, sign = list(grid), 1 if ends[1] > ends[0] else -1
+    wanted: list[int] = []
+    inside: dict[int, list[Time]] = {}
+    step = 0
+    for value, time in zip(numbers(times), times, strict=True):
+        if value in places:
+            wanted.append(places[value])
+            merged[wanted[-1]] = time if isinstance(time, Tensor) else merged[wanted[-1]]
+        else:
+            while sign * values[step + 1] < sign * value:
+                step += 1
+            inside.setdefault(step, []).append(time)
+    within = tuple((index, tuple(own)) for index, own in inside.items())
+    return Grid(tuple(merged), (1,) * (len(values) - 1), tuple(wanted), inside=within)

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from anodev2 import CheckpointAdjoint, solve
-from problems import MLP, RUNGE_KUTTA, Pendulum, pendulum_state
+from problems import MLP, RUNGE_KUTTA, Pendulum, pendulum_state, vector
 
 decay = lambda t, y: -2 * t * y**2
 exact = lambda t: 1 / (1 + t**2)
@@ -37,15 +37,16 @@ def test_one_time_gives_a_state_and_several_stack_them() -> None:
     torch.testing.assert_close(tensor["q"].flip(0), many["q"], rtol=1e-6, atol=1e-6)
 
 
-# the interpolant of dopri5 has order 4, that of tsit5 too; bosh3 and all others have the cubic through states and slopes
+# methods without interpolant have the cubic through states and slopes
 @pytest.mark.parametrize(
-    ("method", "order"), [("dopri5", 4), ("tsit5", 4), ("bosh3", 3), ("rk4", 4), ("dopri8", 4), ("heun2", 2), ("euler", 1)]
+    ("method", "order"),
+    [("dopri5", 5), ("tsit5", 5), ("bosh3", 3), ("ssprk3", 3), ("rk4", 4), ("dopri8", 7), ("heun2", 2), ("euler", 1)],
 )
 @pytest.mark.parametrize("span", [(0.0, 2.0), (2.0, 0.0)])
 def test_the_error_between_nodes_falls_with_the_order(method: str, order: int, span: tuple[float, float]) -> None:
     between = torch.linspace(0.013, 1.987, 301, dtype=torch.float64)
     errors = []
-    for steps in (40, 80):
+    for steps in (5, 10) if method == "dopri8" else (40, 80):
         found = solve(decay, exact(torch.tensor(span[0]).double()), span, method=method, steps=steps, dense=True)
         errors.append((found(between) - exact(between)).abs().max().item())
     assert np.log2(errors[0] / errors[1]) > order - 0.25
@@ -144,3 +145,66 @@ def test_a_list_of_times_may_hold_one_that_wants_a_gradient() -> None:
     (slope,) = torch.autograd.grad(found([s, 0.7])[0, 0], s)
     exact = torch.cos(s) * torch.exp(torch.sin(s))
     assert slope.item() == pytest.approx(exact.item(), rel=1e-3)
+
+
+def test_a_dense_solution_evaluates_nothing_anew() -> None:
+    """With error control and on a grid; without an interpolant both ends of a step, once for all times asked in all calls."""
+    calls = 0
+
+    def f(t: Tensor, y: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        return decay(t, y)
+
+    times = torch.linspace(0, 2, 300, dtype=torch.float64)
+    cases: list[tuple[str, dict[str, Any]]] = [("dopri5", {}), ("dopri8", {}), ("tsit5", {"steps": 8}), ("rk4", {"steps": 8})]
+    for method, options in cases:
+        found = solve(f, exact(torch.tensor(0.0).double()), [0.0, 2.0], method=method, dense=True, **options)
+        calls = 0
+        for asked in (times, times[100:], 0.7):
+            found(asked), found.rate(asked)  # pyright: ignore[reportUnusedExpression]
+        assert calls == (16 if method == "rk4" else 0)
+
+
+@pytest.mark.parametrize("method", ["dopri5", "dopri8", "heun2", "rk4", "implicit_midpoint"])
+def test_the_rate_is_the_derivative_of_what_is_between(method: str) -> None:
+    """Against differences of the solution, and close to f; it has a gradient as the states have."""
+    y0, scale = vector(1.0, 2.0).requires_grad_(), torch.tensor(1.5, dtype=torch.float64, requires_grad=True)
+    f = lambda t, y, scale: -scale * t * y
+    found = solve(f, y0, [0.0, 1.0], method=method, steps=5, dense=True, args=(scale,))
+    asked = vector(0.11, 0.33, 0.35, 0.97)
+    rate = found.rate(asked)
+    torch.testing.assert_close(rate, (found(asked + 1e-6) - found(asked - 1e-6)) / 2e-6, rtol=0, atol=1e-8)
+    torch.testing.assert_close(rate, f(asked[:, None], found(asked), scale), rtol=0.1, atol=0.02)
+    assert found.rate(0.35).shape == (2,) and torch.equal(found.rate(0.35), rate[2])
+
+    def loss(y0: Tensor, scale: Tensor, asked: Tensor) -> Tensor:
+        return solve(f, y0, [0.0, 1.0], method=method, steps=5, dense=True, args=(scale,)).rate(asked).square().sum()
+
+    inputs = (y0, scale, asked.requires_grad_())
+    slopes = torch.autograd.grad(loss(*inputs), inputs)
+    for place, slope in enumerate(slopes):
+        moved = lambda x, place=place: loss(*(x if i == place else other.detach() for i, other in enumerate(inputs)))
+        torch.testing.assert_close(slope, differences(moved, inputs[place].detach()), rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("adjoint", ["direct", "checkpoint", CheckpointAdjoint(slots=3)])
+def test_a_delay_equation_by_the_method_of_steps(adjoint: Any) -> None:
+    """y' = -a y(t - 1), y = 1 before 0: 1 - a, then 1 - 2 a + a^2 / 2 ...; each piece costs its own steps alone."""
+    a, calls = torch.tensor(1.0, dtype=torch.float64, requires_grad=True), []
+    past, y = (lambda t: torch.ones(1, dtype=torch.float64)), torch.ones(1, dtype=torch.float64)
+    for k in range(4):
+        count = 0
+
+        def f(t: Tensor, y: Tensor, past: Any = past) -> Tensor:
+            nonlocal count
+            count += 1
+            return -a * past(t - 1.0)
+
+        past = solve(f, y, [float(k), k + 1.0], method="dopri5", rtol=1e-6, atol=1e-8, dense=True, adjoint=adjoint)
+        y = past.ys[-1]
+        calls.append(count)
+    assert y.item() == pytest.approx(5 / 24, abs=1e-7) and max(calls) < 40  # 7 to the power of the pieces before
+    if adjoint in ("direct", "checkpoint"):
+        (slope,) = torch.autograd.grad(y, a)  # y(4) = 1 - 4 a + 9/2 a^2 - 4/3 a^3 + 1/24 a^4
+        assert slope.item() == pytest.approx(-4 + 9 - 4 + 1 / 6, abs=1e-6)

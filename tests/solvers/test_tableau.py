@@ -15,14 +15,14 @@ from rooted import Tree, density, trees
 
 TABLEAUS = {name: tableau for name, tableau in METHODS.items() if name == tableau.name}
 EMBEDDED = {name: tableau for name, tableau in TABLEAUS.items() if tableau.b_hat is not None}
-DENSE = {"bosh3": 3, "dopri5": 4, "tsit5": 4}  # orders of the interpolants
+DENSE = {"heun2": 2, "ssprk3": 3, "bosh3": 3, "dopri5": 4, "tsit5": 4, "dopri8": 7}  # orders of the interpolants
 ROUNDING = 1e-13
 
 
 @cache
 def stage_values(name: str, tree: Tree) -> tuple[Fraction, ...]:
     """Per stage, the product over the root's children of sum_j a_ij times the child's value of stage j."""
-    a = METHODS[name].a  # by name, since hashing a hundred fractions takes longer than the sums
+    a = (*METHODS[name].a, *METHODS[name].further)  # by name, since hashing a hundred fractions takes longer than the sums
     factors = [[dot(row, stage_values(name, child)) for row in a] for child in tree]
     return tuple(prod(column, start=Fraction(1)) for column in zip(*factors, strict=True)) if tree else (Fraction(1),) * len(a)
 
@@ -67,8 +67,8 @@ def test_embedded_solutions_have_their_order_and_no_more(tableau: Tableau) -> No
     assert residual(tableau, tableau.b_hat, tableau.embedded_order + 1) > 1e-6
 
 
-def test_these_methods_have_an_interpolant() -> None:
-    assert {name for name, tableau in TABLEAUS.items() if tableau.interpolant is not None} == set(DENSE)
+def test_every_method_with_error_control_has_an_interpolant() -> None:
+    assert {name for name, tableau in TABLEAUS.items() if tableau.interpolant is not None} == set(DENSE) == set(EMBEDDED)
 
 
 @pytest.mark.parametrize("name", DENSE)
@@ -78,13 +78,23 @@ def test_interpolants_have_their_order_and_join_smoothly(name: str) -> None:
         for n in range(1, DENSE[name] + 1):
             assert residual(tableau, dense_weights(tableau, x), n, x) <= allowed(tableau)
     assert residual(tableau, dense_weights(tableau, Fraction(1, 2)), DENSE[name] + 1, Fraction(1, 2)) > 1e-6
-    assert all(abs(x - b) <= allowed(tableau) for x, b in zip(dense_weights(tableau, Fraction(1)), tableau.b, strict=True))
+    weights = (*tableau.b, *(Fraction(0) for _ in tableau.further))
+    assert all(abs(x - b) <= allowed(tableau) for x, b in zip(dense_weights(tableau, Fraction(1)), weights, strict=True))
     assert tableau.interpolant is not None
     start = [row[0] for row in tableau.interpolant]
     end = [sum((j + 1) * p for j, p in enumerate(row)) for row in tableau.interpolant]
-    others = [0] * (tableau.stages - 1)
-    assert start == [1, *others]
-    assert all(abs(slope - unit) <= allowed(tableau) for slope, unit in zip(end, [*others, 1], strict=True))
+    assert start == [i == 0 for i in range(len(weights))]
+    last = len(tableau.b) - 1 if tableau.ending is None else tableau.ending  # that of heun2 is no slope at the new state
+    assert all(abs(slope - (i == last)) <= allowed(tableau) for i, slope in enumerate(end))
+
+
+def test_further_stages_of_dopri8_are_states_within_the_step() -> None:
+    """That at its end of order 8, one of order 5, three of order 6."""
+    tableau = METHODS["dopri8"]
+    assert tableau.further[0] == tableau.b and tableau.nodes[13:] == pytest.approx((1.0, 0.62, 0.28, 0.51, 0.94))
+    for row, order in zip(tableau.further[1:], (5, 6, 6, 6), strict=True):
+        for n in range(1, order + 1):
+            assert residual(tableau, row, n, sum(row, Fraction(0))) <= ROUNDING
 
 
 @pytest.mark.parametrize(
@@ -158,6 +168,8 @@ def test_error_weights_are_the_difference_of_the_solutions() -> None:
         ("heun2", {"b_hat": (1, 1)}, "'heun2'.*weights b_hat sum to 2"),
         ("midpoint", {"interpolant": ((1,),)}, "'midpoint'.*one row per stage"),
         ("midpoint", {"interpolant": ((0,), (0, 1))}, "'midpoint'.*of one length"),
+        ("midpoint", {"further": ((0, 1, 0),)}, "'midpoint'.*further rows must continue a"),
+        ("ssprk3", {"further": ()}, "'ssprk3'.*one row per stage"),
         ("midpoint", {"interpolant": ((1, 0), (0, 1))}, "'midpoint'.*end in the weights"),
     ],
 )

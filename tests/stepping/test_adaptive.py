@@ -71,7 +71,7 @@ def reference(name: str) -> tuple[list[float], np.ndarray]:
 @pytest.mark.parametrize("name", PROBLEMS)
 @pytest.mark.parametrize("method", ["dopri5", "tsit5", "dopri8", "bosh3"])
 def test_the_error_stays_within_ten_times_the_tolerance(method: str, name: str) -> None:
-    """At five times, |error| <= 10 (atol + rtol |y|) in every component.
+    """At five times, at the ends of steps or within, |error| <= 10 (atol + rtol |y|) in every component.
 
     Error control bounds local errors alone; that the global one is of this size is a property of these problems, too.
     bosh3, whose many small steps add up, is asked only where the solution forgets errors, and not at 1e-8.
@@ -80,8 +80,10 @@ def test_the_error_stays_within_ten_times_the_tolerance(method: str, name: str) 
         pytest.skip("global errors of 16 to 33 times the tolerance")
     times, exact = reference(name)
     for tol in (1e-4, 1e-6, 1e-8) if method != "bosh3" else (1e-4, 1e-6):
-        ys = odeint(PROBLEMS[name].func, PROBLEMS[name].y0, times, method=method, rtol=tol, atol=tol)
-        assert (np.abs(ys.numpy() - exact) <= 10 * tol * (1 + np.abs(exact))).all()
+        for hit in ("between", "exact"):
+            ys = odeint(PROBLEMS[name].func, PROBLEMS[name].y0, times, method=method, rtol=tol, atol=tol, hit=hit)
+            most = 21 if (method, name, hit) == ("dopri5", "D3", "between") else 10  # an interpolant of order 4 near the perihelion
+            assert (np.abs(ys.numpy() - exact) <= most * tol * (1 + np.abs(exact))).all()
 
 
 def test_evaluations_on_van_der_pol_are_about_those_of_torchdiffeq_and_six_per_attempt() -> None:
@@ -147,7 +149,7 @@ def test_the_recorded_grid_replays_bit_for_bit_at_the_cost_of_its_steps(method: 
     assert isinstance(tableau, Tableau)
     f, state = Pendulum(), pendulum_state()
     for times in ([0.0, 0.7, 2.0], [2.0, 0.7, 0.0]):
-        found = solve(f, state, times, method=method, **options)
+        found = solve(f, state, times, method=method, hit="exact", **options)
         again = solve(f, state, times, method=method, grid=found.grid)
         assert all(map(torch.equal, tree_leaves(found.ys), tree_leaves(again.ys)))
         assert found.stats.accepted == again.stats.accepted == len(found.grid) - 1
@@ -160,7 +162,7 @@ def test_a_grid_must_hold_the_times() -> None:
     assert torch.equal(odeint(**call, grid=[0.0, 0.5, 1.0]), odeint(**call, steps=1))
     assert torch.equal(odeint(**call, grid=torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0])), odeint(**call, steps=2))
     for grid, message in (
-        ([0.0, 0.4, 1.0], "0.5 is not in it"),
+        ([0.0, 0.4, 1.0], "0.5 is not in it; only methods with an interpolant"),
         ([0.0, 0.5, 1.0, 1.5], "must start at t.0. and end at"),
         ([-1.0, 0.0, 0.5, 1.0], "must start at t.0. and end at"),
         ([0.0, 0.5, 0.5, 1.0], "grid must be strictly rising"),
@@ -289,7 +291,7 @@ def test_steps_keep_their_bounds_and_hit_output_times(times: list[float]) -> Non
     f = lambda t, y: torch.cos(8 * t) + 0 * y
 
     def steps(**control: Any) -> list[float]:
-        found = solve(f, vector(0), times, method="dopri5", rtol=1e-3, atol=1e-3, control=Control(**control))
+        found = solve(f, vector(0), times, method="dopri5", rtol=1e-3, atol=1e-3, control=Control(**control), hit="exact")
         assert found.ts.tolist() == times and set(times) <= set(found.grid) and found.status.ok
         assert (found.ys[:, 0] - (torch.sin(8 * found.ts) - math.sin(8 * times[0])) / 8).abs().max() < 5e-3
         return [abs(b - a) for a, b in pairwise(found.grid)]
@@ -297,7 +299,9 @@ def test_steps_keep_their_bounds_and_hit_output_times(times: list[float]) -> Non
     free = steps()
     assert steps(first_step=0.01)[0] == pytest.approx(0.01)
     assert max(free) > 0.1 and max(steps(max_step=0.05)) <= 0.05 * (1 + 1e-9)
-    still = solve(lambda t, y: 0 * y, vector(0), times, method="dopri5", control=Control(first_step=0.995, max_step=0.995)).grid
+    still = solve(
+        lambda t, y: 0 * y, vector(0), times, method="dopri5", hit="exact", control=Control(first_step=0.995, max_step=0.995)
+    ).grid
     assert max(abs(b - a) for a, b in pairwise(still)) <= 0.995  # though 1 is nearly that
     bounded = steps(first_step=0.001, min_step=0.02)
     # those that end at an output time and the ones before may be half as long
