@@ -45,7 +45,8 @@ def test_a_processor_without_its_instructions_is_not_tried(monkeypatch: pytest.M
 def test_a_run_says_and_keeps_what_was_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def choose(device: torch.device, step: object) -> tuple[str, str]:
         assert callable(step) and device == CPU
-        step("float32"), step("bfloat16")
+        for kind in ("float32", "bfloat16"):
+            step(kind)
         return "bfloat16", "as a test says so"
 
     monkeypatch.setattr(train_cifar, "chosen", choose)
