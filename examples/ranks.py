@@ -34,8 +34,8 @@ class Ranks:
         return self.rank == 0
 
     def parallel(self, model: Any) -> Any:
-        """The model with its gradients averaged over the ranks."""
-        return model if self.size == 1 else nn.parallel.DistributedDataParallel(model)
+        """The model with its gradients averaged over the ranks; each gathers buffers of its own, see ``share``."""
+        return model if self.size == 1 else nn.parallel.DistributedDataParallel(model, broadcast_buffers=False)
 
     def averaging(self, network: Any, now: bool) -> AbstractContextManager[None]:
         """Around forward and backward of such a model: whether the gradients gathered so far are averaged at the end of it."""
@@ -80,6 +80,7 @@ def joined(name: str, patience: timedelta) -> Iterator[Ranks]:
     """The ranks torchrun started, on their devices; where one is lost the others end within ``patience`` and say so."""
     size, rank = processes(), int(os.environ.get("RANK", 0))
     device = choose_device(name, int(os.environ.get("LOCAL_RANK", 0)), size)
+    torch.backends.cudnn.benchmark = device.type == "cuda"  # shapes stay as they are: cuDNN tries its algorithms once for each
     if size == 1:
         yield Ranks(device)
         return

@@ -69,6 +69,10 @@ struct Found { int algorithm, status; float time; size_t memory; int determinist
   memset(found, 0, sizeof *found), found->algorithm = found->deterministic = *count = 1; return 0; }
 ALGORITHM(cudnnGetConvolutionForwardAlgorithm_v7) ALGORITHM(cudnnGetConvolutionBackwardDataAlgorithm_v7)
 ALGORITHM(cudnnGetConvolutionBackwardFilterAlgorithm_v7)
+#define FASTEST(name) int name(void*, void*, void*, void*, void*, void*, void*, void*, int, int* count, Found* found, void*, size_t) { \
+  memset(found, 0, sizeof *found), found->algorithm = found->deterministic = *count = 1; return 0; }
+FASTEST(cudnnFindConvolutionForwardAlgorithmEx) FASTEST(cudnnFindConvolutionBackwardDataAlgorithmEx)
+FASTEST(cudnnFindConvolutionBackwardFilterAlgorithmEx)
 #define WORKSPACE(name) int name(void*, void*, void*, void*, void*, int, size_t* size) { *size = 0; return 0; }
 WORKSPACE(cudnnGetConvolutionForwardWorkspaceSize) WORKSPACE(cudnnGetConvolutionBackwardDataWorkspaceSize)
 WORKSPACE(cudnnGetConvolutionBackwardFilterWorkspaceSize)
