@@ -24,7 +24,7 @@ from .coefficient import evaluate, shown
 from .conditions import without_field_data
 from .grid import Grid1D
 from .multiples import Multiples
-from .numbers import as_tensor, lasting, present, readable
+from .numbers import as_tensor, lasting, present, readable, same_key
 from .rest import PeriodicRest
 from .stability import POINTS, VARYING, Profile, few, matrix_limit, mode_limit, profiles, remembered, scaled
 
@@ -186,7 +186,7 @@ class FieldEquation(Multiples, Equation):
         coefficients = [getattr(term, term.coefficient) for term in self.terms()]
         key = [*((source, source._version, source.dtype, source.device) for source in sources), *((value,) for value in coefficients)]
         key.append((None, self.like().device))
-        if self._split is None or not _same_key(self._split[0], key):
+        if self._split is None or not same_key(self._split[0], key):
             with no_dispatch_modes():
                 self._split = (key, self._make_split(kept=True))
         return self._split[1]
@@ -396,11 +396,3 @@ def _dense(terms: Sequence[Term], grid: Grid1D, like: Tensor) -> Tensor:
     with without_field_data():
         columns = sum((term.tendency(t, fields) - term.tendency(t, zero[:1]) for term in terms), zero)
     return columns.movedim(0, -1)
-
-
-def _same_key(a: Sequence[tuple[Any, ...]], b: Sequence[tuple[Any, ...]]) -> bool:
-    return len(a) == len(b) and all((x[0] is y[0] or _same_number(x[0], y[0])) and x[1:] == y[1:] for x, y in zip(a, b, strict=True))
-
-
-def _same_number(a: Any, b: Any) -> bool:
-    return isinstance(a, int | float) and isinstance(b, int | float) and a == b

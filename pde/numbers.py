@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -53,3 +54,12 @@ def keep(module: nn.Module, name: str, value: Any) -> None:
         module.register_buffer(name, value, persistent=False)
     else:
         setattr(module, name, value)
+
+
+def same_key(a: Sequence[tuple[Any, ...]], b: Sequence[tuple[Any, ...]]) -> bool:
+    """Of tuples that begin with what was given: the same object, or equal numbers."""
+    return len(a) == len(b) and all((x[0] is y[0] or _same_number(x[0], y[0])) and x[1:] == y[1:] for x, y in zip(a, b, strict=True))
+
+
+def _same_number(a: Any, b: Any) -> bool:
+    return isinstance(a, int | float) and isinstance(b, int | float) and a == b

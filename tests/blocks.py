@@ -81,5 +81,5 @@ def stirred(module: Any) -> Any:
     with torch.no_grad():
         for place, parameter in enumerate(module.parameters()):
             values = torch.arange(parameter.numel(), dtype=parameter.dtype, device=parameter.device) + place
-            parameter.copy_(0.2 + 0.2 * torch.sin(values).view(parameter.shape))
+            parameter.copy_(0.15 + 0.1 * torch.sin(values).view(parameter.shape))
     return module

@@ -151,7 +151,7 @@ def test_one_epoch_is_trained(null_device: NullDevice, row: str) -> None:
 def test_every_option_is_in_some_row() -> None:
     given = {word.lstrip("-").removeprefix("no-").replace("-", "_") for row in EPOCHS for word in row.split() if word.startswith("--")}
     fixed = {"data", "subset", "batch_size", "epochs", "device", "out"}  # of all rows
-    elsewhere = {"data_dir", "resume"}  # files, which have nothing to do with a device
+    elsewhere = {"data_dir", "size", "validation", "init", "config", "resume"}  # files, which have nothing to do with a device
     assert {field.name for field in dataclasses.fields(Config)} - fixed - elsewhere == given
 
 
