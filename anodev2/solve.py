@@ -335,13 +335,15 @@ def _warn_of_instability(func: Callable[..., Any], method: Method, grid: Grid, y
     limit = known[method]
     longest = max(abs(b - a) / count for (a, b), count in zip(pairwise(numbers(grid.times)), grid.counts, strict=True))
     if longest > limit * (1 + 1e-9):
-        why = "no step is stable" if limit == 0 else f"beyond the largest stable one, {limit:.4g}"
-        warnings.warn(
-            f"a step of {longest:.4g} with {method.name} is {why}, for {type(func).__name__}: modes of it grow; "
-            "take more steps, or a method that is stable there",
-            UserWarning,
-            stacklevel=4,
-        )
+        name = type(func).__name__
+        if limit == 0:
+            words = f"no step of {method.name} is stable for {name}: modes of it grow, whatever the step; take another scheme or method"
+        else:
+            words = (
+                f"a step of {longest:.4g} with {method.name} is beyond the largest stable one, {limit:.4g}, for {name}: modes of it grow; "
+                "take more steps, or a method that is stable there"
+            )
+        warnings.warn(words, UserWarning, stacklevel=4)
 
 
 def _stepping(
