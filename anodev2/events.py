@@ -78,7 +78,7 @@ def check_events(events: Sequence[Event], problem: Problem, max_steps: int | Non
     """ValueError where the rest of the problem is not what they need."""
     if "step" in problem.field.call.names and any(event.effect is not None for event in events):
         raise ValueError("func takes the number of the step, which begins anew after the effect of an event; let it take t instead")
-    endless = math.isinf(numbers(problem.stepping.times[-1:])[0])
+    endless = any(torch.as_tensor(time, device="cpu").isinf().any() for time in problem.stepping.times[-1:])
     if endless and (max_steps is None or all(math.isinf(event.limit) for event in events)):
         raise ValueError("t must be finite, unless there is an event that ends the solve, and max_steps for where it does not come")
 

@@ -68,7 +68,7 @@ class ReactionDiffusionAdvection(Dynamics):
         if not tau >= 0:
             raise ValueError(f"tau={tau} must be at least 0: negative diffusion grows without bound")
         for what, value in (("tau", tau), ("upsilon", upsilon), ("rho", rho)):
-            if not torch.as_tensor(value, dtype=torch.float64).isfinite().all():
+            if not torch.as_tensor(value, dtype=torch.float64, device="cpu").isfinite().all():
                 raise ValueError(f"{what}={value} must be finite")
         if per not in ("layer", "channel"):
             raise ValueError(f"per={per!r} must be 'layer' or 'channel'")
