@@ -114,8 +114,9 @@ class Slots:
                     raise changed("led to another graph")
                 comparison.add(graph.end[:width], expected)
                 expected = [Sample(leaf) for leaf in y]
-                seeds = [*y_bar, *(of_read.get(index, nothing) if len(graph.end) > width else ())]
-                y_bar = self.captured.pull_back(graph, seeds, here, totals, wants if index == 0 else [True] * width)
+                if len(graph.end) > width:
+                    y_bar = [*y_bar, *of_read.get(index, nothing)]
+                y_bar = self.captured.pull_back(graph, y_bar, here, totals, wants if index == 0 else [True] * width)
         return [*y_bar, *totals]
 
     def _taken(self, step: Step, y: list[Tensor]) -> list[Tensor]:

@@ -169,7 +169,6 @@ class Loop:
         if recording is not None and recording.marks > marks:
             recording.retreat()
             recording.unmark()
-        self._read.pop(take.step.index, None)  # of an attempt that was rejected
         if read:
             self._read[take.step.index] = read
         return y_next, slopes
