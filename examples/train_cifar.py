@@ -183,7 +183,10 @@ ACTS: Acts = {  # options that do not always have an effect: with what they have
     "adjoint": (BLOCKS, lambda c: c.block != "residual"),
     "slots": (f"{BLOCKS} and --adjoint checkpoint", lambda c: c.block != "residual" and c.adjoint == "checkpoint"),
     "memory": (f"{BLOCKS} and --adjoint checkpoint", lambda c: c.block != "residual" and c.adjoint == "checkpoint"),
-    "cuda_graph": ("one process on CUDA", lambda c: processes() == 1 and choose_device(c.device).type == "cuda"),
+    "cuda_graph": (
+        "one process on CUDA and without --compile",
+        lambda c: processes() == 1 and not c.compile and choose_device(c.device).type == "cuda",
+    ),
 }
 
 
@@ -317,7 +320,7 @@ class Training:
         self.scheduler = make_scheduler(config, self.optimizer, len(images.y_train) // config.batch_size)
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=config.precision == "float16")
         self.network = ranks.parallel(torch.compile(self.model) if config.compile else self.model)
-        graph = config.cuda_graph and ranks.size == 1 and ranks.device.type == "cuda"
+        graph = config.cuda_graph and not config.compile and ranks.size == 1 and ranks.device.type == "cuda"
         self.step = Replayed(self.one_step, self.optimizer) if graph else self.one_step
         self.epoch, self.best, self.history = 0, -1.0, []
         self.start = coefficients(self.model)
