@@ -267,7 +267,6 @@ def settings(config: Config, results: dict[Run, dict[str, Any]]) -> str:
 def rows(results: dict[Run, dict[str, Any]]) -> str:
     names = [
         "test_accuracy",
-        "best_test_accuracy",
         "epochs",
         "parameters",
         "seconds_per_epoch",
