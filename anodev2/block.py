@@ -37,7 +37,7 @@ class ODEBlock(Unrollable):
     Args:
         f: a module called as ``f(t, z)``, z a tensor or a tree of tensors; a keyword-only parameter ``step`` of its
             forward is filled with the integer number of the step.
-        steps: number of equal steps.
+        steps: number of equal steps; five, as in the first configuration of ANODEV2.
         method: a name in ``METHODS``, a ``Tableau`` or a ``Method``.
         t: start and end time.
         adjoint: "checkpoint", "direct", "reversible", "backsolve" or an ``Adjoint``.
@@ -53,7 +53,7 @@ class ODEBlock(Unrollable):
         self,
         f: nn.Module,
         *,
-        steps: int,
+        steps: int = 5,
         method: str | Tableau | Method = "euler",
         t: Sequence[float] = (0.0, 1.0),
         adjoint: str | Adjoint = "checkpoint",

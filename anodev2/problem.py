@@ -40,9 +40,15 @@ def signature_of(func: Callable[..., Any]) -> inspect.Signature | None:
         return None
 
 
-def _called(func: Callable[..., Any]) -> Callable[..., Any]:
-    while isinstance(inside := getattr(func, "_orig_mod", None), nn.Module):  # torch.compile(module)
+def uncompiled(func: Any) -> Any:
+    """The module inside torch.compile(module)."""
+    while isinstance(inside := getattr(func, "_orig_mod", None), nn.Module):
         func = inside
+    return func
+
+
+def _called(func: Callable[..., Any]) -> Callable[..., Any]:
+    func = uncompiled(func)
     return func.forward if isinstance(func, nn.Module) else func
 
 

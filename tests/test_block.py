@@ -381,3 +381,9 @@ def test_steps_and_method_may_be_changed_afterwards() -> None:
         fresh = CoupledODEBlock(f, block.dynamics, steps=steps, method=method, weight_steps=64, weight_method="euler")
         block.steps, block.method = steps, fresh.method
         assert torch.equal(block(z), fresh(z))
+
+
+def test_a_block_takes_as_many_steps_as_a_coupled_one_where_none_are_given() -> None:
+    """Five, as in the paper's first configuration."""
+    f = MLP()
+    assert ODEBlock(f).steps == CoupledODEBlock(f, Static()).steps == 5

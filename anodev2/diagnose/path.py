@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from ..block import CoupledODEBlock, ODEBlock
+from ..problem import uncompiled
 from ..stepping import as_count
-from .subject import Subject, uncompiled
+from .subject import Subject
 from .table import number, table
 
 
@@ -161,8 +162,7 @@ def _instead(block: Any) -> str:
 
 def _chosen(block: CoupledODEBlock, times: int | Sequence[float] | None) -> list[float]:
     start, end = block.t
-    reads = block.dynamics.reads_features
-    if times is None and (reads or block.dynamics.flow(block.weights(start), [0.0]) is None):
+    if times is None and (block.dynamics.reads_features or block.dynamics.flow(block.weights(start), [0.0]) is None):
         return list(dict.fromkeys([start, *block.reading_times, end]))
     if times is not None and not isinstance(times, int):
         return [float(time) for time in times]

@@ -15,12 +15,12 @@ from ..block import ODEBlock
 from ..gradients.adjoint import Adjoint, DirectAdjoint, ReversibleAdjoint
 from ..integrate.captured import reachable
 from ..integrate.recording import Recording
-from ..problem import Problem, Run
+from ..problem import Problem, Run, uncompiled
 from ..pytree import build, leaves_of, structure_of
 from ..solve import odeint, solve
 from ..solvers import Leaves
 from ..testing import SEED
-from .subject import Subject, uncompiled
+from .subject import Subject
 
 MOST_GROUPS = 12
 RATIO = 4.0  # between the three moves of a finite difference; the smallest is (round-off)^(1/3) of the size of what is moved

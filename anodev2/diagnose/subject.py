@@ -7,24 +7,17 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..block import CoupledODEBlock, ODEBlock
 from ..dynamics import Theta
 from ..integrate.functional_call import call_with
 from ..integrate.recording import Recording
-from ..problem import CountedCall, Counters
+from ..problem import CountedCall, Counters, uncompiled
 from ..pytree import build, leaves_of, structure_of
 from ..solution import Solution
 from ..solve import problem_of, solve
 from ..stepping import Grid, numbers, uniform_grid
-
-
-def uncompiled(target: Any) -> Any:
-    """The module inside torch.compile(module)."""
-    while isinstance(inside := getattr(target, "_orig_mod", None), nn.Module):
-        target = inside
-    return target
 
 
 class Subject:

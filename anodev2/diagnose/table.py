@@ -17,6 +17,4 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 def number(value: float | int | bool | None) -> str:
     """As a reader wants it: 3 significant digits, a dash for nothing."""
-    if value is None:
-        return "-"
-    return str(value) if isinstance(value, (bool, int)) else f"{value:.3g}"
+    return "-" if value is None else str(value) if isinstance(value, (bool, int)) else f"{value:.3g}"
