@@ -19,8 +19,8 @@ from .integrate.functional_call import Swapped
 from .integrate.sample_weights import Together
 from .pieces import stacked
 from .plan import Plan, plan
-from .problem import CountedCall
 from .pytree import Structure, build
+from .signature import CountedCall
 from .solve import integrate, odeint
 from .solvers import Leaves, Method, as_method
 from .solvers.tableau import Tableau

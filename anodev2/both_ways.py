@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from .dynamics import Dynamics, Theta
 from .integrate.functional_call import call_with
 from .integrate.sample_weights import call_apart, call_together
-from .problem import CountedCall
 from .pytree import build, leaves_of, structure_of
+from .signature import CountedCall
 
 
 class BothWays:

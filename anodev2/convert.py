@@ -14,7 +14,7 @@ from .block import CoupledODEBlock, ODEBlock
 from .diagnose.table import table
 from .dynamics import Dynamics, Theta
 from .gradients.adjoint import Adjoint
-from .problem import CountedCall
+from .signature import CountedCall
 
 ENOUGH = 1e-12  # relative error that is not worth another step
 PROJECTIONS = 8  # descents at most, each from where the last was projected to

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 import warnings
 from collections import Counter
@@ -15,81 +14,21 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from .pytree import LEAF, Structure, build, leaves_of
+from .signature import CountedCall
 from .solvers import Leaves, Method, StepFailed, stacked_slopes, states_between
 from .solvers.linear import as_operator
 from .solvers.method import Split
 from .stepping import Adaptive, Grid, Step, Time, Times, numbers
 from .torch_private import saving_hooks
 
-Counters = dict[str, int]
 Taken = tuple[list[Tensor], list[Leaves], list[Tensor]]  # the next state, all slopes, what is read
 Accepts = Callable[[Leaves, Sequence[Leaves]], bool]  # whether an attempt that led to this state with these slopes is a step
 LENGTHS = 4  # of steps, for which a solve keeps functions of its linear part
 LATEST = 16  # times that are kept as tensors, so that a redone step need not make them again
-
-
-def signature_of(func: Callable[..., Any]) -> inspect.Signature | None:
-    """The signature ``func`` is called with (a module's is that of ``forward``); None where Python knows none."""
-    try:
-        return inspect.signature(_called(func))
-    except (TypeError, ValueError):
-        return None
-
-
-def uncompiled(func: Any) -> Any:
-    """The module inside torch.compile(module)."""
-    while isinstance(inside := getattr(func, "_orig_mod", None), nn.Module):
-        func = inside
-    return func
-
-
-def _called(func: Callable[..., Any]) -> Callable[..., Any]:
-    func = uncompiled(func)
-    return func.forward if isinstance(func, nn.Module) else func
-
-
-class CountedCall:
-    """Call ``func(*args)``, with ``step`` and ``stage`` where it has keyword-only parameters of these names."""
-
-    def __init__(self, func: Callable[..., Any], checked: bool = True) -> None:
-        self.func = func
-        self.checked = checked  # whether its answer is to be a slope
-        self.names = _counters_wanted(func)
-
-    def counters(self, step: int, stage: int, backwards: bool = False) -> Counters:
-        """The keyword arguments that func wants."""
-        return {name: value for name, value in (("step", step), ("stage", stage), ("backwards", backwards)) if name in self.names}
-
-    def check(self, *args: Any) -> None:
-        """TypeError where func cannot be called with so many arguments."""
-        signature = signature_of(self.func)
-        try:
-            if signature is not None:
-                signature.bind(*args, **self.counters(0, 0))
-        except TypeError as error:
-            call = ", ".join(["t", "y", *(f"args[{i}]" for i in range(len(args) - 2))])
-            raise TypeError(f"func must be callable as func({call}), got func{signature}: {error}") from None
-
-    def __call__(self, *args: Any, step: int, stage: int, backwards: bool = False) -> Any:
-        return self.func(*args, **self.counters(step, stage, backwards)) if self.names else self.func(*args)
-
-
-def _counters_wanted(func: Callable[..., Any]) -> set[str]:
-    names = getattr(func, "counters_wanted", None)  # a wrapper that takes both may know that what it wraps takes none
-    if names is not None:
-        return set(names)
-    called = _called(func)
-    function = getattr(called, "__func__", called)
-    code = getattr(function, "__code__", None)
-    if code is not None and getattr(function, "__wrapped__", None) is None:  # inspect does not go through torch.compile from Python 3.13 on
-        return {"step", "stage"} & set(code.co_varnames[code.co_argcount :][: code.co_kwonlyargcount])
-    signature = signature_of(func)
-    parameters = signature.parameters.values() if signature is not None else ()
-    return {"step", "stage"} & {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
 
 
 def versions(tensors: Sequence[Tensor]) -> list[int]:
@@ -334,7 +273,8 @@ class Problem:
 def repeated(grid: Grid) -> tuple[dict[float, int], list[float]]:
     """The lengths of steps that occur more than once, each with its place among those that differ, and these: the most frequent."""
     found = Counter(step.dt for step in grid.steps() if not isinstance(step.dt, Tensor))
-    rounding, groups = 4 * math.ulp(max(map(abs, numbers(grid.times)))), list[list[float]]()
+    rounding = 4 * math.ulp(max(map(abs, numbers(grid.times))))
+    groups: list[list[float]] = []
     for h in sorted(found):
         if groups and h - groups[-1][0] <= rounding:
             groups[-1].append(h)

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from .problem import CountedCall, signature_of
+from .signature import CountedCall, signature_of
 
 
 class CoupledSystem(nn.Module):

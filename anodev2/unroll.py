@@ -20,8 +20,9 @@ from torch.fx import Proxy
 from .both_ways import WrittenBothWays, start_of
 from .gradients.adjoint import Adjoint, ReversibleAdjoint
 from .integrate.sample_weights import Together
-from .problem import CountedCall, Counters, Problem, VectorField
+from .problem import Problem, VectorField
 from .pytree import LEAF, Structure, build, leaves_of, structure_of
+from .signature import CountedCall, Counters
 from .solvers import Leaves, Method, RungeKutta
 from .solvers.tableau import Tableau
 from .stepping import Grid, Step

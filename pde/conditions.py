@@ -6,7 +6,7 @@ import inspect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Any, Literal
 
@@ -21,9 +21,13 @@ ENTERING = (15 / 8, -10 / 8, 3 / 8)  # at the wall, of order 3
 _quiet: ContextVar[bool] = ContextVar("quiet", default=False)
 
 
+def without_field_data(boundary: Any) -> AbstractContextManager[None]:
+    """Data of ``boundary`` that are functions of the field count as 0 inside: what is left is affine in the field."""
+    return _quietly() if boundary.reads_field else nullcontext()
+
+
 @contextmanager
-def without_field_data() -> Iterator[None]:
-    """Data that are functions of the field count as 0 inside: what is left is affine in the field."""
+def _quietly() -> Iterator[None]:
     before = _quiet.set(True)
     try:
         yield

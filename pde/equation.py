@@ -181,7 +181,7 @@ class FieldEquation(Multiples, Equation):
         """
         sources = self.tensors()
         live = any(source.requires_grad or source.is_inference() for source in sources)
-        if live or torch.is_inference_mode_enabled() or not (readable() if sources else lasting()):
+        if live or not (readable() if sources else lasting()) or torch.is_inference_mode_enabled():
             return self._make_split(kept=False)
         coefficients = [getattr(term, term.coefficient) for term in self.terms()]
         key = [*((source, source._version, source.dtype, source.device) for source in sources), *((value,) for value in coefficients)]
@@ -254,12 +254,12 @@ class FieldEquation(Multiples, Equation):
             total = reduce(torch.add, [term.tendency(t, u) for term in others]) if others else torch.zeros_like(u)
             if not (self.boundary.reads_field and constant):
                 return total
-            with without_field_data():
+            with without_field_data(self.boundary):
                 affine = reduce(torch.add, [term.tendency(t, u) for term in constant])
             return total + reduce(torch.add, [term.tendency(t, u) for term in constant]) - affine
 
         def data(t: Any, u: Tensor) -> Tensor:
-            with without_field_data():
+            with without_field_data(self.boundary):
                 return self._from_data(t, u, constant).expand_as(u)
 
         near = self._near([term for term in self.terms() if term.linear]) if any(term.linear for term in others) else None
@@ -393,6 +393,6 @@ def _dense(terms: Sequence[Term], grid: Grid1D, like: Tensor) -> Tensor:
     fields = torch.eye(grid.n, dtype=like.dtype, device=like.device).reshape(grid.n, *(1,) * len(lead), grid.n)
     fields = fields.expand(grid.n, *lead, grid.n)
     zero = torch.zeros_like(fields)
-    with without_field_data():
+    with without_field_data(grid.boundary):
         columns = sum((term.tendency(t, fields) - term.tendency(t, zero[:1]) for term in terms), zero)
     return columns.movedim(0, -1)

@@ -67,17 +67,14 @@ class Grid1D:
 
     def modes(self, like: Tensor) -> Tensor:
         """k = 2 pi m / length of the real Fourier modes m = 0 ... n // 2."""
-        return torch.arange(self.n // 2 + 1, dtype=like.dtype, device=like.device) * (2 * math.pi / self.length)
+        return modes(self.n, self.length, like)
 
     def wavenumbers(self, like: Tensor) -> Tensor:
         """k = 2 pi m / length of the real Fourier modes m = 0 ... n // 2; that of an even grid's last mode is 0.
 
         The last mode of an even grid (Nyquist) has no first derivative that is real and odd in k.
         """
-        k = self.modes(like)
-        if self.n % 2 == 0:
-            k[-1].zero_()
-        return k
+        return wavenumbers(self.n, self.length, like)
 
     def check(self, u: Tensor) -> None:
         """ValueError for a field of another number of points, TypeError for a complex one."""
@@ -91,3 +88,16 @@ class Grid1D:
         dtype, device = (torch.get_default_dtype(), None) if like is None else (like.dtype, like.device)
         i = torch.arange(count, dtype=dtype, device=device)
         return (i + start if start else i) * self.spacing
+
+
+def modes(n: int, length: float, like: Tensor) -> Tensor:
+    """``Grid1D.modes``, for a function that a compiler goes through: it makes no grid."""
+    return torch.arange(n // 2 + 1, dtype=like.dtype, device=like.device) * (2 * math.pi / length)
+
+
+def wavenumbers(n: int, length: float, like: Tensor) -> Tensor:
+    """``Grid1D.wavenumbers``, likewise."""
+    k = modes(n, length, like)
+    if n % 2 == 0:
+        k[-1].zero_()
+    return k

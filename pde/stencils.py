@@ -37,7 +37,7 @@ from anodev2.tables import kept
 from .boundary import Walls
 from .conditions import Closed, Robin, Slope, without_field_data
 from .extrapolation import Reach
-from .grid import Grid1D
+from .grid import Grid1D, modes, wavenumbers
 from .numbers import constant
 from .weights import At, Average, values, weights
 
@@ -95,7 +95,7 @@ class Derivative(ABC):
             raise ValueError(f"scheme={self.scheme!r} is not linear and has no matrix; take 'upwind5', to which it tends on smooth fields")
         like = torch.empty(0, dtype=torch.float64) if like is None else like
         identity = torch.eye(grid.n, dtype=like.dtype, device=like.device)
-        with without_field_data():
+        with without_field_data(grid.boundary):
             return (self(identity, grid) - self(torch.zeros_like(identity), grid)).mT
 
 
@@ -186,10 +186,11 @@ class Weno5(Derivative):
 
 def _powers(order: int, n: int, length: float, dtype: torch.dtype, device: torch.device) -> Tensor:
     """(i k)^m of the real Fourier modes, m = ``order``."""
-    grid, like = Grid1D(n, length), torch.empty(0, dtype=dtype, device=device)
+    like = torch.empty(0, dtype=dtype, device=device)
     if order % 2 == 0:
-        return -(grid.modes(like) ** 2) if order == 2 else grid.modes(like) ** 4
-    k = grid.wavenumbers(like)
+        k = modes(n, length, like)
+        return -(k**2) if order == 2 else k**4
+    k = wavenumbers(n, length, like)
     return torch.complex(torch.zeros_like(k), k if order == 1 else -(k**3))
 
 

@@ -186,7 +186,7 @@ class Wave(Equation):
         speed = c[..., None, :] if c.ndim else c
         unit = torch.eye(self.grid.n, dtype=like.dtype, device=like.device) / speed.abs()
         zero = torch.zeros_like(unit)
-        with without_field_data():
+        with without_field_data(self.grid.boundary):
             found = self.second(zero, self.grid, 0.0, unit) - self.second(zero, self.grid)
         return (speed**2 * found).mT
 

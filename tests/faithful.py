@@ -111,6 +111,8 @@ class World:
 
     def forward(self, y: Tensor, adjoint: Adjoint, compile: bool | Compile) -> Tensor:
         grid: dict[str, Any] = {"rtol": 1e-2, "atol": 1e-2} if self.case.steps is None else {"steps": self.case.steps}
+        if self.case.steps is None and "hook" in self.case.act:  # tanh of a gradient is not the sum of those of its parts
+            grid["hit"] = "exact"
         with self.act.around():
             return odeint(self.f, y, self.case.t, method=self.case.method, args=self.hidden.args, adjoint=adjoint, compile=compile, **grid)
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..block import CoupledODEBlock, ODEBlock
-from ..problem import uncompiled
+from ..signature import uncompiled
 from ..stepping import as_count
 from .subject import Subject
 from .table import number, table

@@ -15,8 +15,9 @@ from ..block import ODEBlock
 from ..gradients.adjoint import Adjoint, DirectAdjoint, ReversibleAdjoint
 from ..integrate.captured import reachable
 from ..integrate.recording import Recording
-from ..problem import Problem, Run, uncompiled
+from ..problem import Problem, Run
 from ..pytree import build, leaves_of, structure_of
+from ..signature import uncompiled
 from ..solve import odeint, solve
 from ..solvers import Leaves
 from ..testing import SEED

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..integrate.recording import Recording
-from ..problem import CountedCall
+from ..signature import CountedCall
 from ..solvers import Method, as_method
 from ..solvers.stability import StabilityFunction, stability_function
 from ..stepping import as_count

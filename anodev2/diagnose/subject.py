@@ -13,8 +13,8 @@ from ..block import CoupledODEBlock, ODEBlock
 from ..dynamics import Theta
 from ..integrate.functional_call import call_with
 from ..integrate.recording import Recording
-from ..problem import CountedCall, Counters, uncompiled
 from ..pytree import build, leaves_of, structure_of
+from ..signature import CountedCall, Counters, uncompiled
 from ..solution import Solution
 from ..solve import problem_of, solve
 from ..stepping import Grid, numbers, uniform_grid

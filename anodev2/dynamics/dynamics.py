@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..problem import signature_of
+from ..signature import signature_of
 from ..system import check_call, takes_z
 
 Theta = dict[str, Tensor]

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 from torch.func import grad, vmap
 
-from ..problem import signature_of
+from ..signature import signature_of
 from .dynamics import Theta
 from .learning_rule import LearningRule
 

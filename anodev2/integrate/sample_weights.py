@@ -21,8 +21,8 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.random import fork_rng
 
-from ..problem import CountedCall
 from ..pytree import build, leaves_of, structure_of
+from ..signature import CountedCall
 from ..torch_private import BatchNorm
 from .functional_call import call_with
 

@@ -86,7 +86,8 @@ def rows_of(slope: Tensor, w: Tensor, parts: int) -> Tensor | None:
 
 def _differences(field: FlatField, step: Step, flat: Flat, w: Tensor, slope: Tensor, parts: int) -> Tensor:
     """The Jacobian of what autograd cannot see through, a column of each block at a time."""
-    n, columns, shaped = len(w) // parts, list[Tensor](), w.reshape(parts, -1)
+    columns: list[Tensor] = []
+    n, shaped = len(w) // parts, w.reshape(parts, -1)
     with torch.no_grad():
         for place in range(n):
             moved = shaped.clone()

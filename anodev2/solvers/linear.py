@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -36,6 +35,7 @@ class LinearOperator(ABC):
     def __init__(self, eigenvalues: Tensor | Callable[[], Tensor], near: Callable[[], LinearOperator] | None = None) -> None:
         self.made_of = eigenvalues
         self.near = near
+        self._made: Tensor | None = None
         self._known: dict[Hashable, Any] = {}
 
     @staticmethod
@@ -43,10 +43,12 @@ class LinearOperator(ABC):
         """L u = matrix u, the matrix (n, n) or one per field, (..., n, n); ``near`` as for ``FourierOperator``."""
         return DenseOperator(matrix, near)
 
-    @cached_property
+    @property
     def eigenvalues(self) -> Tensor:
         """Those of L, one per coordinate."""
-        return self.made_of if isinstance(self.made_of, Tensor) else self.made_of()
+        if self._made is None:
+            self._made = self.made_of if isinstance(self.made_of, Tensor) else self.made_of()
+        return self._made
 
     @abstractmethod
     def forward(self, u: Tensor) -> Tensor:

@@ -82,7 +82,8 @@ class Rosenbrock(Method):
         factors, shaped = Factors(at.matrix, scale), start.reshape(parts, -1)
         scale = column(scale.to(start.dtype) if isinstance(scale, Tensor) else scale)
         drift = None if at.drift is None else scale * (column(h.to(start.dtype) if isinstance(h, Tensor) else h) * at.drift)
-        slope, us, here = at.slope.reshape(parts, -1), list[Tensor](), shaped
+        us: list[Tensor] = []
+        slope, here = at.slope.reshape(parts, -1), shaped
         for stage, node in enumerate(self.c):
             right = scale * slope
             if stage:

@@ -190,7 +190,8 @@ def _horner(coefficients: tuple[Fraction, ...], z: Tensor) -> Tensor:
 
 
 def _rosenbrock(method: Rosenbrock, z: Tensor) -> Tensor:
-    here, us = torch.ones_like(z), list[Tensor]()
+    us: list[Tensor] = []
+    here = torch.ones_like(z)
     for stage in range(len(method.c)):
         right = method.gamma * z
         if stage:

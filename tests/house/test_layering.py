@@ -25,6 +25,7 @@ ORDER = [
         "torchdiffeq",
         "pytree",
         "tables",
+        "signature",
         "stepping",
         "solvers",
         "problem",
