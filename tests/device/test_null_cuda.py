@@ -46,7 +46,6 @@ REPLAYED = {  # launches of a step of train_cifar.py, its graph one: what it is 
     "": 8,
     "--ema 0.9 --cutout 8 --precision float16 --accumulate 2 --schedule paper --no-channels-last": 9,
     "--adjoint reversible": 8,
-    "--compile --block residual": 8,
 }
 CONTROLS = {  # what may not be in a capture, and what is said of it
     "a number is read": "cudaStreamSynchronize",
