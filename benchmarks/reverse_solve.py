@@ -18,7 +18,7 @@ from anodev2 import ODEBlock
 from anodev2.models import MODELS
 from images import Images, load_images
 from runs import load_checkpoint, read_json
-from train_cifar import Config
+from settings import Config
 
 
 def gradients(model: nn.Module, images: Images) -> list[tuple[str, Tensor]]:

@@ -21,10 +21,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import train_cifar
 from images import DOWNLOADED
 from options import DIFFERENT, Acts, Count, Seed, acting, mistakes_told, option, parse, refuse_idle
 from runs import RunError, in_words, read_json, replacing, write, write_json
+from settings import ACTS as TRAINING_ACTS
+from settings import Config as TrainingConfig
 
 Variant = Literal["residual", "ode", "coupled-1", "coupled-2", "ode-backsolve"]
 Model = Literal["resnet4", "resnet10", "alexnet", "resnet18", "squeezenext"]
@@ -131,7 +132,7 @@ def main(argv: list[str] | None = None) -> None:
 def check_recipe(config: Config) -> None:
     """Each of its options acts in some run, and is none that the table gives itself."""
     try:
-        recipe, given = parse(train_cifar.Config, shlex.split(config.recipe))
+        recipe, given = parse(TrainingConfig, shlex.split(config.recipe))
     except ValueError as error:
         raise RunError(f"--recipe {config.recipe!r} cannot be read ({in_words(error)})") from None
     if not OWN.isdisjoint(given):
@@ -176,7 +177,7 @@ def options_of(config: Config, run: Run) -> list[str]:
     shared = {"model": model, "seeds": seed, "epochs": config.epochs, "steps": config.steps, "data": config.data}
     shared |= {"data-dir": config.data_dir, "out": folder(config, run)} | ({} if config.subset is None else {"subset": config.subset})
     words = [word for name, value in shared.items() for word in (f"--{name}", str(value))]
-    return acting(train_cifar.Config, [*words, *shlex.split(config.recipe), *OPTIONS[variant]], train_cifar.ACTS)
+    return acting(TrainingConfig, [*words, *shlex.split(config.recipe), *OPTIONS[variant]], TRAINING_ACTS)
 
 
 def train(config: Config, run: Run) -> None:

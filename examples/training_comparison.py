@@ -32,12 +32,14 @@ import torch.nn.functional as F
 import tyro
 from torch import Tensor, nn
 
-import train_cifar
 from anodev2 import Adjoint, BacksolveAdjoint, CheckpointAdjoint, DirectAdjoint, ODEBlock, SolveError
 from images import DOWNLOADED, Images, load_images
 from options import DIFFERENT, Acts, Count, Positive, Seed, drawable, mistakes_told, parse, refuse_idle
 from ranks import Ranks, joined
 from runs import RunError, write_json
+from settings import Config as TrainingConfig
+from train_cifar import check_shares
+from training import Training
 
 VARIANTS = ("exact", "reverse")
 TITLES = {"exact": "exact gradients", "reverse": "reverse solve"}
@@ -96,10 +98,10 @@ ACTS: Acts = {
 }
 
 
-class Compared(train_cifar.Training):
+class Compared(Training):
     """A run that measures, after every epoch, how far both gradients are from the stored one."""
 
-    def __init__(self, settings: Config, variant: str, options: train_cifar.Config, folder: Path, ranks: Ranks, images: Images) -> None:
+    def __init__(self, settings: Config, variant: str, options: TrainingConfig, folder: Path, ranks: Ranks, images: Images) -> None:
         super().__init__(options, folder, ranks, images)
         self.reverse = settings.reverse
         for block in blocks(self.model):
@@ -152,8 +154,8 @@ def train(config: Config, model: Any, variant: str, folder: Path, ranks: Ranks, 
     """One row an epoch, the first one that of the untrained network; shorter where the training failed."""
     own = ("data", "data_dir", "subset", "steps", "method", "norm", "epochs", "batch_size", "lr")
     shared: dict[str, Any] = {name: getattr(config, name) for name in own}
-    options = train_cifar.Config(**shared, model=model, block="ode", seeds=(config.seed,))
-    train_cifar.check_shares(options, 1, len(images.y_train))
+    options = TrainingConfig(**shared, model=model, block="ode", seeds=(config.seed,))
+    check_shares(options, 1, len(images.y_train))
     folder.mkdir(parents=True, exist_ok=True)
     training = Compared(config, variant, options, folder, ranks, images)
     print(f"\n{model}, {TITLES[variant]}: {len(images.y_train)} images; gradient error at first {training.before['reverse_error']:.3f}")

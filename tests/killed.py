@@ -18,6 +18,7 @@ import numpy as np
 
 import runs
 import train_cifar
+import training
 
 Patch = Callable[[Any, str, Any], None]
 
@@ -83,21 +84,21 @@ def arrange(moment: str, end: Callable[..., Any] = die, patch: Patch = setattr) 
     """The next run in this process ends then, if it comes so far. What is "half written" needs a process that is killed."""
     at = partial(at_call, end=end, patch=patch)
     if moment == "first epoch":
-        at(4, train_cifar, "backward")  # the first is the rehearsal
+        at(4, training, "backward")  # the first is the rehearsal
     elif moment == "second epoch":
-        train_epoch = train_cifar.train_epoch
+        train_epoch = training.train_epoch
 
-        def midway(training: Any) -> Any:
-            at(3, train_cifar, "backward")
-            return train_epoch(training)
+        def midway(run: Any) -> Any:
+            at(3, training, "backward")
+            return train_epoch(run)
 
-        at_call(2, train_cifar, "train_epoch", midway, patch)
+        at_call(2, training, "train_epoch", midway, patch)
     elif moment == "weights written, checkpoint not":
-        at(2, train_cifar, "save_checkpoint")
+        at(2, training, "save_checkpoint")
     elif moment == "checkpoint written, table not":
-        at(3, train_cifar, "write_history")
+        at(3, training, "write_history")
     elif moment == "checkpoint half written":
-        at_call(2, train_cifar, "save_checkpoint", half_a_checkpoint, patch)
+        at_call(2, training, "save_checkpoint", half_a_checkpoint, patch)
     elif moment == "cache half written":
         import torchvision
 

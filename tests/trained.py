@@ -13,6 +13,7 @@ import safetensors.torch
 import torch
 
 import train_cifar
+from settings import make_model
 
 ROOT = Path(__file__).parent.parent
 MINI = ROOT / "examples" / "data" / "cifar10_mini.npz"
@@ -51,7 +52,7 @@ def result(run: Path) -> dict[str, Any]:
 def recounted(run: Path, data: Path, name: str = "last.safetensors", part: str = "test") -> float:
     """The accuracy in percent of a run's saved weights on test images, or on training images as they are."""
     config = train_cifar.settled(["--resume", str(run)])
-    model = train_cifar.make_model(config, 10).eval()
+    model = make_model(config, 10).eval()
     model.load_state_dict(weights(run, name))
     images = train_cifar.load_images("cifar10", data, torch.device("cpu"), config.subset, validation=config.validation)
     with torch.no_grad():

@@ -19,7 +19,9 @@ from torch import nn
 
 from images import load_images
 from ranks import joined
-from train_cifar import Config, Training, main, train_epoch
+from settings import Config
+from train_cifar import main
+from training import Training, train_epoch
 
 
 def options(data: Path, run: Path, *more: str) -> list[str]:

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 
+from settings import Config
 from tests.null_cuda import captures, waits
 from tests.null_cuda.device import NullDevice
-from train_cifar import Config
 
 slow = pytest.mark.slow
 BOTH = ("direct", "checkpoint")

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 import cuda_graph
 from cuda_graph import WARM, Replayed
 from tests.examples.test_train_cifar_steps import training
-from train_cifar import Training, train_epoch
+from training import Training, train_epoch
 
 
 class Tape(TorchDispatchMode):

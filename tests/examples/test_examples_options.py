@@ -16,9 +16,12 @@ import torch
 from torch import nn
 
 import train_cifar
+import training
 from anodev2 import ODEBlock
 from options import DIFFERENT, Count, NotNegative, Rule, Share, checked, parse
 from runs import RunError
+from settings import Config
+from training import Training
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted(
@@ -174,29 +177,29 @@ class Compiled(nn.Sequential):
 
 def observed(arguments: list[str], run: Path, patch: pytest.MonkeyPatch) -> Any:
     """All that a run does: its weights, curve, files, and how blocks are differentiated and parameters lie in memory."""
-    trained: list[train_cifar.Training] = []
-    finish = train_cifar.Training.finish
-    patch.setattr(train_cifar.Training, "finish", lambda self, parameters: (trained.append(self), finish(self, parameters)))
-    patch.setattr(train_cifar, "write_history", lambda *_: None)  # the picture takes most of the time
-    patch.setattr(train_cifar.gc, "collect", lambda: None)  # and this the rest
+    trained: list[Training] = []
+    finish = Training.finish
+    patch.setattr(Training, "finish", lambda self, parameters: (trained.append(self), finish(self, parameters)))
+    patch.setattr(training, "write_history", lambda *_: None)  # the picture takes most of the time
+    patch.setattr(training.gc, "collect", lambda: None)  # and this the rest
     patch.setattr(torch, "compile", Compiled)
     train_cifar.main([*arguments, "--out", str(run)])
-    (training,) = trained
-    adjoints = [str(part.adjoint) for part in training.model.modules() if isinstance(part, ODEBlock)]
-    layout = [(name, p.stride()) for name, p in training.model.named_parameters()]
-    curves = [[row[name] for name in ("loss", "train_accuracy", "test_accuracy")] for row in training.history]
+    (made,) = trained
+    adjoints = [str(part.adjoint) for part in made.model.modules() if isinstance(part, ODEBlock)]
+    layout = [(name, p.stride()) for name, p in made.model.named_parameters()]
+    curves = [[row[name] for name in ("loss", "train_accuracy", "test_accuracy")] for row in made.history]
     kept = [
         [(key, w.dtype, w.tolist()) for key, w in sorted(safetensors.torch.load_file(run / f"{name}.safetensors").items())]
         for name in ("best", "last")
         if (run / f"{name}.safetensors").exists()
     ]
-    return kept, curves, adjoints, layout, type(training.network), sorted(path.name for path in run.iterdir())
+    return kept, curves, adjoints, layout, type(made.network), sorted(path.name for path in run.iterdir())
 
 
 @pytest.mark.parametrize("situation", [pytest.param(s, marks=() if s in ("residual", "coupled") else pytest.mark.slow) for s in SITUATIONS])
 def test_every_option_has_an_effect_or_is_refused(situation: str, few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And one that is refused for having none has none."""
-    assert get_type_hints(train_cifar.Config).keys() - OTHERWISE.keys() == {"device", "out", "resume", "init", "config"}
+    assert get_type_hints(Config).keys() - OTHERWISE.keys() == {"device", "out", "resume", "init", "config"}
     monkeypatch.chdir(few)
     given = ["--epochs", "1", "--batch-size", "4", "--device", "cpu", *SITUATIONS[situation]]
     given += [] if "--data" in given else ["--data", "cifar10", "--data-dir", "."]

@@ -11,8 +11,8 @@ import pytest
 import paper_table
 import train_cifar
 from options import parse, refuse_idle
-from train_cifar import ACTS
-from train_cifar import Config as TrainingConfig
+from settings import ACTS
+from settings import Config as TrainingConfig
 
 SMALL = ["--models", "resnet4", "--seeds", "0", "1", "--epochs", "1", "--subset", "40", "--recipe=--batch-size 20"]
 

@@ -15,7 +15,7 @@ import pytest
 import safetensors.torch
 import torch
 
-import train_cifar
+from settings import Config, make_model
 from trained import MINI, ROOT, recounted, result
 from two_ranks import JOBS, five_steps, options
 
@@ -61,7 +61,7 @@ def test_two_processes_take_the_steps_of_one(name: str, two: Path, data: Path, t
     five_steps(data, tmp_path / "one", 1)
     alone, first, second = (torch.load(path) for path in (tmp_path / "one.0", two / f"{name}.0", two / f"{name}.1"))
     torch.manual_seed(0)
-    start = dict(train_cifar.make_model(train_cifar.Config(steps=2), 10).named_parameters())
+    start = dict(make_model(Config(steps=2), 10).named_parameters())
     assert start.keys() == alone.keys() and not any(torch.equal(start[name], alone[name]) for name in start)
     for name, parameter in alone.items():
         assert torch.equal(first[name], second[name])

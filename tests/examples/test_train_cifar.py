@@ -27,13 +27,17 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import runs
 import train_cifar
+import training
 from anodev2 import CoupledODEBlock
 from anodev2.models import facts
 from average import Average
+from images import Images
 from killed import Downloaded, Killed, arrange, interrupt, stop
 from ranks import Ranks
 from runs import RunError
+from settings import Config, make_model
 from trained import ROOT, mistake, options, recounted, result, weights, write_small
+from training import Training
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +108,7 @@ def test_a_run_leaves_its_files_and_the_weights_moved(whole: Path, small: Path) 
     with safetensors.safe_open(whole / "best.safetensors", "pt") as opened:
         facts = json.loads(opened.metadata()["anodev2"])
     assert all(facts[name] == found["best"][name] for name in found["best"])
-    model = train_cifar.make_model(train_cifar.Config(steps=2), 10)
+    model = make_model(Config(steps=2), 10)
     model.load_state_dict(weights(whole))
     assert len(weights(whole)) == len(model.state_dict())
 
@@ -170,7 +174,7 @@ def test_ctrl_c_ends_with_a_word_and_a_resumable_run(small: Path, brief: Path, t
     assert the_same(run, brief)
 
 
-HINTS = get_type_hints(train_cifar.Config)
+HINTS = get_type_hints(Config)
 
 
 @pytest.mark.parametrize(
@@ -179,15 +183,15 @@ HINTS = get_type_hints(train_cifar.Config)
 @pytest.mark.parametrize("dynamics", get_args(HINTS["dynamics"]))
 def test_every_dynamics_trains_every_network_with_the_other_options_as_they_are(dynamics: str, model: str) -> None:
     """One step, after which whatever can move moves; kernels lie in memory as asked."""
-    config = train_cifar.Config(model=model, dynamics=dynamics, batch_size=2, epochs=1)  # pyright: ignore[reportArgumentType]
+    config = Config(model=model, dynamics=dynamics, batch_size=2, epochs=1)  # pyright: ignore[reportArgumentType]
     x, y = torch.randint(256, (2, 32, 32, 3), dtype=torch.uint8), torch.tensor([3, 7])
-    images = train_cifar.Images(x, y, x, y, torch.full((3,), 128.0), torch.full((3,), 64.0), 10)
-    training = train_cifar.Training(config, Path(), train_cifar.Ranks(torch.device("cpu")), images)
-    assert math.isfinite(training.one_epoch()["loss"])
-    blocks = [part for part in training.model.modules() if isinstance(part, CoupledODEBlock)]
+    images = Images(x, y, x, y, torch.full((3,), 128.0), torch.full((3,), 64.0), 10)
+    made = Training(config, Path(), Ranks(torch.device("cpu")), images)
+    assert math.isfinite(made.one_epoch()["loss"])
+    blocks = [part for part in made.model.modules() if isinstance(part, CoupledODEBlock)]
     moved = [not torch.equal(*block.weights([0.0, 0.4])[name]) for block in blocks for name in block.evolving]
     assert any(moved) == (dynamics != "static")
-    kernels = [p for p in training.model.parameters() if p.ndim == 4]
+    kernels = [p for p in made.model.parameters() if p.ndim == 4]
     assert kernels and all(kernel.is_contiguous(memory_format=torch.channels_last) for kernel in kernels)
 
 
@@ -201,15 +205,15 @@ def test_other_blocks_and_the_paper_schedule(block: str, small: Path, tmp_path: 
 def rates(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The learning rates of all gradient steps."""
     seen: list[float] = []
-    backward = train_cifar.backward
+    backward = training.backward
 
-    def watched(training: train_cifar.Training, *args: Any, **kwargs: Any) -> Any:
-        if training.folder != Path():  # not the rehearsal
-            seen.append(training.optimizer.param_groups[0]["lr"])
-        return backward(training, *args, **kwargs)
+    def watched(run: Training, *args: Any, **kwargs: Any) -> Any:
+        if run.folder != Path():  # not the rehearsal
+            seen.append(run.optimizer.param_groups[0]["lr"])
+        return backward(run, *args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(train_cifar, "backward", watched)
+        patch.setattr(training, "backward", watched)
         train_cifar.main(arguments)
     return seen
 
@@ -234,9 +238,9 @@ def test_a_run_starts_from_the_weights_of_another_and_from_its_settings(whole: P
     assert (config.lr, config.steps, config.batch_size, config.out) == (0.5, 2, 25, None)
     assert {name for name, value in saved.items() if str(getattr(config, name)) != str(value)} <= {"lr", "init", "out", "seeds"}
     images = train_cifar.load_images("cifar10", small, torch.device("cpu"))
-    made = train_cifar.Training(config, Path(), Ranks(torch.device("cpu")), images)
+    made = Training(config, Path(), Ranks(torch.device("cpu")), images)
     assert all(torch.equal(made.model.state_dict()[name], value) for name, value in weights(whole).items())
-    best = train_cifar.Training(dataclasses.replace(config, init=whole), Path(), Ranks(torch.device("cpu")), images)
+    best = Training(dataclasses.replace(config, init=whole), Path(), Ranks(torch.device("cpu")), images)
     assert all(torch.equal(best.model.state_dict()[name], value) for name, value in weights(whole, "best.safetensors").items())
     message = refused(options(small, tmp_path / "other", "--model", "resnet10", "--init", str(whole)))
     assert message.startswith(f"error: --init {whole} does not hold weights of this network") and not (tmp_path / "other").exists()
@@ -406,7 +410,7 @@ def test_mistakes_about_runs_get_one_sentence(small: Path, whole: Path, tmp_path
     for name in OTHERWISE.keys() - {"epochs"}:  # also where what is given is the default
         given = "--no-time" if name == "time" else f"--{name.replace('_', '-')}"
         if not isinstance(HINTS[name], type) or HINTS[name] is not bool or name == "time":
-            value = train_cifar.Config.__dataclass_fields__[name].default
+            value = Config.__dataclass_fields__[name].default
             words = [] if name == "time" else [str(part) for part in (value if isinstance(value, tuple) else [value])]
             assert "drop the other options" in refused(["--resume", str(whole), given, *words]), name
 

@@ -27,7 +27,8 @@ from anodev2 import (
 from anodev2.models.blocks import PerStepNorm2d, ResidualBlock, SharedNorm2d
 from images import Images
 from ranks import Ranks
-from train_cifar import Training, train_epoch
+from settings import Config
+from training import Training, coefficients, evaluate, movement, train_epoch
 
 COUNT = 12  # training images, and as many test images
 FOURIER = ["--dynamics", "fourier"]
@@ -93,7 +94,7 @@ ELSEWHERE |= {"cuda_graph"}  # on a GPU without one: tests/device; what it does:
 
 
 def test_every_option_is_looked_at() -> None:
-    assert SETS.keys() | BELOW | ELSEWHERE == get_type_hints(train_cifar.Config).keys()
+    assert SETS.keys() | BELOW | ELSEWHERE == get_type_hints(Config).keys()
 
 
 @pytest.mark.parametrize("name", SETS)
@@ -173,7 +174,7 @@ def by_hand(model: nn.Module, batches: list[list[tuple[Tensor, Tensor]]], rates:
 @pytest.mark.parametrize("kind", ["residual", "coupled"])
 def test_an_epoch_is_that_of_a_loop_in_double_precision(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three steps, of two parts each, at rates that fall after 3/7 and 5/7 of them, and the average of the weights."""
-    monkeypatch.setattr(train_cifar, "augment", unchanged)
+    monkeypatch.setattr("training.augment", unchanged)
     words = ["--epochs", "1", "--accumulate", "2", "--lr", "0.05", "--momentum", "0.8", "--weight-decay", "0.01", "--schedule", "paper"]
     made = training(*words, "--block", kind, "--label-smoothing", "0.1", "--ema", "0.75", kind=torch.float64)
     model, seen = copy.deepcopy(made.model), shown(made)
@@ -215,7 +216,7 @@ def test_rates_are_those_of_the_paper_or_of_one_cycle() -> None:
 
 
 def test_each_epoch_has_an_order_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train_cifar, "augment", unchanged)
+    monkeypatch.setattr("training.augment", unchanged)
 
     def orders(seed: str) -> list[list[int]]:
         made = training("--block", "residual", "--seeds", seed)
@@ -242,7 +243,7 @@ def test_training_images_are_shifted_and_mirrored_and_test_images_are_as_they_ar
     mirrored, _, down, right = zip(*(way[0] for way in found), strict=True)
     assert set(mirrored) == {0, 1} and len({*zip(down, right, strict=True)}) > 6
     del seen[:]
-    train_cifar.evaluate(made, made.images.x_test, made.images.y_test)
+    evaluate(made, made.images.x_test, made.images.y_test)
     assert torch.equal(torch.cat(seen), made.images.normalised(made.images.x_test))
 
 
@@ -251,7 +252,7 @@ def test_squares_are_cut_out_of_training_images_alone() -> None:
     seen = shown(made)
     train_epoch(made)
     assert len(seen) == 3 and not torch.cat(seen).any()
-    train_cifar.evaluate(made, made.images.x_test, made.images.y_test)
+    evaluate(made, made.images.x_test, made.images.y_test)
     assert seen[-1].any()
 
 
@@ -262,7 +263,7 @@ def test_statistics_move_in_training_and_stand_still_in_evaluation() -> None:
     moved = {name: buffer.clone() for name, buffer in made.model.named_buffers()}
     assert len(start) == 9 and not any(torch.equal(moved[name], start[name]) for name in start)
     assert all(int(value) == 3 for name, value in moved.items() if "num_batches" in name)
-    train_cifar.evaluate(made, made.images.x_test, made.images.y_test)
+    evaluate(made, made.images.x_test, made.images.y_test)
     assert all(torch.equal(buffer, moved[name]) for name, buffer in made.model.named_buffers())
 
 
@@ -274,7 +275,7 @@ def test_the_accuracy_is_that_of_the_test_images_in_evaluation() -> None:
     say = lambda x: model(made.images.normalised(x)).argmax(1)
     made.images.y_test = (say(made.images.x_test) + (torch.arange(COUNT) % 4 == 0)) % 10
     made.images.y_train = (say(made.images.x_train) + 1) % 10
-    assert train_cifar.evaluate(made, made.images.x_test, made.images.y_test) == pytest.approx(75.0)
+    assert evaluate(made, made.images.x_test, made.images.y_test) == pytest.approx(75.0)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
@@ -283,7 +284,7 @@ def test_networks_run_in_the_precision_asked_for(precision: str) -> None:
     kinds: list[torch.dtype] = []
     made.model.register_forward_hook(lambda module, given, logits: kinds.append(logits.dtype))
     assert math.isfinite(train_epoch(made)[0])
-    train_cifar.evaluate(made, made.images.x_test, made.images.y_test)
+    evaluate(made, made.images.x_test, made.images.y_test)
     assert kinds == [getattr(torch, precision)] * 4
     assert {p.dtype for p in made.model.parameters()} == {torch.float32}
 
@@ -293,6 +294,6 @@ def test_how_far_weights_move_is_told_of_their_start() -> None:
     made = training("--tau", "0")
     for parameter in block(made).dynamics.rho.values():
         nn.init.constant_(parameter, math.log(3))
-    assert train_cifar.movement(made.model) == pytest.approx({"3.f.conv1.weight": 2.0, "3.f.conv2.weight": 2.0}, rel=1e-5)
-    told = train_cifar.coefficients(made.model)["3.f.conv2.weight"]
+    assert movement(made.model) == pytest.approx({"3.f.conv1.weight": 2.0, "3.f.conv2.weight": 2.0}, rel=1e-5)
+    told = coefficients(made.model)["3.f.conv2.weight"]
     assert told == {"tau": 0.0, "upsilon": [0.0, 0.0], "rho": pytest.approx(math.log(3))}

@@ -12,6 +12,7 @@ from cuda_graph import WARM
 from images import Images, load_images
 from ranks import Ranks
 from tests.null_cuda.told import Told, told
+from training import Training, train_epoch
 
 BATCH = 4
 MORE = 10  # batches by which one epoch is longer than the other
@@ -22,7 +23,7 @@ def answer(row: str) -> dict[str, float]:
     device = torch.device("cuda")
     config = train_cifar.settled(["--device", "cuda", "--batch-size", f"{BATCH}", "--epochs", "9", "--lr", "1e-3", *row.split()])
     images = load_images("mini", Path(), device, 4 * BATCH * (MORE + 1))
-    training = train_cifar.Training(config, Path(), Ranks(device), images)
+    training = Training(config, Path(), Ranks(device), images)
     epoch(training, images, WARM + 1)
     short, long = (epoch(training, images, count) for count in (2, 2 + MORE))
     return {
@@ -33,9 +34,9 @@ def answer(row: str) -> dict[str, float]:
     }
 
 
-def epoch(training: train_cifar.Training, images: Images, batches: int) -> Told:
+def epoch(training: Training, images: Images, batches: int) -> Told:
     count = BATCH * batches
     training.images = dataclasses.replace(images, x_train=images.x_train[:count], y_train=images.y_train[:count])
     with told() as seen:
-        train_cifar.train_epoch(training)
+        train_epoch(training)
     return seen
