@@ -9,6 +9,7 @@ from .convert import Conversion, convert
 from .dynamics import (
     BSpline,
     DeltaRule,
+    DepthGroups,
     Dynamics,
     FieldDynamics,
     Galerkin,
@@ -56,6 +57,7 @@ __all__ = [
     "CoupledODEBlock",
     "CoupledSystem",
     "DeltaRule",
+    "DepthGroups",
     "DirectAdjoint",
     "Dynamics",
     "Event",

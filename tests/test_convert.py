@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from anodev2 import (
     BSpline,
     CoupledODEBlock,
+    DepthGroups,
     Dynamics,
     Galerkin,
     Hyper,
@@ -44,6 +45,8 @@ FAMILIES: dict[str, Callable[[], Dynamics]] = {
     "hyper": lambda: Hyper(1, frequencies=2, length=LAYERS),
     "scale": lambda: Scale(LAYERS, length=LAYERS),
     "skew": SkewFlow,
+    "groups of skew": lambda: DepthGroups(SkewFlow(), (LAYERS / 2,)),
+    "groups of chebyshev": lambda: DepthGroups(Galerkin("chebyshev", 2, length=LAYERS / 2), (LAYERS / 2,)),
 }
 UNIQUE = ["static", "reaction-diffusion-advection", "mix", "per channel", "chebyshev", "constant", "b-spline", "scale", "skew"]
 

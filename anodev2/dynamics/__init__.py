@@ -2,6 +2,7 @@
 
 from .b_spline import BSpline
 from .delta_rule import DeltaRule
+from .depth_groups import DepthGroups
 from .dynamics import Dynamics, NeuralDynamics, Static, Theta
 from .field import FieldDynamics
 from .galerkin import Galerkin
@@ -18,6 +19,7 @@ from .templates import Templates
 __all__ = [
     "BSpline",
     "DeltaRule",
+    "DepthGroups",
     "Dynamics",
     "FieldDynamics",
     "Galerkin",

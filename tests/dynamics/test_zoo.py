@@ -19,6 +19,7 @@ from anodev2 import (
     BSpline,
     CheckpointAdjoint,
     CoupledODEBlock,
+    DepthGroups,
     Dynamics,
     Galerkin,
     Hyper,
@@ -67,11 +68,16 @@ JUMPING: dict[str, tuple[Callable[[], Dynamics], int]] = {
     "Scale constant": (lambda: Scale(5), 4 * sum(OUT)),
     "BSpline 1": (lambda: BSpline(3, 1), 2 * sum(SIZES)),  # steps of equal length would have to end at its knots
 }
+GROUPED: dict[str, tuple[Callable[[], Dynamics], int]] = {  # slopes jump where a group ends
+    "groups of SkewFlow": (lambda: DepthGroups(SkewFlow()), 2 * (6 + 10 + 1)),
+    "groups of Galerkin": (lambda: DepthGroups(Galerkin("chebyshev", 2, length=0.55), (0.2, 0.45)), 3 * sum(SIZES)),
+    "groups of mix": (lambda: DepthGroups(mixed(0.0)), 2 * ((4 + 4) + (3 + 1))),
+}
 KERNELS: dict[str, tuple[Callable[[], Dynamics], int]] = {  # of kernels alone
     "mix": (lambda: mixed(0.0), (4 + 4) + (3 + 1)),  # of a: both channel axes are long enough; of c: out has 2, in 1 channel
     "per channel": (lambda: ReactionDiffusionAdvection(0.0, per="channel"), 4 * 4 + 2 * 3),
 }
-FAMILIES = SMOOTH | JUMPING | KERNELS
+FAMILIES = SMOOTH | JUMPING | KERNELS | GROUPED
 
 
 def weights(dynamics: Dynamics, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
@@ -108,6 +114,28 @@ def test_the_flow_equals_fine_stepping(family: str) -> None:
         torch.testing.assert_close(path[name], stepped[name], rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize("family", GROUPED)
+def test_a_group_goes_on_where_the_one_before_ends(family: str) -> None:
+    """Against each group stepped by itself, from the end of the one before."""
+    dynamics, theta = moving(family)
+    assert isinstance(dynamics, DepthGroups)
+    ends = [*dynamics.starts[1:], 1.0]
+    times = [start + part * (end - start) for start, end in zip(dynamics.starts, ends, strict=True) for part in (0.0, 0.4, 0.9)]
+    path = flow(dynamics, theta, [*reversed(times), 1.0])
+    with torch.no_grad():
+        for place, (start, end) in enumerate(zip(dynamics.starts, ends, strict=True)):
+            asked = [part * (end - start) for part in (0.0, 0.4, 0.9, 1.0)]
+            stepped = odeint(dynamics.groups[place], theta, asked, steps=9, method="dopri8")
+            for name in theta:
+                ours = path[name][: len(times)].flip(0)[3 * place : 3 * place + 3]
+                torch.testing.assert_close(ours, stepped[name][:3], rtol=0, atol=1e-10)
+                slope = dynamics(start, {name: w[0] for name, w in stepped.items()})[name]
+                torch.testing.assert_close(slope, dynamics.groups[place](0.0, {name: w[0] for name, w in stepped.items()})[name])
+            theta = {name: values[-1] for name, values in stepped.items()}
+    for name in theta:
+        torch.testing.assert_close(path[name][-1], theta[name], rtol=0, atol=1e-10)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_fresh_dynamics_share_the_weights_to_the_bit_and_have_as_many_parameters_as_they_say(family: str, dtype: torch.dtype) -> None:
@@ -121,7 +149,7 @@ def test_fresh_dynamics_share_the_weights_to_the_bit_and_have_as_many_parameters
     moved, theta = moving(family, dtype)
     for name, path in flow(moved, theta, TIMES).items():
         assert path.dtype == dtype and torch.equal(path[0], theta[name]) and not torch.equal(path[4], theta[name])
-    with pytest.raises(ValueError, match=f"this {type(moved).__name__} already evolves another block's weights"):
+    with pytest.raises(ValueError, match=r"this \w+ already evolves another block's weights"):
         moved.bind(theta)
 
 
@@ -166,7 +194,7 @@ def test_blocks_are_differentiated_written_out_and_described(family: str) -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["LowRank", "Templates", "Hyper", "SkewFlow", "BSpline", "Scale", "mix"])
+@pytest.mark.parametrize("family", ["LowRank", "Templates", "Hyper", "SkewFlow", "BSpline", "Scale", "mix", "groups of SkewFlow"])
 def test_blocks_are_compiled_stacked_and_run_elsewhere(family: str) -> None:
     torch._dynamo.reset()
     torch.manual_seed(0)
@@ -326,6 +354,9 @@ def test_mixing_along_channels_shortens_the_stable_step() -> None:
         (lambda: BSpline(3, 3), r"size=3 must be at least degree \+ 1 = 4"),
         (lambda: BSpline(3, 0), "degree=0"),
         (lambda: Scale(4, basis="fourier"), "size=4 must be odd"),
+        (lambda: DepthGroups(SkewFlow(), (0.5, 0.5)), r"ends must be increasing times above 0, .*got \(0.5, 0.5\)"),
+        (lambda: DepthGroups(SkewFlow(), ()), "ends must be"),
+        (lambda: DepthGroups(ReactionDiffusionAdvection(nonlinearity=torch.tanh)).flow({}, [0.1]), "no weights in closed form"),
         (lambda: ReactionDiffusionAdvection(per="channel", mix=True), "mix=True .*per='layer'"),
     ],
 )

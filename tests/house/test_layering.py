@@ -46,7 +46,7 @@ FOLDERS = {
     "dynamics": [
         *("dynamics", "spectral", "channel_mixing", "reaction_diffusion_advection", "bases", "expansion", "galerkin", "b_spline"),
         *("low_rank", "templates", "hyper", "scale", "skew_flow", "field"),
-        *("learning_rule", "hebb", "delta_rule", "gradient_flow", ""),
+        *("depth_groups", "learning_rule", "hebb", "delta_rule", "gradient_flow", ""),
     ],
     "stepping": ["grid", "control", ""],
     "solvers": [

@@ -974,6 +974,12 @@ MUTATIONS = {
         "self.norm2(z, step)",
         "test_tiny_vit.py::test_a_transformer_layer_is_torchs",
     ),
+    "every group starting where the first does": (
+        "dynamics/depth_groups.py",
+        "theta = {name: values[-1] for name, values in path.items()}",
+        "pass",
+        "test_zoo.py::test_a_group_goes_on_where_the_one_before_ends",
+    ),
     "a flow that is no rotation": (
         "dynamics/skew_flow.py",
         "return below - below.mT",
