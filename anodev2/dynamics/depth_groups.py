@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import cast
@@ -94,4 +93,4 @@ class DepthGroups(Dynamics):
         return cast(list[Dynamics], list(self.groups))
 
     def _place(self, time: float) -> int:
-        return max(bisect_right(self.starts, time) - 1, 0)
+        return sum(start <= time for start in self.starts[1:])
