@@ -28,8 +28,10 @@ from .dynamics import (
     Templates,
 )
 from .events import Event
+from .fast_weights import FastWeights
 from .gradients.adjoint import Adjoint, BacksolveAdjoint, CheckpointAdjoint, DirectAdjoint, ReversibleAdjoint
 from .integrate.compiled import Compile
+from .path import Path
 from .plan import Plan, plan
 from .problem import SolveError, Status
 from .solution import Solution
@@ -61,6 +63,7 @@ __all__ = [
     "DirectAdjoint",
     "Dynamics",
     "Event",
+    "FastWeights",
     "FieldDynamics",
     "FourierOperator",
     "Galerkin",
@@ -77,6 +80,7 @@ __all__ = [
     "NeuralDynamics",
     "ODEBlock",
     "Oja",
+    "Path",
     "Plan",
     "ReactionDiffusionAdvection",
     "ReversibleAdjoint",

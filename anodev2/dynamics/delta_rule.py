@@ -18,17 +18,24 @@ class DeltaRule(KeyedRule):
     ``held`` is its exact flow: one such step per token is EFLA.
 
     Args:
-        pairs: a module or function (t, z) -> (key, value), as for ``KeyedRule``.
+        pairs: a module or function (t, z) -> (key, value), as for ``KeyedRule``. None: z is (key, value), as in ``FastWeights``.
         rate: as for ``KeyedRule``.
+
+    Raises:
+        ValueError: a z that is not (key, value), without pairs; as ``KeyedRule``.
 
     Source: Widrow, Hoff (1960); Yang et al., Parallelizing Linear Transformers with the Delta Rule, NeurIPS 2024 (arXiv 2406.06484);
     exact flow: arXiv 2512.12602.
     """
 
-    def __init__(self, pairs: Pairs, rate: float = 1.0) -> None:
-        if pairs is None:
-            raise ValueError("pairs is needed: a module or function (t, z) -> (key, value), as W key recalls itself without error")
+    def __init__(self, pairs: Pairs | None = None, rate: float = 1.0) -> None:
         super().__init__(rate, pairs)
+
+    def pair(self, t: Tensor | float, z: Any) -> tuple[Tensor, Tensor]:
+        key, value = super().pair(t, z)
+        if value is None:
+            raise ValueError("pairs is needed, a module or function (t, z) -> (key, value), as W key recalls itself without error")
+        return key, value
 
     def change(self, w: Tensor, key: Tensor, value: Tensor) -> Tensor:
         return outer(value - key @ w.mT, key)
@@ -45,8 +52,7 @@ class DeltaRule(KeyedRule):
         Raises:
             ValueError: several rows of keys, which have no closed form of rank one.
         """
-        assert self.pairs is not None
-        key, value = self.pairs(t, z)
+        key, value = self.pair(t, z)
         after: Theta = {}
         for name, w in theta.items():
             k, v = fitted(name, w, key, value)

@@ -63,7 +63,7 @@ class KeyedRule(LearningRule):
     Args:
         rate: as for ``LearningRule``.
         pairs: a module or function (t, z) -> (key, value) of shapes (batch, in) and (batch, out), or with rows between, over which
-            changes are averaged. None: the key is z, and the value W key, the response of the layer.
+            changes are averaged. None: they are z = (key, value), or the key is z and the value W key, the response of the layer.
 
     Raises:
         ValueError: keys or values that do not fit a matrix.
@@ -83,8 +83,14 @@ class KeyedRule(LearningRule):
         return weight.is_floating_point() and weight.ndim == 2
 
     def changes(self, t: Tensor | float, theta: Theta, z: Any) -> Theta:
-        key, value = (z, None) if self.pairs is None else self.pairs(t, z)
+        key, value = self.pair(t, z)
         return {name: self.change(w, *fitted(name, w, key, value)) for name, w in theta.items()}
+
+    def pair(self, t: Tensor | float, z: Any) -> tuple[Tensor, Tensor | None]:
+        """Key and value, None where it is the response of the layer."""
+        if self.pairs is not None:
+            return self.pairs(t, z)
+        return (z[0], z[1]) if isinstance(z, tuple) and len(z) == 2 else (z, None)  # pyright: ignore[reportReturnType]
 
     @abstractmethod
     def change(self, w: Tensor, key: Tensor, value: Tensor) -> Tensor:

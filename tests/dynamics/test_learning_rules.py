@@ -180,7 +180,7 @@ def test_mistakes_are_named() -> None:
     cases: list[tuple[Any, type[Exception], str]] = [
         (lambda: Hebb(float("nan")), ValueError, "rate"),
         (lambda: Hebb(decay=-1.0), ValueError, "decay"),
-        (lambda: DeltaRule(None), ValueError, "pairs"),  # type: ignore[arg-type]
+        (lambda: block_of(DeltaRule())(z[:, :4]), ValueError, "pairs is needed"),
         (lambda: Hebb(pairs=lambda z: z), TypeError, "pairs"),  # type: ignore[arg-type, return-value]
         (lambda: Hebb(pairs=3), TypeError, "pairs"),  # type: ignore[arg-type]
         (lambda: GradientFlow(lambda theta: theta), TypeError, r"loss\(theta, z\)"),  # type: ignore[arg-type]

@@ -1574,6 +1574,30 @@ MUTATIONS = {
         "1 - x / 2, 1.0)",
         "test_learning_rules.py::test_the_exact_flow_of_the_delta_rule_is_the_solution_of_its_equation",
     ),
+    "padding that is looked at": (
+        "path.py",
+        "arange(values.shape[1], device=values.device).minimum(self.lengths[:, None] - 1)",
+        "arange(values.shape[1], device=values.device).expand(values.shape[:2])",
+        "test_path.py::test_a_path_is_that_of_scipy_sample_by_sample",
+    ),
+    "intervals of one length": (
+        "fast_weights.py",
+        "None if path.regular else _apart(path.gaps)",
+        "None",
+        "test_fast_weights.py::test_weights_that_follow_a_path_are_those_of_scipy",
+    ),
+    "a last token that is not learned": (
+        "fast_weights.py",
+        "_apart(gaps + ends)",
+        "_apart(gaps)",
+        "test_fast_weights.py::test_the_exact_flow_is_the_solution_at_irregular_times",
+    ),
+    "the way back by the path's other half": (
+        "fast_weights.py",
+        "part + (1 - node if backwards else node)",
+        "part + node",
+        "test_fast_weights.py::test_the_way_back_evaluates_the_path_where_the_way_there_did",
+    ),
     "Oja's weights not held back": (
         "dynamics/hebb.py",
         "outer(value, value) @ w",
