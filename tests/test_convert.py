@@ -29,6 +29,7 @@ from anodev2 import (
 )
 from anodev2.models.blocks import BasicBranch, ResidualBlock
 from problems import Convolutions, image
+from sampled import rows
 
 LAYERS = 6
 FAMILIES: dict[str, Callable[[], Dynamics]] = {
@@ -80,7 +81,7 @@ def stack_of(branches: list[nn.Module], z: Tensor) -> Tensor:
     return z
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", rows(FAMILIES, quick=["static", "mix", "chebyshev", "low rank", "skew"]))
 def test_weights_that_follow_a_dynamics_are_found_with_it(family: str) -> None:
     block = moving(family)
     branches, z = layers(block), image()
@@ -156,7 +157,7 @@ def test_what_is_each_steps_own_is_copied_and_trains() -> None:
     assert str(found).splitlines()[0].split() == ["relative", "error", "layer", "1", "layer", "2", "layer", "3"]
 
 
-@pytest.mark.parametrize("family", [family for family in FAMILIES if family != "static"])
+@pytest.mark.parametrize("family", rows([*FAMILIES][1:], quick=["per channel", "low rank fourier", "hyper"]))  # all but static
 def test_layers_that_are_all_alike_can_learn_to_differ(family: str) -> None:
     torch.manual_seed(0)
     found = convert([Convolutions().eval()] * LAYERS, FAMILIES[family](), evolve="conv*.weight")

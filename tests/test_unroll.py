@@ -16,6 +16,7 @@ from torchvision.models.feature_extraction import create_feature_extractor, get_
 from anodev2 import METHODS, CoupledODEBlock, FourierOperator, NeuralDynamics, ODEBlock, ReactionDiffusionAdvection, Static, unroll
 from anodev2.models import MODELS
 from problems import Rates, image
+from sampled import rows
 
 
 class Layers(nn.Module):
@@ -64,8 +65,11 @@ def assert_same(block: nn.Module, plain: nn.Module, z: Tensor) -> None:
     assert len(before) == len(after) and all(map(torch.equal, before, after))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-@pytest.mark.parametrize("t", [(0.0, 1.0), (1.0, 3.0), (2.0, 0.0)])
+DTYPES = [torch.float32, torch.float64, torch.bfloat16]
+TIMES = [(0.0, 1.0), (1.0, 3.0), (2.0, 0.0)]
+
+
+@pytest.mark.parametrize(("t", "dtype"), rows(TIMES, DTYPES, quick=list(zip(TIMES, DTYPES, strict=True))))
 @pytest.mark.parametrize("method", ["euler", "midpoint", "rk4", "dopri5", pytest.param("dopri8", marks=pytest.mark.slow)])
 def test_outputs_are_the_blocks_to_the_bit(method: str, t: Any, dtype: torch.dtype) -> None:
     z, options = image(dtype), {"steps": 3, "method": method, "t": t}
@@ -83,8 +87,10 @@ def test_outputs_are_the_blocks_to_the_bit(method: str, t: Any, dtype: torch.dty
             assert_same(block, block.unroll(), z)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-@pytest.mark.parametrize("method", ["euler", "midpoint", "rk4", "dopri5"])
+TRACED = list(zip(["euler", "rk4", "midpoint"], DTYPES, strict=True))
+
+
+@pytest.mark.parametrize(("method", "dtype"), rows(["euler", "midpoint", "rk4", "dopri5"], DTYPES, quick=TRACED))
 def test_fx_takes_down_an_unrolled_block(method: str, dtype: torch.dtype) -> None:
     for f, t in itertools.product((Branch(), Counted()), ((0.0, 1.0), (2.0, 0.0))):
         options: dict[str, Any] = {"steps": 2, "method": method, "t": t}
@@ -112,7 +118,7 @@ def test_features_are_taken_out_of_unrolled_networks(name: str, block: str) -> N
 
 @pytest.mark.parametrize("norm", ["per_step", "shared"])
 @pytest.mark.parametrize("block", ["ode", "coupled"])
-@pytest.mark.parametrize("name", ["resnet4", "resnet10", "alexnet"])
+@pytest.mark.parametrize("name", ["resnet4", "alexnet", pytest.param("resnet10", marks=pytest.mark.slow)])
 def test_networks_compute_the_same_to_the_bit(name: str, block: str, norm: str) -> None:
     x = torch.randn(2, 3, 32, 32)
     for method, dtype in (("euler", torch.float32), ("rk4", torch.float64)):

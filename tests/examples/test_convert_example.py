@@ -19,6 +19,7 @@ def script() -> Any:
     return module
 
 
+@pytest.mark.slow
 def test_a_stack_that_is_converted_without_loss_keeps_its_accuracy(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -237,7 +237,7 @@ def test_gradients_and_statistics_are_those_of_storing_everything() -> None:
         assert parameter.grad is not None and parameter.grad.abs().max() > 1e-8, name
 
 
-@pytest.mark.parametrize("source", ["file", "imagenet"])
+@pytest.mark.parametrize("source", ["imagenet", pytest.param("file", marks=pytest.mark.slow)])
 def test_frozen_layers_keep_the_weights_they_came_with(
     source: str, folder: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -61,7 +61,7 @@ def test_the_reverse_solve_trains_with_a_wrong_gradient_and_the_exact_one_with_t
 
 
 def test_a_training_that_fails_is_told_and_drawn_as_far_as_it_went(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    config = training_comparison.Config(subset=64, epochs=2, lr=1e30)
+    config = training_comparison.Config(subset=16, batch_size=8, epochs=2, lr=1e30)
     result = training_comparison.main(tmp_path / "picture.png", config=config)
     assert capsys.readouterr().out.count("failed: the loss became nan in epoch 1") == 2
     assert math.isnan(result["squeezenext, exact: loss"]) and is_picture(tmp_path / "picture.png")

@@ -196,7 +196,7 @@ def observed(arguments: list[str], run: Path, patch: pytest.MonkeyPatch) -> Any:
     return kept, curves, adjoints, layout, type(made.network), sorted(path.name for path in run.iterdir())
 
 
-@pytest.mark.parametrize("situation", [pytest.param(s, marks=() if s in ("residual", "coupled") else pytest.mark.slow) for s in SITUATIONS])
+@pytest.mark.parametrize("situation", [pytest.param(s, marks=() if s == "coupled" else pytest.mark.slow) for s in SITUATIONS])
 def test_every_option_has_an_effect_or_is_refused(situation: str, few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And one that is refused for having none has none."""
     assert get_type_hints(Config).keys() - OTHERWISE.keys() == {"device", "out", "resume", "init", "config"}

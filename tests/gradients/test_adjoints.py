@@ -20,6 +20,7 @@ from anodev2.testing import observed_order
 from compared import SYSTEMS, gradients
 from faithful import StoredReversible
 from problems import CONTROLLED, MLP, RUNGE_KUTTA, separable
+from sampled import rows
 
 SCHEDULES: dict[str, Adjoint] = {
     "per step": CheckpointAdjoint(),
@@ -47,8 +48,7 @@ def assert_exact(found: tuple[list[Tensor], list[Tensor]], exact: tuple[list[Ten
         assert all(map(torch.equal, a, b)) and len(a) == len(b)
 
 
-@pytest.mark.parametrize("schedule", [*SCHEDULES, *BUDGETED])
-@pytest.mark.parametrize("method", RUNGE_KUTTA)
+@pytest.mark.parametrize(("method", "schedule"), rows(RUNGE_KUTTA, [*SCHEDULES, *BUDGETED], quick=3))
 def test_every_schedule_equals_store_all(method: str, schedule: str) -> None:
     for system in ("tensor", "coupled dict"):
         func, y0 = SYSTEMS[system]()
@@ -58,8 +58,7 @@ def test_every_schedule_equals_store_all(method: str, schedule: str) -> None:
             assert_exact(gradients(func, y0, t, method=method, steps=steps, adjoint=adjoint), exact)
 
 
-@pytest.mark.parametrize("schedule", [*SCHEDULES, *BUDGETED])
-@pytest.mark.parametrize("method", CONTROLLED)
+@pytest.mark.parametrize(("method", "schedule"), rows(CONTROLLED, [*SCHEDULES, *BUDGETED], quick=3))
 def test_every_schedule_equals_store_all_on_a_recorded_grid(method: str, schedule: str) -> None:
     for system in ("tensor", "dict"):
         func, y0 = SYSTEMS[system]()
@@ -70,8 +69,7 @@ def test_every_schedule_equals_store_all_on_a_recorded_grid(method: str, schedul
         assert_exact(gradients(func, y0, t, method=method, grid=grid, adjoint=adjoint), exact)
 
 
-@pytest.mark.parametrize("slots", [None, 1, 2, 5])
-@pytest.mark.parametrize("method", CONTROLLED)
+@pytest.mark.parametrize(("method", "slots"), rows(CONTROLLED, [None, 1, 2, 5], quick=3))
 def test_an_adaptive_solve_has_the_gradient_of_the_grid_it_found(method: str, slots: int | None) -> None:
     func, y0 = SYSTEMS["dict"]()
     coarse = 100 if slots == 1 else 1  # where n (n + 1) / 2 steps are redone
@@ -95,8 +93,7 @@ def test_leapfrog_equals_store_all(schedule: str) -> None:
         assert_exact((list(ends[1][:2]), [ends[1][2]]), (list(ends[0][:2]), [ends[0][2]]))
 
 
-@pytest.mark.parametrize("system", SYSTEMS)
-@pytest.mark.parametrize("method", ["euler", "midpoint", "rk4", "dopri5"])
+@pytest.mark.parametrize(("method", "system"), rows(["euler", "midpoint", "rk4", "dopri5"], SYSTEMS, quick=2))
 def test_reversible_equals_store_all_of_its_own_scheme(method: str, system: str) -> None:
     func, y0 = SYSTEMS[system]()
     for t, steps in (([0.0, 1.0], 20), ([1.0, 0.6, -0.5], 8)):
@@ -318,8 +315,7 @@ def second_derivatives(func: nn.Module, y0: Any, **options: Any) -> list[Tensor]
     return ends
 
 
-@pytest.mark.parametrize("schedule", WHOLE)
-@pytest.mark.parametrize("system", SYSTEMS)
+@pytest.mark.parametrize(("system", "schedule"), rows(SYSTEMS, WHOLE, quick=2))
 def test_second_and_third_derivatives_equal_those_of_store_all(system: str, schedule: str) -> None:
     func, y0 = SYSTEMS[system]()
     for method in ("euler", "dopri5"):

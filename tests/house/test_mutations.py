@@ -1164,8 +1164,18 @@ MUTATIONS = {
         '"scheduler"',
         "test_train_cifar.py::test_killed_and_resumed_it_ends_with_the_same_weights",
     ),
-    "files written in place": ("../examples/runs.py", 'f".{path.name}.partial"', "path.name", "test_train_cifar.py"),
-    "pickled code loaded": ("../examples/runs.py", "weights_only=True", "weights_only=False", "test_train_cifar.py"),
+    "files written in place": (
+        "../examples/runs.py",
+        'f".{path.name}.partial"',
+        "path.name",
+        "test_train_cifar.py::test_writing_is_all_or_nothing",
+    ),
+    "pickled code loaded": (
+        "../examples/runs.py",
+        "weights_only=True",
+        "weights_only=False",
+        "test_train_cifar.py::test_a_checkpoint_that_holds_code_is_refused",
+    ),
     "--model without effect": (
         "../models/saved.py",
         "return MODELS[name](",

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from anodev2 import odeint
 from anodev2.pde import Advection, Burgers, Diffusion, Dirichlet, Grid1D, KuramotoSivashinsky
 from counting import counted
+from sampled import rows
 
 N = 16
 TRANSFORMS = {"exponential_euler": 3, "imex1": 3, "imex2": 5, "imex3": 9, "etdrk4": 9}  # of a step: two per stage, and one there
@@ -31,8 +32,7 @@ def per_step(equation: Any, u: Tensor, method: str, *names: str) -> float:
     return (seen[1] - seen[0]) / 10
 
 
-@pytest.mark.parametrize("shape", [(N,), (3, N)])
-@pytest.mark.parametrize("trained", [False, True])
+@pytest.mark.parametrize(("trained", "shape"), rows([False, True], [(N,), (3, N)], quick=[(False, (N,)), (True, (3, N))]))
 @pytest.mark.parametrize("method", TRANSFORMS)
 def test_transforms_of_a_step_on_a_circle(method: str, trained: bool, shape: tuple[int, ...]) -> None:
     D: Any = nn.Parameter(torch.tensor(0.05, dtype=torch.float64)) if trained else 0.05
