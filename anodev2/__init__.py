@@ -36,7 +36,7 @@ from .plan import Plan, plan
 from .problem import SolveError, Status
 from .solution import Solution
 from .solve import odeint, solve
-from .solvers import METHODS, BackwardEuler, ImplicitMidpoint, Leapfrog, Method
+from .solvers import METHODS, Auto, BackwardEuler, ImplicitMidpoint, Leapfrog, Method
 from .solvers.linear import FourierOperator, LinearOperator
 from .solvers.stability import stability_function
 from .solvers.tableau import Tableau
@@ -49,6 +49,7 @@ __version__ = "0.1.0"
 __all__ = [
     "METHODS",
     "Adjoint",
+    "Auto",
     "BSpline",
     "BacksolveAdjoint",
     "BackwardEuler",

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
+from weakref import WeakKeyDictionary
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from .pytree import LEAF, Structure
-from .solvers import Method
+from .solvers import Leaves, Method
+from .stepping import Grid, numbers
+from .torch_private import transformed
 
 
 def check_state(leaves: list[Any]) -> None:
@@ -32,3 +38,45 @@ def check_splits(func: Callable[..., Any], method: Method, structure: Structure)
         )
     if structure is not LEAF:
         raise ValueError(f"{method.name} needs a single tensor as y0, got {structure}")
+
+
+def check_one_method(method: Method, controlled: bool, per_sample: bool) -> None:
+    """ValueError where a method that changes between several has no errors to go by, or samples that need not agree."""
+    if method.chooser() is not None and (per_sample or not controlled):
+        what = "per_sample=True, whose samples share one" if per_sample else "a grid"
+        raise ValueError(
+            f"method={method.name!r} changes its method as error control goes on, which is not for {what}: name one, 'tsit5' where the "
+            "problem is not stiff, 'rodas5p' where it is"
+        )
+
+
+_limits: WeakKeyDictionary[nn.Module, dict[Method, float]] = WeakKeyDictionary()  # of what is solved on a GPU
+
+
+def warn_of_instability(func: Callable[..., Any], method: Method, grid: Grid, y: Leaves) -> None:
+    """Where func knows the largest stable step of a method: only here the steps are known too (those of ``grid=`` are trusted).
+
+    On a GPU a module is asked once: it reads its coefficients, for which the host would wait in every solve while they are trained.
+    """
+    if not callable(getattr(func, "max_stable_step", None)) or torch.compiler.is_compiling() or transformed():
+        return
+    if torch.get_default_device().type == "meta":  # what it computes would have no values
+        return
+    known = _limits.setdefault(func, {}) if y[0].is_cuda and isinstance(func, nn.Module) else {}
+    if method not in known:
+        if y[0].is_cuda and torch.cuda.is_current_stream_capturing():
+            return
+        with torch.no_grad():
+            known[method] = float(func.max_stable_step(method))  # pyright: ignore[reportCallIssue, reportFunctionMemberAccess]
+    limit = known[method]
+    longest = max(abs(b - a) / count for (a, b), count in zip(pairwise(numbers(grid.times)), grid.counts, strict=True))
+    if longest > limit * (1 + 1e-9):
+        name = type(func).__name__
+        if limit == 0:
+            words = f"no step of {method.name} is stable for {name}: modes of it grow, whatever the step; take another scheme or method"
+        else:
+            words = (
+                f"a step of {longest:.4g} with {method.name} is beyond the largest stable one, {limit:.4g}, for {name}: modes of it grow; "
+                "take more steps, or a method that is stable there"
+            )
+        warnings.warn(words, UserWarning, stacklevel=4)

@@ -179,6 +179,11 @@ class Observer:
         """Whether the run ends with an event that happens for the ``count``-th time in it: the solve does, or its state changes."""
         return self.events[which].effect is not None or self.counts[which] + count >= self.events[which].limit
 
+    @property
+    def by(self) -> int:
+        """Which of several methods took the step in which an event happened last."""
+        return self.crossings[-1].step.by if self.crossings else 0
+
     def located(self, states: dict[int, Leaves], grid: Grid) -> list[Happened]:
         """The events of the run on ``grid``, in order, from the states before their steps; the last ends it, where one does."""
         found: list[Happened] = []
@@ -283,7 +288,7 @@ class Crossing:
                 recording.retreat()
 
     def _end(self, problem: Problem, y: Leaves, args: tuple[Any, ...], s: float | Tensor) -> Leaves:
-        return problem.advance(Step(self.step.index, (self.start, s), 0, 0, 1), y, args)
+        return problem.advance(Step(self.step.index, (self.start, s), 0, 0, 1, by=self.step.by), y, args)
 
 
 def _root(g: Callable[[float], float], low: float, g_low: float, high: float, g_high: float) -> float:

@@ -16,7 +16,7 @@ from .integrate.dense import Dense
 from .problem import Costs, Problem, Run, Status, VectorField
 from .pytree import Structure, build, leaves_of, structure_of
 from .solvers import Leaves
-from .stepping import Adaptive, Grid, Time, numbers
+from .stepping import Adaptive, Grid, Step, Time, numbers
 
 AT_ONCE = 1e-12  # the share of the time within which an event with an effect must not happen again
 
@@ -32,6 +32,7 @@ class Piece:
     ending: tuple[Tensor, Leaves] | None
     asked: bool
     read: dict[int, Leaves]
+    by: int = 0  # which of several methods took the step to ``ending``
 
     def points(self, kind: Any) -> list[tuple[Tensor, Leaves]]:
         """The times and states to be saved of its steps, in order of time."""
@@ -57,7 +58,7 @@ def solved_in_pieces(problem: Problem, leaves: Leaves, args: tuple[Any, ...], ad
         if problem.slopes:
             dense = Dense(problem, run.grid, states, run.read, args, None)
             read = {index: dense.within(index, times) for index, times in run.grid.within().items()}
-        pieces.append(Piece(problem, run, states, happened, happened[-1][1:] if ended else None, asked, read))
+        pieces.append(Piece(problem, run, states, happened, happened[-1][1:] if ended else None, asked, read, watch.by))
         if not ended:
             return pieces
         which, time, before = happened[-1]
@@ -110,6 +111,17 @@ def nodes(pieces: list[Piece]) -> tuple[float, ...]:
         times += piece.run.grid.nodes()[1:]
         times += [] if piece.ending is None else numbers(piece.ending[:1])
     return tuple(times)
+
+
+def methods_of(pieces: list[Piece]) -> tuple[str, ...]:
+    """The names of the methods that took each step."""
+    names: list[str] = []
+    for piece in pieces:
+        steps = piece.run.grid.steps()
+        names += [piece.problem.method.at(step).name for step in steps]
+        if piece.ending is not None:
+            names.append(piece.problem.method.at(Step(len(steps), (), 0, 0, 1, by=piece.by)).name)
+    return tuple(names)
 
 
 def happenings(pieces: list[Piece], count: int, y0: Leaves, structure: Structure) -> tuple[tuple[Tensor, ...], tuple[Any, ...]]:

@@ -224,7 +224,7 @@ class Problem:
     def taken(self, step: Step, y: Leaves, args: tuple[Any, ...], inside: Times, accepts: Accepts | None = None, *known: Any) -> Taken:
         """The state after ``step``, all its slopes, and what is read of it, if it is accepted: its states at the times ``inside``, or its
         slopes, stacked."""
-        method, given = self.method, self.given(args)
+        method, given = self.method.at(step), self.given(args)
         rest: Any = known or (None,)
         end, slopes = method.attempt(given, step, y, *rest)
         if (accepts is not None and not accepts(end, slopes)) or not (self.slopes or inside):
@@ -237,7 +237,7 @@ class Problem:
     def advance(self, step: Step, y: Leaves, args: tuple[Any, ...]) -> list[Tensor]:
         """The state after ``step``; SolveError where the method's equations could not be solved."""
         try:
-            return self.method.step(self.given(args), step, y)
+            return self.method.at(step).step(self.given(args), step, y)
         except StepFailed as error:
             t, good = float(torch.as_tensor(step.time(0.0)).detach().max()), build(self.field.structure, [leaf.detach() for leaf in y])
             message = f"at t={t:.9g}, step {step.index + 1}: {error}"

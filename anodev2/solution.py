@@ -58,7 +58,8 @@ class Solution:
     states at ts (or what ``save`` made of them) stacked in front. grid: the times of all steps done, to be passed back as
     ``grid=`` (with ``per_sample`` tensors, which cannot be). event_time: of the event that ended the solve, zero-dimensional,
     with its gradient; None where none did. t_events, y_events: for each event its times, shape (k,), and the states there, before
-    any effect, stacked in front. Called with times, gives the states there, and ``rate`` their derivative (``dense=True``).
+    any effect, stacked in front. methods: the name of the method that took each step. Called with times, gives the states there,
+    and ``rate`` their derivative (``dense=True``).
     """
 
     ts: Tensor
@@ -70,11 +71,13 @@ class Solution:
     dense: Any = None
     t_events: tuple[Tensor, ...] = ()
     y_events: tuple[Any, ...] = ()
+    methods: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         structure = structure_of(self.ys)
         shapes = build(structure, [f"{str(leaf.dtype).removeprefix('torch.')}{list(leaf.shape)}" for leaf in leaves_of(self.ys, structure)])
-        times = f"{len(self.ts)} times from {float(self.ts[0].max()):g} to {float(self.ts[-1].max()):g}" if len(self.ts) else "no times"
+        ends = self.ts.detach()
+        times = f"{len(ends)} times from {float(ends[0].max()):g} to {float(ends[-1].max()):g}" if len(ends) else "no times"
         return f"Solution({times}, ys={shapes}, {len(self.grid) - 1} steps, status={self.status.reason!r},\n    {self.stats!r})"
 
     def __call__(self, t: Any) -> Any:

@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from itertools import pairwise
 from typing import Any, Literal
-from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from .checks import check_splits, check_state
+from .checks import check_one_method, check_splits, check_state, warn_of_instability
 from .events import Event, Observer, as_events, check_events
 from .gradients.adjoint import Adjoint, CheckpointAdjoint, DirectAdjoint, as_adjoint
 from .integrate.compiled import Compile, as_compile, compiled
 from .integrate.per_sample import find_grid
 from .integrate.recording import untouched
-from .pieces import costs, densely, happenings, joined, met, nodes, saved_points, saved_tree, solved_in_pieces
+from .pieces import costs, densely, happenings, joined, met, methods_of, nodes, saved_points, saved_tree, solved_in_pieces
 from .problem import Problem, Run, SolveError, Status, VectorField
 from .pytree import Structure, leaves_of, structure_of
 from .solution import Solution, Stats
 from .solvers import METHODS, Leapfrog, Leaves, Map, Method, as_method, halves
 from .solvers.tableau import Tableau
-from .stepping import MAX_STEPS, Adaptive, Control, Grid, Step, as_count, as_times, given_grid, numbers, tolerances, uniform_grid, unit_grid
+from .stepping import MAX_STEPS, Adaptive, Control, Grid, Step, as_count, as_times, given_grid, tolerances, uniform_grid, unit_grid
 from .torch_private import transformed
 from .torchdiffeq import refuse_unknown
 
@@ -57,8 +54,8 @@ def odeint(
             integer number of the step (counted over the whole solve) and of the stage within it.
         y0: a floating or complex tensor, or a (nested) tuple, list or dict of them; every leaf keeps its dtype.
         t: at least two times, strictly rising or falling; any unit. Steps of a grid end there; for error control see ``hit``.
-        method: a name in ``METHODS`` ("euler", "rk4", "dopri5", "leapfrog", ...), a ``Tableau``, or a ``Method``. "map" is the recursion
-            y_{n+1} = func(n, y_n), with a pass for each unit of t.
+        method: a name in ``METHODS`` ("euler", "rk4", "dopri5", "leapfrog", ...), a ``Tableau``, or a ``Method``. "auto" goes from tsit5 to
+            rodas5p while the problem is stiff, see ``Auto``; "map" is the recursion y_{n+1} = func(n, y_n), with a pass for each unit of t.
         steps: number of equal steps in each interval between neighbouring times.
         step_size: instead of ``steps``: an upper bound for the step, in the unit of t; intervals are cut equally.
         grid: instead: the times of all steps, such as the ``grid`` of an adaptive ``Solution``; those of t among them, or within a step of
@@ -213,6 +210,7 @@ def solve(
         last.ending[0] if last.ending is not None and status.reason == "event" else None,
         densely(pieces, args) if dense else None,
         *happenings(pieces, len(events), leaves, problem.field.structure),
+        methods_of(pieces),
     )
 
 
@@ -291,7 +289,7 @@ def problem_of(
     structure = structure_of(y0)
     leaves = leaves_of(y0, structure)
     check_state(leaves)
-    chosen = as_method(method)
+    chosen = as_method(method).for_state(leaves)
     field = VectorField(func, structure, leaves)
     if not torch.compiler.is_compiling():
         field.call.check(t, y0, *args)
@@ -300,6 +298,7 @@ def problem_of(
     if isinstance(stepping, Adaptive) and "step" in field.call.names:
         raise ValueError("func takes the number of the step, which error control does not know beforehand; give steps or a grid")
     problem = Problem(field, chosen, stepping, save)
+    check_one_method(chosen, isinstance(stepping, Adaptive), per_sample)
     if per_sample:
         if not isinstance(stepping, Adaptive):
             raise ValueError("per_sample=True is about error control; give rtol and atol instead of a grid")
@@ -312,40 +311,8 @@ def problem_of(
     if isinstance(chosen, Leapfrog):
         check_separable(problem, leaves, args)
     if grid is None and isinstance(stepping, Grid):
-        _warn_of_instability(func, chosen, stepping, leaves)
+        warn_of_instability(func, chosen, stepping, leaves)
     return *problem.prepared(leaves, args), leaves
-
-
-_limits: WeakKeyDictionary[nn.Module, dict[Method, float]] = WeakKeyDictionary()  # of what is solved on a GPU
-
-
-def _warn_of_instability(func: Callable[..., Any], method: Method, grid: Grid, y: Leaves) -> None:
-    """Where func knows the largest stable step of a method: only here the steps are known too (those of ``grid=`` are trusted).
-
-    On a GPU a module is asked once: it reads its coefficients, for which the host would wait in every solve while they are trained.
-    """
-    if not callable(getattr(func, "max_stable_step", None)) or torch.compiler.is_compiling() or transformed():
-        return
-    if torch.get_default_device().type == "meta":  # what it computes would have no values
-        return
-    known = _limits.setdefault(func, {}) if y[0].is_cuda and isinstance(func, nn.Module) else {}
-    if method not in known:
-        if y[0].is_cuda and torch.cuda.is_current_stream_capturing():
-            return
-        with torch.no_grad():
-            known[method] = float(func.max_stable_step(method))  # pyright: ignore[reportCallIssue, reportFunctionMemberAccess]
-    limit = known[method]
-    longest = max(abs(b - a) / count for (a, b), count in zip(pairwise(numbers(grid.times)), grid.counts, strict=True))
-    if longest > limit * (1 + 1e-9):
-        name = type(func).__name__
-        if limit == 0:
-            words = f"no step of {method.name} is stable for {name}: modes of it grow, whatever the step; take another scheme or method"
-        else:
-            words = (
-                f"a step of {longest:.4g} with {method.name} is beyond the largest stable one, {limit:.4g}, for {name}: modes of it grow; "
-                "take more steps, or a method that is stable there"
-            )
-        warnings.warn(words, UserWarning, stacklevel=4)
 
 
 def _stepping(

@@ -154,6 +154,7 @@ class Reacting(nn.Module):
 SPLITTING = [name for name, method in METHODS.items() if isinstance(method, Method) and method.splits]
 IMPLICIT = ["backward_euler", "implicit_midpoint"]
 STIFF = [name for name, method in METHODS.items() if isinstance(method, Method) and method.jacobian and method.embedded_order is not None]
+STIFF.remove("auto")  # which has no grid
 
 
 def robertson(t: Tensor, y: Tensor) -> Tensor:

@@ -87,6 +87,7 @@ class Loop:
         self.rejected = 0
         self._nodes, self._wanted = [problem.stepping.times[0]], [0]  # of an adaptive solve, so far
         self._inside: dict[int, Times] = {}
+        self._by: list[int] = []  # which of several methods took each step
         stepping = problem.stepping
         self._values: Sequence[float] = numbers(stepping.times) if isinstance(stepping, Adaptive) else ()  # the output times
         self._passed = 1  # how many of them are behind
@@ -101,7 +102,8 @@ class Loop:
         stepping = self.problem.stepping
         found = isinstance(stepping, Adaptive)
         inside = tuple(self._inside.items())
-        grid = Grid(tuple(self._nodes), (1,) * (len(self._nodes) - 1), tuple(self._wanted), inside=inside) if found else stepping
+        by = tuple(self._by) if any(self._by) else ()
+        grid = Grid(tuple(self._nodes), (1,) * (len(self._nodes) - 1), tuple(self._wanted), None, None, inside, by) if found else stepping
         return grid if self._stop is None else replace(grid, stop=self._stop)
 
     def steps(self, y: Leaves) -> Iterator[tuple[Step, Leaves]]:
@@ -191,12 +193,12 @@ class Loop:
             self._passed += 1
 
     def _controlled(self, adaptive: Adaptive, y: Leaves) -> Iterator[tuple[Step, Leaves]]:
-        method, recording = self.problem.method, self.recording
+        recording, chooser, by = self.recording, self.problem.method.chooser(), 0
         assert recording is not None
         ends, nodes = numbers(adaptive.ends), self._nodes
         recording.mark()
         with recording.observing(y):
-            self.first, sizes = self._start(adaptive, method, y)
+            self.first, sizes = self._start(adaptive, self.problem.method, y)
         if recording.moved() or self.reuse == "none":
             recording.retreat()
             self.first = None
@@ -205,9 +207,12 @@ class Loop:
             while start != end:
                 if recording.marks < len(nodes):
                     recording.mark()
+                    if chooser is not None and self._by:
+                        by = chooser.next(self.problem.given(self.args))
+                        recording.retreat()
                 stop = sizes.next_end(start, end)
-                step = Step(len(nodes) - 1, (nodes[-1], adaptive.ends[interval + 1] if stop == end else stop), 0, 0, 1)
-                inside = self._within(adaptive, stop, end)
+                step = Step(len(nodes) - 1, (nodes[-1], adaptive.ends[interval + 1] if stop == end else stop), 0, 0, 1, by=by)
+                method, inside = self.problem.method.at(step), self._within(adaptive, stop, end)
                 take = Take(self.problem, self.args, step, None if self.first is None else known, inside if self.problem.reads else ())
                 verdict = _Verdict(adaptive, method, sizes, stop - start, y)
                 y_next, slopes = self._attempted(take, y, verdict)
@@ -227,6 +232,9 @@ class Loop:
                 self.first = slopes[after] if after is not None and not moved and self.reuse != "none" else None
                 known = (step, after or 0, 1.0)
                 nodes.append(step.times[1])
+                self._by.append(by)
+                if chooser is not None:
+                    chooser.saw(step, y, slopes)
                 self._pass(step, inside, stop == end)
                 del slopes, verdict
                 yield step, y_next

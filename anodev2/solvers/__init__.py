@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..torchdiffeq import METHODS_OF_TORCHDIFFEQ
+from .auto import Auto
 from .exponential import ETDRK4, ExponentialEuler
 from .imex import IMEX, IMEX1, IMEX2, IMEX3
 from .interpolant import between as states_between
@@ -22,6 +23,7 @@ __all__ = [
     "IMEX",
     "METHODS",
     "SDIRK",
+    "Auto",
     "BackwardEuler",
     "FlatField",
     "Implicit",
@@ -42,7 +44,7 @@ __all__ = [
 
 _OTHERS = (
     *(Leapfrog(), ExponentialEuler(), ETDRK4(), IMEX1, IMEX2, IMEX3, BackwardEuler(), ImplicitMidpoint(), RODAS4, RODAS5P),
-    *(ESDIRK4, KVAERNO5, Map()),
+    *(ESDIRK4, KVAERNO5, Auto(), Map()),
 )
 METHODS: dict[str, Tableau | Method] = {**TABLEAUS, **{method.name: method for method in _OTHERS}}
 

@@ -35,7 +35,7 @@ class Flat:
     def join(self, leaves: Leaves) -> Tensor:
         if self.alone:
             return leaves[0].to(self.dtype).reshape(-1)
-        real = [torch.view_as_real(leaf) if leaf.is_complex() else leaf for leaf in leaves]
+        real = [torch.stack([leaf.real, leaf.imag], -1) if leaf.is_complex() else leaf for leaf in leaves]
         return torch.cat([leaf.reshape(-1).to(self.dtype) for leaf in real])
 
     def split(self, vector: Tensor) -> list[Tensor]:
@@ -46,5 +46,5 @@ class Flat:
 
 def _shaped(part: Tensor, leaf: Tensor) -> Tensor:
     if leaf.is_complex():
-        return torch.view_as_complex(part.reshape(*leaf.shape, 2)).to(leaf.dtype)
+        return torch.complex(*part.reshape(*leaf.shape, 2).unbind(-1)).to(leaf.dtype)  # not a view, which may not begin at an odd place
     return part.reshape(leaf.shape).to(leaf.dtype)

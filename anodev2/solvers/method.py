@@ -80,6 +80,18 @@ class StepFailed(RuntimeError):
     """A step whose equations could not be solved; says why in one sentence."""
 
 
+class Chooser(ABC):
+    """Chooses which method takes the next step, for ``Step.by``."""
+
+    @abstractmethod
+    def saw(self, step: Step, y: Leaves, slopes: Sequence[Leaves]) -> None:
+        """A step from y has been accepted."""
+
+    @abstractmethod
+    def next(self, field: SplitField) -> int:
+        """Who takes the next; f may be evaluated, and is left as it was."""
+
+
 class Method(ABC):
     """A one-step method.
 
@@ -103,6 +115,18 @@ class Method(ABC):
     def prepare(self, linear: LinearOperator, h: Time) -> Any:
         """Functions of the linear part that steps of length h apply, a tree of tensors: made once per solve."""
         return ()
+
+    def at(self, step: Step) -> Method:
+        """The one that takes this step, of a method that consists of several."""
+        return self
+
+    def for_state(self, leaves: Leaves) -> Method:
+        """The same for states such as this."""
+        return self
+
+    def chooser(self) -> Chooser | None:
+        """What chooses between several methods, in one solve with error control."""
+        return None
 
     @abstractmethod
     def step(self, field: SplitField, step: Step, y: Leaves) -> list[Tensor]:

@@ -26,7 +26,8 @@ Times = tuple[Time, ...]  # tensors where they require grad (zero-dimensional) o
 class Step:
     """The ``part``-th of ``parts`` equal steps of one interval; ``index`` counts over the whole solve.
 
-    ``backwards``: the step goes from the end of that step to its start, its times being in this order.
+    ``backwards``: the step goes from the end of that step to its start, its times being in this order. ``by``: which of several
+    methods takes it.
     """
 
     index: int
@@ -35,6 +36,7 @@ class Step:
     part: int
     parts: int
     backwards: bool = False
+    by: int = 0
 
     @property
     def dt(self) -> Time:
@@ -58,6 +60,7 @@ class Grid:
 
     ``wanted`` lists which of the times are outputs; None: all. ``inside``: numbers of steps, rising, with times within them that are
     outputs too, read from the method's interpolant. ``stop`` ends the grid early, after so many steps.
+    ``by``: which of several methods takes each step; (): the only one.
     ``status`` tells which samples of a search per sample did not come to the end, a ``Status``; None: all came.
     """
 
@@ -67,6 +70,7 @@ class Grid:
     stop: int | None = None
     status: Any = None
     inside: tuple[tuple[int, Times], ...] = ()
+    by: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return sum(self.counts) if self.stop is None else self.stop
@@ -74,7 +78,8 @@ class Grid:
     def steps(self) -> list[Step]:
         """All steps in order."""
         places = [(interval, part, parts) for interval, parts in enumerate(self.counts) for part in range(parts)]
-        return [Step(index, self.times, *place) for index, place in enumerate(places[: self.stop])]
+        by = self.by or (0,) * len(places)
+        return [Step(index, self.times, *place, by=by[index]) for index, place in enumerate(places[: self.stop])]
 
     def outputs(self) -> tuple[int, ...]:
         """The number of steps done at each output time, from 0 to ``len(self)``."""

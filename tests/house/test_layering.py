@@ -65,7 +65,7 @@ FOLDERS = {
             "newton",
             "one_stage",
         ),
-        *("jacobian", "rosenbrock", "sdirk"),
+        *("jacobian", "rosenbrock", "sdirk", "auto"),
         *("", "stability"),
     ],
     "integrate": [

@@ -760,6 +760,30 @@ MUTATIONS = {
         "return g if matrix is not None else Factors",
         "test_stiff_control.py::test_gradients_of_stiff_solves_are_central_differences",
     ),
+    "the look for stiffness leaves a trace": (
+        "integrate/loop.py",
+        "                        recording.retreat()\n                stop = sizes",
+        "                stop = sizes",
+        "test_auto.py::test_looking_for_stiffness_leaves_no_trace",
+    ),
+    "a step redone by the other method": (
+        "stepping/grid.py",
+        "*place, by=by[index])",
+        "*place)",
+        "test_auto.py::test_every_adjoint_has_the_gradient_of_store_all_across_changes",
+    ),
+    "an event located by the other method": (
+        "events.py",
+        ", by=self.step.by), y, args)",
+        "), y, args)",
+        "test_auto.py::test_events_and_what_is_between_steps",
+    ),
+    "no way back from the stiff method": (
+        "solvers/auto.py",
+        "else TO_STIFF):",
+        "else TO_STIFF) and not self.by:",
+        "test_auto.py",
+    ),
     "a drift of f left out": (
         "solvers/rosenbrock.py",
         "if drift is not None and self.d[stage]:",
