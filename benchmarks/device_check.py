@@ -1,4 +1,4 @@
-"""The claims about gradients, checked on an accelerator: python benchmarks/device_check.py [cuda]
+"""The claims about gradients, checked on an accelerator: python benchmarks/device_check.py [--device cpu]
 
 Prints a Markdown table: a float64 gradient against the CPU's, then, against ``adjoint="direct"`` on the same device, dropout,
 BatchNorm, autocast; every way of keeping states, host memory among them; and a whole training step of each network. With "cpu"
@@ -10,14 +10,16 @@ from __future__ import annotations
 import copy
 import platform
 import statistics
-import sys
 import time
 
 import torch
 from torch import Tensor, nn
 
+import scripts  # noqa: F401 # isort: split
 from anodev2 import Adjoint, CheckpointAdjoint, CoupledODEBlock, ODEBlock, ReactionDiffusionAdvection, ReversibleAdjoint
 from anodev2.models import MODELS
+from options import OnDevice, script
+from ranks import choose_device
 
 
 class Branch(nn.Module):
@@ -61,8 +63,11 @@ def milliseconds(models: list[nn.Module], x: Tensor, rounds: int = 9) -> list[fl
     return [statistics.median(column) for column in zip(*times, strict=True)]
 
 
-def main(name: str) -> None:
-    device = torch.device(name)
+def main(device: str) -> None:
+    measure(choose_device(device))
+
+
+def measure(device: torch.device) -> None:
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.deterministic = True
     print(
@@ -112,4 +117,4 @@ def main(name: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1] if len(sys.argv) > 1 else "cuda")
+    script(main, __doc__, OnDevice)

@@ -12,9 +12,11 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+import scripts  # noqa: F401 # isort: split
 from anodev2 import Galerkin, ODEBlock
 from anodev2.models import MODELS
 from anodev2.models.blocks import ResidualBlock
+from options import script
 
 HEAD = ["network", "block", "norm", "parameters", "in ODE blocks", "multiply-adds"]
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -67,5 +69,9 @@ def table() -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
-if __name__ == "__main__":
+def main() -> None:
     print(table())
+
+
+if __name__ == "__main__":
+    script(main, __doc__)

@@ -9,7 +9,6 @@ periodic on [0, 1) with a closed form. "same" rows: central2, rk4, the same step
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import platform
@@ -20,7 +19,8 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import scipy
@@ -29,8 +29,10 @@ import torchdiffeq
 from scipy.integrate import solve_ivp
 from torch import Tensor
 
+import scripts  # noqa: F401 # isort: split
 from anodev2 import odeint
 from anodev2.pde import Advection, Burgers, Diffusion, Equation, Grid1D
+from options import DIFFERENT, Count, script
 
 STEPS, ROUNDS = 200, 7
 SPEED, DIFFUSIVITY, VISCOSITY = 1.0, 1.0, 0.05
@@ -184,13 +186,21 @@ def measure(case: Case, batch: int, python: str | None, rows: list[str], peers: 
         print(rows[-1], flush=True)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--py-pde", help="a Python interpreter that has py-pde")
-    parser.add_argument("--problems", nargs="+", default=["advection", "diffusion", "burgers"])
-    parser.add_argument("--sizes", type=int, nargs="+", default=[128, 1024, 8192])
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 64])
-    options = parser.parse_args()
+@dataclass(frozen=True)
+class Config:
+    """What is compared."""
+
+    py_pde: Path | None = None
+    """a Python interpreter that has py-pde; none: without it"""
+    problems: Annotated[tuple[Literal["advection", "diffusion", "burgers"], ...], DIFFERENT] = ("advection", "diffusion", "burgers")
+    """equations"""
+    sizes: Annotated[tuple[Count, ...], DIFFERENT] = (128, 1024, 8192)
+    """points of the grids"""
+    batches: Annotated[tuple[Count, ...], DIFFERENT] = (1, 64)
+    """fields at once"""
+
+
+def main(py_pde: Path | None, problems: tuple[str, ...], sizes: tuple[int, ...], batches: tuple[int, ...]) -> None:
     torch.set_num_threads(1)
     torch.set_grad_enabled(False)
     warnings.filterwarnings("ignore", message=".*functools.lru_cache.*")
@@ -202,14 +212,14 @@ def main() -> None:
     )
     peers: dict[tuple[str, int], dict[str, Any] | None] = {}
     rows: list[str] = []
-    for name in options.problems:
-        for n in options.sizes:
-            for batch in options.batches:
-                measure(Case(name, n), batch, options.py_pde, rows, peers)
+    for name in problems:
+        for n in sizes:
+            for batch in batches:
+                measure(Case(name, n), batch, None if py_pde is None else str(py_pde), rows, peers)
     for (name, n), peer in peers.items():
         if peer is not None:
             print(f"py-pde {peer['version']}: {name}, n = {n}: compiled in {peer['compile']:.1f} s")
 
 
 if __name__ == "__main__":
-    main()
+    script(main, __doc__, Config)

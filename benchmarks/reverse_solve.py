@@ -7,16 +7,19 @@ the block's input the reverse solve ends. The weights are those after training; 
 
 from __future__ import annotations
 
-import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import tyro
 from torch import Tensor, nn
 
 import scripts  # noqa: F401 # isort: split
 from anodev2 import ODEBlock
 from anodev2.models import MODELS
 from images import Images, load_images
+from options import AUTO, script
+from ranks import choose_device
 from runs import load_checkpoint, read_json
 from settings import Config
 
@@ -51,6 +54,7 @@ def compare(config: Config, weights: dict[str, Tensor] | None, steps: int, image
     reverse = MODELS[config.model](images.classes, block="ode", steps=steps, norm=config.norm, adjoint="backsolve")
     for model in (exact, reverse):
         model.load_state_dict(exact.state_dict() if weights is None else weights)
+        model.to(images.y_train.device)
     place, found, words = first_block(exact), [gradients(model, images) for model in (exact, reverse)], []
     for parts in ({place}, set(range(place))):
         a, b = (torch.cat([g for name, g in grads if int(name.split(".")[0]) in parts]) for grads in found)
@@ -58,20 +62,32 @@ def compare(config: Config, weights: dict[str, Tensor] | None, steps: int, image
     return " | ".join(f"{word:.3f}" for word in [*words, missed(exact, images)])
 
 
-def main(runs: list[str]) -> None:
+@dataclass(frozen=True)
+class Runs:
+    """The runs to look at."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]] = ()
+    """run folders of train_cifar.py with ODE blocks; none: an untrained ResNet-4"""
+    device: str = AUTO
+    """auto (a GPU where there is one), cpu, cuda, ..."""
+
+
+def main(runs: tuple[Path, ...], device: str = "cpu") -> None:
+    where = choose_device(device)
     print("| weights | norm | steps | block: relative error | cosine | below: relative error | cosine | z missed by |")
     print("|---|---|---|---|---|---|---|---|")
-    for run in runs or [""]:
+    for run in runs or (None,):
+        name = "untrained" if run is None else run.name
         config, weights, steps = Config(block="ode"), None, (1, 2, 5, 10, 20)
-        if run:
-            saved = read_json(Path(run) / "config.json", run)
+        if run is not None:
+            saved = read_json(run / "config.json", str(run))
             config = Config(**{name: saved[name] for name in ("data", "model", "steps", "norm")}, data_dir=Path(saved["data_dir"]))
-            weights = load_checkpoint(Path(run) / "last.pt")["model"]
+            weights = load_checkpoint(run / "last.pt")["model"]
             steps = (config.steps,)
-        images = load_images(config.data, config.data_dir, torch.device("cpu"), 1000)
+        images = load_images(config.data, config.data_dir, where, 1000)
         for n in steps:
-            print(f"| {Path(run).name or 'untrained'} | {config.norm} | {n} | {compare(config, weights, n, images)} |", flush=True)
+            print(f"| {name} | {config.norm} | {n} | {compare(config, weights, n, images)} |", flush=True)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    script(main, __doc__, Runs)

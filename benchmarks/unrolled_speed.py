@@ -1,4 +1,4 @@
-"""Inference time of unrolled networks against the same layers written by hand: python benchmarks/unrolled_speed.py [cpu | cuda]
+"""Inference time of unrolled networks against the same layers written by hand: python benchmarks/unrolled_speed.py [--device cpu]
 
 Prints a Markdown table: for ResNet-4 with an ODE block and with a coupled block, the median times of a forward pass of the network
 as trained (with its solver), unrolled, as a loop by hand over the same f, and written by hand without f, its layers one after the
@@ -11,15 +11,17 @@ from __future__ import annotations
 import platform
 import random
 import statistics
-import sys
 import time
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
+import scripts  # noqa: F401 # isort: split
 from anodev2 import unroll
 from anodev2.models import MODELS
+from options import OnDevice, script
+from ranks import choose_device
 
 STEPS = 5
 
@@ -108,8 +110,11 @@ def row(title: str, times: list[list[float]]) -> None:
 
 
 @torch.no_grad()
-def main(name: str) -> None:
-    device = torch.device(name)
+def main(device: str) -> None:
+    measure(choose_device(device))
+
+
+def measure(device: torch.device) -> None:
     torch.manual_seed(0)
     where = torch.cuda.get_device_name() if device.type == "cuda" else f"{platform.machine()}, {torch.get_num_threads()} thread(s)"
     print(f"torch {torch.__version__}, Python {platform.python_version()}, {where}; ms per forward pass, medians\n")
@@ -130,4 +135,4 @@ def main(name: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1] if len(sys.argv) > 1 else "cpu")
+    script(main, __doc__, OnDevice)

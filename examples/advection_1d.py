@@ -5,7 +5,7 @@
 on a periodic axis of length 1. Each scheme's error falls with the number of points as its order says (a smooth field), and each has
 its own way of getting a box wrong: upwind1 smears it, central2 leaves ripples, weno5 keeps its height and steep sides.
 
-    python examples/advection_1d.py [PICTURE.png]
+    python examples/advection_1d.py
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from anodev2 import odeint
 from anodev2.pde import Advection, Grid1D
-from options import picture_script
+from options import Picture, script
 
 END = 0.9  # the field has then moved by 0.48: no whole number of points on any of the grids
 ORDERS = {"upwind1": 1, "central2": 2, "upwind3": 3, "central4": 4, "weno5": 5, "central6": 6, "spectral": math.inf}
@@ -133,4 +133,4 @@ def main(picture: Path | None = None, small: bool = False) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    picture_script(main, __doc__)
+    script(main, __doc__, Picture)

@@ -25,7 +25,8 @@ from torch import nn
 from anodev2 import Dynamics, Galerkin, LowRank, ReactionDiffusionAdvection, Templates, convert
 from anodev2.models.blocks import BasicBranch, ResidualBlock
 from images import Images, load_images
-from options import DIFFERENT, Count, Positive, Seed, mistakes_told, parse
+from options import AUTO, DIFFERENT, Count, Positive, Seed, mistakes_told, parse
+from ranks import choose_device
 
 LAYERS, CHANNELS, BATCH = 5, 16, 64
 DYNAMICS: dict[str, Callable[[], Dynamics]] = {
@@ -55,6 +56,8 @@ class Config:
     """largest learning rate of Adam; a third of it behind the conversion"""
     seeds: Annotated[tuple[Seed, ...], DIFFERENT] = (0,)
     """of initial weights and the order of images"""
+    device: str = AUTO
+    """auto (a GPU where there is one), cpu, cuda, ..."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +116,7 @@ def converted(model: nn.Sequential, dynamics: Dynamics) -> tuple[nn.Sequential, 
 def run(config: Config, data: Images, seed: int) -> dict[str, Result]:
     """For each dynamics, all from one trained stack."""
     torch.manual_seed(seed)
-    start = network(stack())
+    start = network(stack()).to(data.y_train.device)
     model, alike = copy.deepcopy(start), copy.deepcopy(start)
     alike[4] = nn.Sequential(*(copy.deepcopy(start[4].get_submodule("0")) for _ in range(LAYERS)))  # what the fresh dynamics would be
     train(model, data, config.epochs, config.lr, seed)
@@ -136,7 +139,7 @@ def told(values: list[float]) -> str:
 def main(argv: list[str] | None = None) -> dict[int, dict[str, Result]]:
     with mistakes_told():
         config, _ = parse(Config, argv)
-        data = load_images(config.data, config.data_dir, torch.device("cpu"), config.subset)
+        data = load_images(config.data, config.data_dir, choose_device(config.device), config.subset)
         found = {seed: run(config, data, seed) for seed in config.seeds}
     whole = sum(p.numel() for p in stack().parameters())
     first = [next(iter(results.values())).stack for results in found.values()]

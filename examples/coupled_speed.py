@@ -5,7 +5,7 @@ c' = -p c, so the field has moved by C(t) = c0 (1 - exp(-p t)) / p. The coupled 
 c0 and p. A constant speed moves the field by c t, a straight line through the origin, and a line cannot bend; a growth rate as
 second number does not help it.
 
-    python examples/coupled_speed.py [PICTURE.png]
+    python examples/coupled_speed.py
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from anodev2 import CoupledSystem, odeint
 from anodev2.pde import Advection, AdvectionDiffusionReaction, Grid1D
-from options import picture_script
+from options import Picture, script
 
 OBSERVED, LATER = [0.25, 0.5, 0.75, 1.0], 2.0
 GRID = Grid1D(48)
@@ -139,4 +139,4 @@ def main(picture: Path | None = None, small: bool = False) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    picture_script(main, __doc__)
+    script(main, __doc__, Picture)

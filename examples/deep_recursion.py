@@ -5,7 +5,7 @@ passes, with states kept by ``CheckpointAdjoint(slots=...)``, it solves puzzles 
 alone, as some recursive models are to save memory, it solves few: nothing tells early passes what later ones need. Both hold a few states
 and the graph of one pass; what the second holds less is given back to it as a larger batch.
 
-    python examples/deep_recursion.py [PICTURE.png]
+    python examples/deep_recursion.py
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from anodev2 import Adjoint, CheckpointAdjoint, DirectAdjoint, odeint, plan
-from options import picture_script
+from options import DevicePicture, script
+from ranks import choose_device
 
 SIZE, BOX, CELLS = 4, 2, 16
 WIDTH, PASSES, SLOTS = 32, 12, 3
@@ -80,7 +81,8 @@ class Pass(nn.Module):
 
 def recursion(net: Pass, clues: Tensor, passes: int, last_alone: bool = False) -> Tensor:
     """z after all passes; with ``last_alone`` only the last one has a gradient."""
-    z, known, held = torch.zeros(*clues.shape, WIDTH), (functional.one_hot(clues, SIZE + 1).float(),), CheckpointAdjoint(slots=SLOTS)
+    z, held = torch.zeros(*clues.shape, WIDTH, device=clues.device), CheckpointAdjoint(slots=SLOTS)
+    known = (functional.one_hot(clues, SIZE + 1).float(),)
     if last_alone:
         with torch.no_grad():
             z = odeint(net, z, [0, passes - 1], method="map", args=known)[-1]
@@ -91,14 +93,14 @@ def solved(net: Pass, clues: Tensor, solutions: Tensor, most: int) -> list[float
     """The share of puzzles without a mistake after each number of passes."""
     known = (functional.one_hot(clues, SIZE + 1).float(),)
     with torch.no_grad():
-        z = odeint(net, torch.zeros(*clues.shape, WIDTH), list(range(most + 1)), method="map", args=known)[1:]
+        z = odeint(net, torch.zeros(*clues.shape, WIDTH, device=clues.device), list(range(most + 1)), method="map", args=known)[1:]
         return (net.digits(z).argmax(-1) == solutions).all(-1).float().mean(-1).tolist()
 
 
 def train(last_alone: bool, data: tuple[Tensor, ...], iterations: int, batch: int, seed: int) -> tuple[Pass, list[float]]:
     """The trained network, and the share of unseen puzzles that it solves every tenth of the way."""
     torch.manual_seed(seed)
-    net, (clues, solutions, *unseen) = Pass(), data
+    net, (clues, solutions, *unseen) = Pass().to(data[0].device), data
     optimizer = torch.optim.Adam(net.parameters(), lr=3e-3)
     shares = [0.0]
     for iteration in range(iterations):
@@ -137,10 +139,12 @@ def draw(path: Path, iterations: int, learned: dict[str, list[float]], deeper: d
     figure.savefig(path, dpi=100)
 
 
-def main(picture: Path | None = None, small: bool = False, iterations: int = 120, batch: int = 32, seed: int = 0) -> dict[str, float]:
+def main(
+    picture: Path | None = None, small: bool = False, iterations: int = 120, batch: int = 32, seed: int = 0, device: str = "cpu"
+) -> dict[str, float]:
     if small:
         iterations = 60
-    generator = torch.Generator().manual_seed(seed)
+    generator, where = torch.Generator().manual_seed(seed), choose_device(device)
     grids = filled_grids()
     grids = grids[torch.randperm(len(grids), generator=generator)]
     known, unseen = (puzzles(part, grids, count, generator) for part, count in ((grids[:TRAINED], 1000), (grids[TRAINED:], 200)))
@@ -149,8 +153,8 @@ def main(picture: Path | None = None, small: bool = False, iterations: int = 120
     while bytes_held(1, CheckpointAdjoint(slots=1), more + 1) <= held:
         more += 1
     for name, last_alone, size in (("gradient through all passes", False, batch), ("gradient of the last pass", True, more)):
-        net, learned[name] = train(last_alone, (*known, *unseen), iterations, size, seed)
-        deeper[name] = solved(net, *unseen, 3 * PASSES)
+        net, learned[name] = train(last_alone, tuple(part.to(where) for part in (*known, *unseen)), iterations, size, seed)
+        deeper[name] = solved(net, unseen[0].to(where), unseen[1].to(where), 3 * PASSES)
         print(f"{name}, batches of {size}: {learned[name][-1]:.0%} of unseen puzzles solved after {PASSES} passes")
     everything = bytes_held(PASSES, DirectAdjoint(), batch)
     print(f"at most {held / 2**20:.2f} MiB of states and graphs held by either; all graphs would be {everything / 2**20:.2f} MiB")
@@ -162,4 +166,4 @@ def main(picture: Path | None = None, small: bool = False, iterations: int = 120
 
 
 if __name__ == "__main__":
-    picture_script(main, __doc__)
+    script(main, __doc__, DevicePicture)

@@ -34,7 +34,7 @@ from tqdm import tqdm
 from anodev2 import CoupledODEBlock, ReactionDiffusionAdvection
 from anodev2.models.blocks import PerStepNorm2d
 from images import MINI, readable, splits
-from options import Count, CountFrom0, NotNegative, Positive, Rule, Seed, mistakes_told, parse
+from options import AUTO, Count, CountFrom0, NotNegative, Positive, Rule, Seed, mistakes_told, parse
 from ranks import choose_device
 from runs import RunError, in_words, save_weights, writable
 
@@ -43,20 +43,34 @@ from runs import RunError, in_words, save_weights, writable
 class Config:
     """Train a ResNet on a folder of images, as it is and with a stage's repeated blocks replaced by one coupled ODE block."""
 
-    data: str = "mini"  # mini (2,000 CIFAR-10 images), or a folder: train/CLASS/* and test/CLASS/*, or CLASS/*, every fifth for testing
-    network: Literal["resnet18", "resnet34"] = "resnet18"  # torchvision's
-    weights: str = "none"  # none, imagenet (downloaded once), or a file with the state_dict of such a network; the last layer is new
-    stage: Literal[1, 2, 3, 4] = 3  # the stage whose blocks but the first are replaced
-    freeze: bool = False  # leave everything before the stage as it is
-    tau: NotNegative = 0.02  # initial diffusivity of the kernel, in its cells squared
-    size: Annotated[int, Rule("at least 33", lambda n: n >= 33)] = 40  # side of images in pixels, imagenet weights: 224
-    epochs: Count = 2  # passes over the training images, for each network
-    batch_size: Count = 50  # images per gradient step
-    lr: Positive = 1e-3  # largest learning rate of AdamW
-    seed: Seed = 0  # of initial weights, order of images and augmentation
-    workers: CountFrom0 = 0  # processes that read images
-    device: str = "cpu"  # cpu, cuda, ...
-    out: Path | None = None  # safetensors file for the weights of the trained network with the coupled block
+    data: str = "mini"
+    """mini (2,000 CIFAR-10 images), or a folder: train/CLASS/* and test/CLASS/*, or CLASS/*, every fifth for testing"""
+    network: Literal["resnet18", "resnet34"] = "resnet18"
+    """torchvision's"""
+    weights: str = "none"
+    """none, imagenet (downloaded once), or a file with the state_dict of such a network; the last layer is new"""
+    stage: Literal[1, 2, 3, 4] = 3
+    """the stage whose blocks but the first are replaced"""
+    freeze: bool = False
+    """leave everything before the stage as it is"""
+    tau: NotNegative = 0.02
+    """initial diffusivity of the kernel, in its cells squared"""
+    size: Annotated[int, Rule("at least 33", lambda n: n >= 33)] = 40
+    """side of images in pixels, imagenet weights: 224"""
+    epochs: Count = 2
+    """passes over the training images, for each network"""
+    batch_size: Count = 50
+    """images per gradient step"""
+    lr: Positive = 1e-3
+    """largest learning rate of AdamW"""
+    seed: Seed = 0
+    """of initial weights, order of images and augmentation"""
+    workers: CountFrom0 = 0
+    """processes that read images"""
+    device: str = AUTO
+    """auto (a GPU where there is one), cpu, cuda, ..."""
+    out: Path | None = None
+    """safetensors file for the weights of the trained network with the coupled block"""
 
 
 class Branch(nn.Module):
@@ -152,6 +166,7 @@ def multiply_adds(model: nn.Module, images: Tensor) -> int:
 def train(model: nn.Module, training: DataLoader[Any], testing: DataLoader[Any], config: Config) -> tuple[list[float], float]:
     """Mean loss of every epoch, and test accuracy in percent; the order and augmentation of the images depend on the seed alone."""
     torch.manual_seed(config.seed)
+    device = next(model.parameters()).device
     before = ["conv1", "bn1", *(f"layer{i}" for i in range(1, config.stage))] if config.freeze else []
     frozen = [model.get_submodule(name).requires_grad_(False) for name in before]
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], config.lr)
@@ -165,7 +180,7 @@ def train(model: nn.Module, training: DataLoader[Any], testing: DataLoader[Any],
             part.eval()  # or its running statistics would move
         losses = []
         for x, y in tqdm(training, desc=f"epoch {epoch + 1}", leave=False, disable=None):
-            loss = nn.functional.cross_entropy(model(x.to(config.device)), y.to(config.device))
+            loss = nn.functional.cross_entropy(model(x.to(device)), y.to(device))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -176,20 +191,21 @@ def train(model: nn.Module, training: DataLoader[Any], testing: DataLoader[Any],
             raise RunError(f"the loss became {means[-1]} in epoch {epoch + 1}; lower --lr {config.lr}")
     model.eval()
     with torch.no_grad():
-        right = torch.cat([model(x.to(config.device)).argmax(1).cpu() == y for x, y in testing])
+        right = torch.cat([model(x.to(device)).argmax(1).cpu() == y for x, y in testing])
     return means, 100 * right.double().mean().item()
 
 
 def compare(config: Config, folder: Path) -> dict[str, Any]:
     """Trains and measures both networks; returns what it prints."""
     training, testing, classes = load_folder(folder, config)
+    device = choose_device(config.device)
     torch.manual_seed(config.seed)
-    original = build(config, classes).to(choose_device(config.device))
+    original = build(config, classes).to(device)
     coupled = copy.deepcopy(original)
     block = couple(coupled, config.stage, config.tau)
     result: dict[str, Any] = {}
     for name, model in {"original": original, "coupled": coupled}.items():
-        one, two = (multiply_adds(model, torch.zeros(n, 3, config.size, config.size, device=config.device)) for n in (1, 2))
+        one, two = (multiply_adds(model, torch.zeros(n, 3, config.size, config.size, device=device)) for n in (1, 2))
         cost = {"parameters": sum(p.numel() for p in model.parameters()), "per_image": two - one, "per_pass": 2 * one - two}
         print("{}: {:,} parameters, {:,} multiply-adds per image, {:,} per batch for moving weights".format(name, *cost.values()))
         losses, accuracy = train(model, training, testing, config)
@@ -207,7 +223,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     with mistakes_told():
         config, _ = parse(Config, argv)
         if config.out is not None:
-            writable(config.out, "--out")
+            writable(config.out, "--out", ".safetensors")
         with tempfile.TemporaryDirectory() as scratch:
             if config.data == "mini":
                 write_mini(Path(scratch))

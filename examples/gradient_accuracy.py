@@ -15,7 +15,7 @@ is easily missed. Below, two problems whose reverse solve fails, at tolerances o
 dy(1)/dw = (1 - exp(-lambda^2)) / lambda^2 (dopri5); and van der Pol's oscillator from (2, 0) to t = 3 (dopri8; with dopri5 the reverse
 solve finds no step any more from mu = 4 on).
 
-    python examples/gradient_accuracy.py [PICTURE.png]
+    python examples/gradient_accuracy.py
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from anodev2 import odeint
-from options import picture_script
+from options import Picture, script
 
 SIZE = 3
 METHODS = ("euler", "midpoint")
@@ -258,4 +258,4 @@ def main(picture: Path | None = None, small: bool = False) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    picture_script(main, __doc__)
+    script(main, __doc__, Picture)

@@ -15,7 +15,7 @@ of the Lipschitz constant and of the solver's accuracy, not of the kind of layer
 Look at the picture: left, the input, the output and what each solver finds when it goes back; right, the error over lambda^2 against these
 laws, and the error over the Lipschitz constant while the kernel grows from the one scale to the other.
 
-    python examples/irreversibility.py [PICTURE.png]
+    python examples/irreversibility.py
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from anodev2 import diagnose, odeint
 from images import load_images
-from options import picture_script
+from options import SeededPicture, script
 
 ACTIVATIONS: dict[str, nn.Module] = {"ReLU": nn.ReLU(), "leaky ReLU": nn.LeakyReLU(), "softplus": nn.Softplus(), "tanh": nn.Tanh()}
 PICTURED = ("ReLU", "softplus", "tanh")
@@ -47,9 +47,9 @@ EPS = torch.finfo(torch.float32).eps
 class Convolution(nn.Module):
     """sigma(K * z), K of 3 x 3 pixels, multiplied by ``scale``; ``unscaled``: drawn from N(0, 1), else as PyTorch does."""
 
-    def __init__(self, activation: nn.Module, unscaled: bool, scale: float = 1.0) -> None:
+    def __init__(self, activation: nn.Module, unscaled: bool, scale: float = 1.0, seed: int = 0) -> None:
         super().__init__()
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         self.conv = nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1, bias=False)
         self.activation = activation
         with torch.no_grad():
@@ -110,10 +110,10 @@ class Growing:
     errors: dict[str, list[float]]
 
 
-def growing(z0: Tensor, count: int) -> Growing:
+def growing(z0: Tensor, count: int, seed: int = 0) -> Growing:
     """From the scale of PyTorch's initialisation, deviation 1 / sqrt(27 channels), to N(0, 1)."""
     scales = torch.logspace(math.log10(1 / math.sqrt(27 * CHANNELS)), 0, count).tolist()
-    fields = [Convolution(ACTIVATIONS["ReLU"], True, scale) for scale in scales]
+    fields = [Convolution(ACTIVATIONS["ReLU"], True, scale, seed) for scale in scales]
     reports = {name: [diagnose.reversibility(f, z0, times=2, **SOLVERS[name]) for f in fields] for name in SOLVERS}
     return Growing([max(r.lipschitz) for r in reports["Euler"]], {name: [r.error for r in found] for name, found in reports.items()})
 
@@ -138,27 +138,27 @@ def share(error: float) -> str:
     return f"{error:.0f} times" if error >= 2 else f"{100 * error:.2g} %" if error > 1e-5 else "< 0.001 %"
 
 
-def draw(path: Path, z0: Tensor, errors: dict[str, float], lines: Decay, scales: Growing) -> None:
+def draw(path: Path, z0: Tensor, errors: dict[str, float], lines: Decay, scales: Growing, seed: int) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(13, 6), layout="constrained")
     figure.suptitle("Solved backwards: well-scaled convolutions come back to their input, N(0, 1) kernels do not")
     left, right = (figure.add_subfigure(place) for place in figure.add_gridspec(1, 2, width_ratios=(7, 4)))
-    draw_images(left, z0, errors)
+    draw_images(left, z0, errors, seed)
     over_lambda, over_scale = right.subplots(2, 1)
     draw_decay(over_lambda, lines)
     draw_growing(over_scale, scales)
     figure.savefig(path, dpi=83, pil_kwargs={"optimize": True})
 
 
-def draw_images(figure: Any, z0: Tensor, errors: dict[str, float]) -> None:
+def draw_images(figure: Any, z0: Tensor, errors: dict[str, float], seed: int) -> None:
     """A row for each activation (leaky ReLU looks as ReLU does): input, and with either kernel the output and what is found from there."""
     grid = figure.subplots(len(PICTURED), 7)
     columns = ["output", "Euler back", "RK45 back"]
     for row, name in zip(grid, PICTURED, strict=True):
         pictures, words = [shown(z0)], [""]
         for kind, unscaled in (("scaled", False), ("unscaled", True)):
-            f = Convolution(ACTIVATIONS[name], unscaled)
+            f = Convolution(ACTIVATIONS[name], unscaled, seed=seed)
             z1, by_euler = there_and_back(f, z0, EULER)
             by_rk45 = there_and_back(f, z0, RK45)[1]
             pictures += [shown(z1, stretch=True), shown(by_euler), shown(by_rk45)]
@@ -208,18 +208,18 @@ def draw_growing(ax: Any, scales: Growing) -> None:
     ax.legend(fontsize=8, loc="upper left")
 
 
-def main(picture: Path | None = None, small: bool = False) -> dict[str, float]:
+def main(picture: Path | None = None, small: bool = False, seed: int = 0) -> dict[str, float]:
     z0, numbers = image(), {}
     for name in PICTURED if small else ACTIVATIONS:
         for kind in ("scaled", "unscaled"):
             for solver, options in SOLVERS.items():
-                report = diagnose.reversibility(Convolution(ACTIVATIONS[name], kind == "unscaled"), z0, times=3, **options)
+                report = diagnose.reversibility(Convolution(ACTIVATIONS[name], kind == "unscaled", seed=seed), z0, times=3, **options)
                 numbers |= {f"{kind} {name} {solver}": report.error, f"{kind} {name} exponent": report.exponent}
                 numbers[f"{kind} {name} Lipschitz"] = max(report.lipschitz)
     lines = decay([rate**2 for rate in ((1, 2, 2.5, 3, 3.5, 5, 6) if small else (0.5 + 0.5 * i for i in range(12)))])
     show(numbers, lines)
     if picture is not None:
-        draw(picture, z0, numbers, lines, growing(z0, 4 if small else 8))
+        draw(picture, z0, numbers, lines, growing(z0, 4 if small else 8, seed), seed)
         print(f"picture: {picture}")
     for name in ("Euler", "RK45"):
         ratios = [abs(math.log(a / b)) for a, b, rate in zip(lines.found[name], lines.laws[name], lines.rates, strict=True) if rate >= 1]
@@ -250,4 +250,4 @@ def show(numbers: dict[str, float], lines: Decay) -> None:
 
 
 if __name__ == "__main__":
-    picture_script(main, __doc__)
+    script(main, __doc__, SeededPicture)

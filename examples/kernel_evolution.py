@@ -5,7 +5,7 @@ Reaction makes the kernel louder, diffusion blurs it, advection carries it acros
 say how much. The path is known in closed form, and three facts check it: the mean of a kernel grows by exp(rho t) whatever else
 happens, advection by a whole window brings an odd-sized kernel back, and stepping the equation leads to the same kernels.
 
-    python examples/kernel_evolution.py [PICTURE.png]        # the same stem with .gif is the film
+    python examples/kernel_evolution.py        # the same stem with .gif is the film
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from anodev2 import ReactionDiffusionAdvection, odeint
-from options import picture_script
+from options import Picture, script
 
 
 @dataclass(frozen=True)
@@ -174,4 +174,4 @@ def main(picture: Path | None = None, size: int = 7, steps: int = 100, frames: i
 
 
 if __name__ == "__main__":
-    picture_script(main, __doc__)
+    script(main, __doc__, Picture)

@@ -7,7 +7,7 @@ come from a grid three times as fine and get noise of standard deviation SIGMA. 
 L-BFGS fits c at every point, with exact gradients of the whole computation (leapfrog) through ``odeint``. What can be expected: the
 misfit falls to the noise and no further, and c is found up to a per cent or two.
 
-    python examples/learn_medium.py [PICTURE.png]
+    python examples/learn_medium.py
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from anodev2 import odeint
 from anodev2.pde import Grid1D, Neumann, Wave
-from options import picture_script
+from options import SeededPicture, script
 
 SOURCES, WIDTH = [0.08, 0.5, 0.92], 0.04  # places of the pulses and their width; the medium is 1 long
 RECEIVERS = [0.05, 0.35, 0.65, 0.95]
@@ -128,9 +128,9 @@ def draw(path: Path, survey: Survey, found: Tensor, observed: Tensor) -> None:
     figure.savefig(path, dpi=100)
 
 
-def main(picture: Path | None = None, n: int = 96, sigma: float = SIGMA, iterations: int = 25) -> dict[str, float]:
+def main(picture: Path | None = None, n: int = 96, sigma: float = SIGMA, iterations: int = 25, seed: int = 0) -> dict[str, float]:
     survey = Survey(n)
-    observed = observe(survey, sigma)
+    observed = observe(survey, sigma, seed)
     truth = true_speed(survey.x)
     wave, misfits = fit(survey, observed, sigma, iterations)
     found = wave.get_parameter("speed").detach()
@@ -151,4 +151,4 @@ def main(picture: Path | None = None, n: int = 96, sigma: float = SIGMA, iterati
 
 
 if __name__ == "__main__":
-    picture_script(main, __doc__)
+    script(main, __doc__, SeededPicture)

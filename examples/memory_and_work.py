@@ -18,7 +18,7 @@ number of slots in each block, and more work, it is O(L).
 The second picture shows when each step is evaluated, as the field itself wrote down, and for how long its state and its graph are held.
 With s slots a schedule keeps s + 1 states; the picture counts one more, that from which the last step was taken.
 
-    python examples/memory_and_work.py [PICTURE.png [SCHEDULES.png]]
+    python examples/memory_and_work.py
 """
 
 from __future__ import annotations
@@ -32,12 +32,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import tyro
 from torch import Tensor, nn
 
 from anodev2 import Adjoint, BacksolveAdjoint, CheckpointAdjoint, DirectAdjoint, ODEBlock, Plan, ReversibleAdjoint, plan
 from live_bytes import LiveBytes
-from options import Picture, picture_script
+from options import Drawing, Picture, script
 
 STATE = (2048, 4)  # 32 KiB
 WIDTH = 8
@@ -313,7 +312,7 @@ def draw_theory(panels: Sequence[Any], over_steps: list[Row], over_blocks: list[
 
 @dataclass(frozen=True)
 class Pictures(Picture):
-    schedules: tyro.conf.Positional[Path | None] = None
+    schedules: Drawing = Path("schedules.png")
     """the same, for the picture of the schedules"""
 
 
@@ -376,4 +375,4 @@ def report(numbers: dict[str, float], weights: Plan) -> None:
 
 
 if __name__ == "__main__":
-    picture_script(main, __doc__, Pictures)
+    script(main, __doc__, Pictures)

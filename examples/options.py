@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -33,6 +34,8 @@ Positive = Annotated[float, Rule("positive and finite", lambda x: 0 < x <= LARGE
 NotNegative = Annotated[float, Rule("at least 0 and finite", lambda x: 0 <= x <= LARGEST)]
 Share = Annotated[float, Rule("at least 0 and below 1", lambda x: 0 <= x < 1)]
 Seed = Annotated[int, Rule("at least 0 and below 2^31", lambda n: 0 <= n < 2**31)]
+Drawing = Annotated[Path, tyro.conf.arg(metavar="PICTURE.png|none")]
+AUTO = "auto"
 DIFFERENT = Rule("one or more, all different", lambda values: len(set(values)) == len(values) > 0)
 PLAIN = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", Path: "a path"}
 
@@ -56,10 +59,11 @@ def option(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def parse(kind: type[T], argv: Sequence[str] | None, default: T | None = None) -> tuple[T, list[str]]:
+def parse(kind: type[T], argv: Sequence[str] | None, default: T | None = None, about: str | None = None) -> tuple[T, list[str]]:
     """The settings of a command line, each in its range, and the names of the options given; ``default``: what holds for the others."""
     argv = sys.argv[1:] if argv is None else argv
-    config = tyro.cli(kind, args=argv) if default is None else tyro.cli(kind, args=argv, default=default)
+    begin: dict[str, Any] = {} if default is None else {"default": default}
+    config = tyro.cli(kind, args=argv, description=about, **begin)
     checked(kind, vars(config), option, "the command line")
     words = [word[2:].split("=")[0].replace("-", "_") for word in argv if word.startswith("--")]
     names = [word if word in vars(config) else word.removeprefix("no_") for word in words]
@@ -131,24 +135,54 @@ def _fitting(hint: Any, value: Any) -> Any:
 
 
 @dataclass(frozen=True)
+class Nothing:
+    """A command line without options."""
+
+
+@dataclass(frozen=True)
+class OnDevice:
+    """Where a script computes."""
+
+    device: str = AUTO
+    """auto (a GPU where there is one), cpu, cuda, ..."""
+
+
+@dataclass(frozen=True)
 class Picture:
-    """Where the script draws."""
+    """Where a script draws; its default is named after the script."""
 
-    picture: tyro.conf.Positional[Path | None] = None
-    """a name that ends in .png; default: no picture, the numbers alone"""
+    out: Drawing = Path("picture.png")
+    """where to draw; none: no picture, the numbers alone"""
 
 
-def picture_script(main: Callable[..., Any], about: str | None, kind: type[Any] = Picture) -> None:
-    """Call ``main`` with the pictures of the command line, once it is sure that they can be written."""
+@dataclass(frozen=True)
+class SeededPicture(Picture):
+    """The same for a script that draws numbers at random."""
+
+    seed: Seed = 0
+    """of all that is random"""
+
+
+@dataclass(frozen=True)
+class DevicePicture(OnDevice, SeededPicture):
+    """The same for one that trains a network."""
+
+
+def script(main: Callable[..., Any], about: str | None, kind: type[Any] = Nothing) -> None:
+    """Call ``main`` with the command line's options by their names, its pictures first, once it is sure that these can be written."""
     with mistakes_told():
-        files = vars(tyro.cli(kind, description=about)).values()
-        for file in files:
-            drawable(file)
-        main(*files)
+        default = kind()
+        if isinstance(default, Picture):
+            default = replace(default, out=Path(Path(inspect.unwrap(main).__code__.co_filename).stem + ".png"))
+        config, _ = parse(kind, None, default, about)
+        given, hints = vars(config), get_type_hints(kind, include_extras=True)
+        pictures = [drawable(given[name], option(name)) for name, hint in hints.items() if hint == Drawing]
+        main(*pictures, **{name: value for name, value in given.items() if hints[name] != Drawing})
 
 
-def drawable(file: Path | None) -> None:
-    if file is not None:
-        if file.suffix != ".png":
-            raise RunError(f"the picture {file} must have a name that ends in .png")
-        writable(file, "the picture")
+def drawable(file: Path, name: str = "--out") -> Path | None:
+    """The picture's file if it can be written, None for "none"."""
+    if file == Path("none"):
+        return None
+    writable(file, name, ".png")
+    return file

@@ -27,7 +27,8 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from anodev2 import unroll
 from anodev2.models import facts, load
 from images import fitted, readable
-from options import Count, mistakes_told, parse
+from options import AUTO, Count, mistakes_told, parse
+from ranks import choose_device
 from runs import RunError, writable, write
 
 
@@ -45,16 +46,16 @@ class Config:
     """write a table: file, class, and the probability of every class"""
     onnx: Path | None = None
     """write the network, its blocks as plain layers"""
-    device: str = "auto"
+    device: str = AUTO
     """auto (a GPU where there is one), cpu, cuda, ..."""
 
 
 def main(argv: list[str] | None = None) -> None:
     with mistakes_told():
         config, _ = parse(Config, argv)
-        for file, name in ((config.csv, "--csv"), (config.onnx, "--onnx")):
+        for file, name in ((config.csv, "csv"), (config.onnx, "onnx")):
             if file is not None:
-                writable(file, name)
+                writable(file, f"--{name}", f".{name}")
         files = found(config.images)
         if not files and (config.onnx is None or config.csv is not None):
             raise RunError("no images: give files or folders of images behind the run, or --onnx FILE to write the network")
@@ -63,8 +64,7 @@ def main(argv: list[str] | None = None) -> None:
             write(config.onnx, exported(network, about))
             print(f"{config.onnx}: {about['network']['model']} of {config.run}, {len(about['classes'])} classes")
         if files:
-            device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device)
-            probabilities = predicted(network.to(device), about, files)
+            probabilities = predicted(network.to(choose_device(config.device)), about, files)
             show(files, probabilities, about["classes"], config.top)
             if config.csv is not None:
                 write(config.csv, table(files, probabilities, about["classes"]))

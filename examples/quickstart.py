@@ -14,6 +14,7 @@ from torch import nn
 
 from anodev2 import CoupledODEBlock, CoupledSystem, ReactionDiffusionAdvection, odeint
 from anodev2.pde import Advection, Grid1D
+from options import script
 
 
 def main() -> dict[str, float]:
@@ -68,4 +69,4 @@ def main() -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    main()
+    script(main, __doc__)

@@ -12,7 +12,7 @@ The column "off the flow" is |z1 - z(1)| / |z(1)|, z1 of the residual block and 
 
 Look at the picture: left, points of the plane moved by a small field, jumping once or flowing; right, the errors over the number of steps.
 
-    python examples/residual_is_euler.py [PICTURE.png]
+    python examples/residual_is_euler.py
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from anodev2 import ODEBlock
 from anodev2.models import resnet4
-from options import picture_script
+from options import SeededPicture, script
 
 METHODS = {"euler": 1, "rk4": 4}  # and their orders
 
@@ -130,8 +130,8 @@ def draw_errors(ax: Any, steps: Sequence[int], errors: dict[str, list[float]]) -
 
 
 @torch.no_grad()
-def main(picture: Path | None = None, small: bool = False) -> dict[str, float]:
-    torch.manual_seed(1)
+def main(picture: Path | None = None, small: bool = False, seed: int = 1) -> dict[str, float]:
+    torch.manual_seed(seed)
     steps = [2**k for k in range(7 if small else 10)]
     shapes: dict[str, tuple[nn.Module, tuple[int, ...]]] = {"plane": (Plane(), (64, 2)), "convolution": (Branch(16), (2, 16, 16, 16))}
     numbers = {"networks equal": float(equal_networks())}
@@ -155,4 +155,4 @@ def main(picture: Path | None = None, small: bool = False) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    picture_script(main, __doc__)
+    script(main, __doc__, SeededPicture)

@@ -39,11 +39,13 @@ def in_words(error: BaseException) -> str:
     return lines[-1 if any("Traceback" in line for line in lines) else 0]  # of what a process that loads images raised, the last
 
 
-def writable(path: Path, what: str) -> None:
-    """Refuse a file that cannot be there before the work whose result it is to hold."""
+def writable(path: Path, what: str, suffix: str = "") -> None:
+    """Refuse a file that cannot be there, or has another suffix, before the work whose result it is to hold."""
     if path.is_dir() or not os.access(path.absolute().parent, os.W_OK):
         reason = "it is a folder" if path.is_dir() else f"{path.absolute().parent} is no folder that can be written to"
         raise NotWritten(f"{what} {path} cannot be written: {reason}")
+    if not path.name.endswith(suffix):
+        raise RunError(f"{what} {path} must have a name that ends in {suffix}")
 
 
 RUN_FILES = ("config.json", "last.pt", "result.json", "metrics.csv", "best.safetensors", "last.safetensors", "seed-*")

@@ -7,7 +7,7 @@ gradient is off by round-off alone, that of the reverse solve by half to all of 
 as short as the default the loss does not show it, since the wrong gradient soon points almost the right way; what longer ones gave is in
 benchmarks/results/training_comparison.md and resnet4_cifar10_10_epochs.md.
 
-    python examples/training_comparison.py [PICTURE.png]     # SqueezeNext, 1,000 images that come with the repository, at 16x16
+    python examples/training_comparison.py     # SqueezeNext, 1,000 images that come with the repository, at 16x16
     python examples/training_comparison.py --data cifar10 --subset None --size 32 --epochs 350 --batch-size 256 --lr 0.1
     python examples/training_comparison.py --models resnet18 --data cifar100 --subset None --size 32 --epochs 350 --batch-size 256 \\
         --lr 0.1 --method dopri5 --rtol 1e-3
@@ -29,12 +29,11 @@ from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
-import tyro
 from torch import Tensor, nn
 
 from anodev2 import Adjoint, BacksolveAdjoint, CheckpointAdjoint, DirectAdjoint, ODEBlock, SolveError
 from images import DOWNLOADED, Images, load_images
-from options import DIFFERENT, Acts, Count, Positive, Seed, drawable, mistakes_told, parse, refuse_idle
+from options import AUTO, DIFFERENT, Acts, Count, Drawing, Positive, Seed, drawable, mistakes_told, parse, refuse_idle
 from ranks import Ranks, joined
 from runs import RunError, write_json
 from settings import Config as TrainingConfig
@@ -54,8 +53,8 @@ Row = dict[str, float]
 class Config:
     """Train networks twice, with exact gradients and with those of a reverse solve, and draw both curves."""
 
-    picture: tyro.conf.Positional[Path | None] = None
-    """where to draw"""
+    out: Drawing = Path("training_comparison.png")
+    """where to draw; none: no picture, the numbers alone"""
     models: Annotated[tuple[Literal["squeezenext", "resnet18", "resnet4", "resnet10", "alexnet"], ...], DIFFERENT] = ("squeezenext",)
     """networks, a row of the picture each"""
     data: str = "mini"
@@ -82,9 +81,9 @@ class Config:
     """largest learning rate, of the one-cycle schedule"""
     seed: Seed = 0
     """of initial weights, order of images and augmentation"""
-    device: str = "cpu"
-    """cpu, cuda, ..."""
-    out: Path | None = None
+    device: str = AUTO
+    """auto (a GPU where there is one), cpu, cuda, ..."""
+    runs: Path | None = None
     """keep the run folders here; default: a temporary folder"""
 
     @property
@@ -212,8 +211,8 @@ def check(config: Config) -> None:
     fixed = [model for model in config.models if model not in ("squeezenext", "resnet18")]
     if config.size != 32 and fixed:
         raise RunError(f"--size {config.size} is not for {', '.join(fixed)}, which end in layers for 32x32 images; give --size 32")
-    if config.out is not None and config.out.exists() and not config.out.is_dir():
-        raise RunError(f"--out {config.out} is no folder; choose another name")
+    if config.runs is not None and config.runs.exists() and not config.runs.is_dir():
+        raise RunError(f"--runs {config.runs} is no folder; choose another name")
 
 
 def main(picture: Path | None = None, small: bool = False, config: Config | None = None) -> dict[str, float]:
@@ -222,7 +221,7 @@ def main(picture: Path | None = None, small: bool = False, config: Config | None
     histories: dict[tuple[str, str], list[Row]] = {}
     with contextlib.ExitStack() as stack:
         ranks = stack.enter_context(joined(config.device, timedelta(minutes=10)))
-        out = config.out or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        out = config.runs or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         images = images_of(config, ranks.device)
         for model in config.models:
             for variant in VARIANTS:
@@ -248,5 +247,4 @@ if __name__ == "__main__":
     with mistakes_told():
         chosen, given = parse(Config, None)
         refuse_idle(chosen, given, ACTS)
-        drawable(chosen.picture)
-        main(chosen.picture, config=chosen)
+        main(drawable(chosen.out), config=chosen)

@@ -6,7 +6,7 @@ with F the bump continued beyond the ends: odd about fixed ends (Dirichlet, u = 
 So a fixed end turns a wave upside down, a free end does not. Then 100 rounds of a ring by two methods at equal cost: the classical
 Runge-Kutta method damps the short waves at every step, leapfrog is symplectic and its energy error stays as small as it was.
 
-    python examples/wave_1d.py [PICTURE.png]
+    python examples/wave_1d.py
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from anodev2 import odeint
 from anodev2.pde import Dirichlet, Grid1D, Neumann, Wave
-from options import picture_script
+from options import Picture, script
 
 C, START, WIDTH = 1.0, 0.4, 0.05  # speed, centre and width of the bump; the length is 1
 ENDS = {"fixed": Dirichlet(), "free": Neumann()}
@@ -120,4 +120,4 @@ def main(picture: Path | None = None, small: bool = False) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    picture_script(main, __doc__)
+    script(main, __doc__, Picture)

@@ -4,7 +4,7 @@ The kernels of a convolution are carried across their window, blurred, and grow.
 how far each weight gets, and the spatial spectrum of kernels, which is checked by |w(k, t)|^2 = |w(k, 0)|^2 exp(2 (rho - tau |k|^2) t).
 The picture shows the norms, the kernel that moves most, and the spectrum of all. Any block with convolution kernels can be drawn so.
 
-    python examples/weight_path.py [PICTURE.png]        # the same stem with .gif is the film
+    python examples/weight_path.py        # the same stem with .gif is the film
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from anodev2 import CoupledODEBlock, ReactionDiffusionAdvection, diagnose
 from kernel_evolution import gabor
-from options import picture_script
+from options import Picture, script
 
 TAU, UPSILON, RHO = 0.3, (0.0, -3.5), 0.5
 COLOURS, MARKERS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00"), "os^Dv"
@@ -138,4 +138,4 @@ def main(picture: Path | None = None, size: int = 7, times: int = 21) -> dict[st
 
 
 if __name__ == "__main__":
-    picture_script(main, __doc__)
+    script(main, __doc__, Picture)

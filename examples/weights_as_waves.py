@@ -8,7 +8,7 @@ so this block has twice the kernel parameters of the standing one. Both networks
 in the same order. On 2,000 images they come out alike (45, 42 and 45 % with waves, 45, 44 and 45 % without, for three seeds): the
 example shows that such a layer trains, not that it is better.
 
-    python examples/weights_as_waves.py [PICTURE.png]
+    python examples/weights_as_waves.py
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from anodev2 import CoupledODEBlock, Dynamics, FieldDynamics, Static
 from anodev2.pde import Grid1D, Wave
 from images import Images, augment, drawn, load_images
-from options import picture_script
+from options import DevicePicture, script
+from ranks import choose_device
 
 CHANNELS = 16
 SPEED = 2.0  # channels per unit of t, at first
@@ -85,7 +86,7 @@ class Run:
 
 def train(dynamics: Dynamics, images: Images, epochs: int, seed: int, batch_size: int = 50, lr: float = 0.01) -> Run:
     """Adam under a one-cycle schedule; the order and the augmentation of the images depend on the seed alone."""
-    run = Run(classifier(dynamics, images.classes, seed), [], [])
+    run = Run(classifier(dynamics, images.classes, seed).to(images.y_train.device), [], [])
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.Adam(run.model.parameters(), lr)
     batches = -(-len(images.y_train) // batch_size)
@@ -94,7 +95,7 @@ def train(dynamics: Dynamics, images: Images, epochs: int, seed: int, batch_size
         run.model.train()
         total = 0.0
         for batch in torch.randperm(len(images.y_train), generator=generator).split(batch_size):
-            x = augment(images.normalised(images.x_train[batch]), drawn(len(batch), generator, torch.device("cpu")))
+            x = augment(images.normalised(images.x_train[batch]), drawn(len(batch), generator, images.y_train.device))
             loss = F.cross_entropy(run.model(x.contiguous()), images.y_train[batch])
             optimizer.zero_grad()
             loss.backward()
@@ -114,7 +115,7 @@ def accuracy(model: nn.Module, images: Images) -> float:
 
 def gradients(images: Images, seed: int) -> dict[str, float]:
     """Norms of the gradients of the first loss with respect to the wave's own parameters."""
-    model = classifier(waving(), images.classes, seed)
+    model = classifier(waving(), images.classes, seed).to(images.y_train.device)
     F.cross_entropy(model(images.normalised(images.x_train[:50])), images.y_train[:50]).backward()
     found = {}
     for name, parameter in model.named_parameters():
@@ -156,9 +157,9 @@ def draw(path: Path, runs: dict[str, Run]) -> None:
     figure.savefig(path, dpi=100)
 
 
-def main(picture: Path | None = None, epochs: int = 8, seed: int = 0, share: float = 1.0) -> dict[str, float]:
+def main(picture: Path | None = None, epochs: int = 8, seed: int = 0, share: float = 1.0, device: str = "cpu") -> dict[str, float]:
     """``share``: the part of the training images to use."""
-    images = load_images("mini", Path("data"), torch.device("cpu"))
+    images = load_images("mini", Path("data"), choose_device(device))
     count = round(share * len(images.y_train))
     images = replace(images, x_train=images.x_train[:count], y_train=images.y_train[:count])
     first = gradients(images, seed)
@@ -182,4 +183,4 @@ def main(picture: Path | None = None, epochs: int = 8, seed: int = 0, share: flo
 
 
 if __name__ == "__main__":
-    picture_script(main, __doc__)
+    script(main, __doc__, DevicePicture)

@@ -11,10 +11,11 @@ The images are FashionMNIST's, from its idx files or downloaded (examples/images
 
 from __future__ import annotations
 
-import argparse
 import csv
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from benchmarks import scripts  # noqa: F401 (finds the examples)
 from images import load_images
+from options import DIFFERENT, Count, Rule, mistakes_told, parse
 
 from .networks import KINDS, network
 from .report import COLUMNS, read, report
@@ -78,17 +80,37 @@ def run(kind: str, channels: int, seed: int, images: int, data: Data) -> dict[st
     return {name: str(values[name]) for name in COLUMNS}
 
 
+KNOWN = Rule(f"some of {', '.join(KINDS)}", lambda kinds: {*kinds} <= {*KINDS})
+
+
+@dataclass(frozen=True)
+class Config:
+    """What moving weights are worth, on FashionMNIST at 14x14."""
+
+    kinds: Annotated[tuple[str, ...], KNOWN] = tuple(KINDS)
+    """of bodies"""
+    sizes: Annotated[tuple[Count, ...], DIFFERENT] = (16,)
+    """channels"""
+    seeds: Count = 10
+    """so many, from 0 on"""
+    images: Count = 64_000
+    """images that are seen in training"""
+    threads: Count = 1
+    """of PyTorch"""
+    data_dir: Path = Path("data")
+    """as for train_cifar.py"""
+    out: Path = Path(__file__).parent.parent / "results"
+    """folder of depth.csv, depth.md and depth.png"""
+    report: bool = False
+    """train nothing: table and picture of the runs that are there"""
+
+
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="What moving weights are worth, on FashionMNIST at 14x14.")
-    parser.add_argument("--kinds", nargs="+", default=KINDS, choices=KINDS, metavar="KIND", help=", ".join(KINDS))
-    parser.add_argument("--sizes", nargs="+", type=int, default=[16], help="channels")
-    parser.add_argument("--seeds", type=int, default=10, help="seeds 0 to this, without it")
-    parser.add_argument("--images", type=int, default=64_000, help="images that are seen in training")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--data-dir", type=Path, default=Path("data"))
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent.parent / "results", help="folder of depth.csv")
-    parser.add_argument("--report", action="store_true", help="train nothing")
-    options = parser.parse_args(argv)
+    with mistakes_told():
+        measure(parse(Config, argv)[0])
+
+
+def measure(options: Config) -> None:
     torch.set_num_threads(options.threads)
     torch.compiler.config.recompile_limit = 1000
     options.out.mkdir(parents=True, exist_ok=True)

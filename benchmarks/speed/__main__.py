@@ -12,7 +12,6 @@ whose weights are in closed form for us and stepped by the peers).
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import platform
@@ -20,6 +19,7 @@ import statistics
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,24 +27,49 @@ from typing import Any
 
 import torch
 
+from benchmarks import scripts  # noqa: F401 (finds the examples)
+from options import Count, mistakes_told, parse
+
 from .workloads import JAX, WORKLOADS, Workload
 
 HERE = Path(__file__).parent
 TARGET = 0.4  # seconds of one round of one contender
 
 
+@dataclass(frozen=True)
+class Config:
+    """What is measured."""
+
+    only: tuple[str, ...] = ()
+    """workloads whose name contains one of these; none: all"""
+    rounds: Count = 7
+    """of all contenders, one after the other"""
+    threads: Count = 1
+    """of each process"""
+    device: str = "cpu"
+    """cpu, cuda, ...; the processes of the peers know no other names"""
+    jax_python: Path | None = None
+    """a Python interpreter that has jax and diffrax"""
+    peers: Path | None = None
+    """a folder with torchode and torchdyn"""
+    quick: bool = False
+    """bytes and gradients alone, no times"""
+    out: Path | None = None
+    """folder for speed.md and speed.json; none: printed alone"""
+
+
 class Contender:
     """A process that runs one contender when told."""
 
-    def __init__(self, name: str, order: dict[str, Any], options: argparse.Namespace) -> None:
+    def __init__(self, name: str, order: dict[str, Any], options: Config) -> None:
         self.name = name
         jax = name in JAX
         environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads), "MKL_NUM_THREADS": str(options.threads)}
         if jax:
             environment |= {"XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false", "JAX_PLATFORMS": "cpu"}
         if name in ("torchode", "torchdyn") and options.peers:
-            environment["PYTHONPATH"] = options.peers
-        command = [options.jax_python if jax else sys.executable, str(HERE / ("worker_jax.py" if jax else "worker.py"))]
+            environment["PYTHONPATH"] = str(options.peers)
+        command = [str(options.jax_python) if jax else sys.executable, str(HERE / ("worker_jax.py" if jax else "worker.py"))]
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
         )
@@ -69,7 +94,7 @@ class Contender:
         self.process.wait()
 
 
-def measured(workload: Workload, options: argparse.Namespace) -> dict[str, Any]:
+def measured(workload: Workload, options: Config) -> dict[str, Any]:
     """Of one workload: seconds per round, bytes, and how long the first call took, for each contender."""
     contenders: list[Contender] = []
     missing: dict[str, str] = {}
@@ -127,11 +152,11 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def machine(options: argparse.Namespace) -> str:
+def machine(options: Config) -> str:
     versions = [f"{name} {metadata.version(name)}" for name in ("torch", "torchdiffeq") if find_spec(name)]
     if options.jax_python:
         code = "import jax, diffrax; print('jax', jax.__version__ + ', diffrax', diffrax.__version__)"
-        versions.append(subprocess.run([options.jax_python, "-c", code], capture_output=True, text=True).stdout.strip())
+        versions.append(subprocess.run([str(options.jax_python), "-c", code], capture_output=True, text=True).stdout.strip())
     what = torch.cuda.get_device_name() if options.device == "cuda" else cpu()
     return f"{time.strftime('%Y-%m-%d')}, {what}, {options.threads} thread(s), Python {platform.python_version()}, {', '.join(versions)}"
 
@@ -144,17 +169,7 @@ def cpu() -> str:
         return platform.processor()
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="*", default=[], help="workloads whose name contains one of these")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--jax-python", default=None)
-    parser.add_argument("--peers", default=None)
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--out", type=Path, default=None)
-    options = parser.parse_args()
+def main(options: Config) -> None:
     chosen = [w for name, w in WORKLOADS.items() if not options.only or any(text in name for text in options.only)]
     head = f"{machine(options)}; medians of {options.rounds} rounds, each divided by the bound's of the same round.\n"
     print(head)
@@ -180,4 +195,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with mistakes_told():
+        main(parse(Config, None, about=__doc__)[0])

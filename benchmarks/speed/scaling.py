@@ -9,21 +9,23 @@ a graph included. --quick counts bytes alone.
 
 from __future__ import annotations
 
-import argparse
 import gc
 import json
 import math
 import statistics
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from anodev2.gradients.schedule import Schedule, positions
-from examples.live_bytes import LiveBytes
+from benchmarks import scripts  # noqa: F401 (finds the examples)
+from live_bytes import LiveBytes
+from options import script
 
-from .__main__ import machine
+from .__main__ import Config, machine
 from .workloads import scaling
 
 CONTENDERS = ("direct", "checkpoint", "8 slots")
@@ -80,15 +82,21 @@ def draw(rows: list[dict[str, Any]], file: Path) -> None:
     figure.savefig(file, dpi=120)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=None)
-    parser.add_argument("--quick", action="store_true")
-    options = parser.parse_args()
+@dataclass(frozen=True)
+class Scaling:
+    """What is measured."""
+
+    out: Path | None = None
+    """folder for scaling.md, scaling.json and scaling.png; none: printed alone"""
+    quick: bool = False
+    """bytes alone, no times"""
+
+
+def main(out: Path | None, quick: bool) -> None:
     torch.set_num_threads(1)
-    over_steps = measured([{"steps": steps} for steps in STEPS], options.quick)
-    others = {name: measured([{name: value} for value in values], options.quick) for name, values in OTHERS.items()}
-    head = machine(argparse.Namespace(jax_python=None, device="cpu", threads=1))
+    over_steps = measured([{"steps": steps} for steps in STEPS], quick)
+    others = {name: measured([{name: value} for value in values], quick) for name, values in OTHERS.items()}
+    head = machine(Config())
     lines = [
         f"# Scaling\n\n    python -m benchmarks.speed.scaling\n\n{head}; {ROUNDS} rounds.",
         "",
@@ -108,18 +116,18 @@ def main() -> None:
         own = [row for row in over_steps if row["contender"] == contender and row["steps"] >= 16]
         memory = slope([row["steps"] for row in own], [row["bytes"] for row in own])
         text = f"{contender}: memory grows with the power {memory:.2f} of the steps"
-        if not options.quick:
+        if not quick:
             seconds = [statistics.median(row["seconds"]) for row in own]
             text += f", time with the power {slope([row['steps'] for row in own], seconds):.3f}"
             text += f" ({slope([taken(contender, row['steps']) for row in own], seconds):.3f} of the steps taken)"
         lines.append(f"- {text}")
     lines += ["", "BatchNorm's statistics before every step are kept besides the slots: 272 bytes a step here."]
     print("\n".join(lines))
-    if options.out is not None:
-        (options.out / "scaling.md").write_text("\n".join(lines) + "\n")
-        (options.out / "scaling.json").write_text(json.dumps({"machine": head, "steps": over_steps, **others}, indent=1))
-        draw(over_steps, options.out / "scaling.png")
+    if out is not None:
+        (out / "scaling.md").write_text("\n".join(lines) + "\n")
+        (out / "scaling.json").write_text(json.dumps({"machine": head, "steps": over_steps, **others}, indent=1))
+        draw(over_steps, out / "scaling.png")
 
 
 if __name__ == "__main__":
-    main()
+    script(main, __doc__, Scaling)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 import runpy
 import sys
 from contextlib import suppress
@@ -18,43 +19,96 @@ from torch import nn
 import train_cifar
 import training
 from anodev2 import ODEBlock
-from options import DIFFERENT, Count, NotNegative, Rule, Share, checked, parse
+from options import DIFFERENT, Count, NotNegative, Rule, SeededPicture, Share, checked, parse, script
 from runs import RunError
 from settings import Config
 from training import Training
 
 ROOT = Path(__file__).parents[2]
-SCRIPTS = sorted(
-    path.relative_to(ROOT)
-    for path in [*(ROOT / "examples").glob("*.py"), ROOT / "benchmarks" / "gpu_training.py"]
-    if "__main__" in path.read_text() and path.stem != "quickstart"  # which takes nothing
-)
-PICTURES = [path for path in SCRIPTS if "picture_script(main" in path.read_text() or path.stem == "training_comparison"]
-CONFIGURED = [path for path in SCRIPTS if "class Config:" in path.read_text()]
+FILES = sorted(path.relative_to(ROOT) for folder in ("examples", "benchmarks") for path in (ROOT / folder).rglob("*.py"))
+SOURCE = {path: (ROOT / path).read_text() for path in FILES}
+SCRIPTS = [path for path in FILES if "__main__" in SOURCE[path] and "sys.stdin" not in SOURCE[path]]  # those read orders of another
+PICTURES = [path for path in SCRIPTS if re.search(r"script\(main, __doc__, \w*Picture|out: Drawing", SOURCE[path])]
+CONFIGURED = [path for path in SCRIPTS if "class Config:" in SOURCE[path] and path.parent.name in ("examples", "benchmarks")]
+HANDED_ON = {  # why a script that trains has no device to choose
+    "paper_table": "--recipe",
+    "gpu_training": "a GPU, by its name",
+    "__main__": "times of one core",
+}
+FIXED = {  # why a script that draws random numbers has no seed to choose
+    "gradient_accuracy": "one problem, whose errors are compared",
+    "memory_and_work": "counts, whatever the numbers",
+    "quickstart": "a gradient that is there or not",
+    "make_mini": "the set that ships",
+    **dict.fromkeys(("device_check", "unrolled_speed", "reverse_solve", "__main__", "pde_vs_peers", "scaling"), "times and distances"),
+}
 
 
 def end(script: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Any:
     """What a script's command line ends with, before it does anything."""
     monkeypatch.setattr(sys, "argv", [str(script), *arguments])
     with pytest.raises(SystemExit) as caught:
-        runpy.run_path(str(ROOT / script), run_name="__main__")
+        if script.parent.name in ("examples", "benchmarks"):
+            runpy.run_path(str(ROOT / script), run_name="__main__")
+        else:  # python -m
+            name = ".".join(script.with_suffix("").parts).removesuffix(".__main__")
+            monkeypatch.delitem(sys.modules, name if script.stem != "__main__" else f"{name}.__main__", raising=False)
+            runpy.run_module(name, run_name="__main__", alter_sys=True)
     return caught.value.code
 
 
+def wanted(source: str, name: str) -> set[str]:
+    """The options that a script of this source must have."""
+    found = set()
+    if "savefig" in source:
+        found.add("--out")
+    if re.search(r"manual_seed|default_rng|randn?\(", source) and name not in FIXED:
+        found.add("--seed")
+    if re.search(r"optim\.(Adam|SGD)|load\(config|train_cifar", source) and name not in HANDED_ON:
+        found.add("--device")
+    return found
+
+
 @pytest.mark.parametrize("script", SCRIPTS, ids=str)
-def test_help_says_what_the_script_takes(script: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_script_has_the_same_command_line(
+    script: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Help and nothing else, out, seed and device under these names; what is not known is refused."""
+    monkeypatch.chdir(tmp_path)
+    assert not re.search(r"^import argparse|^from argparse|(?<!\")sys\.argv\[1", SOURCE[script], re.MULTILINE)
     assert end(script, monkeypatch, "--help") == 0
-    shown = capsys.readouterr().out
-    assert "usage:" in shown and ("--" in shown.replace("--help", "") if script in CONFIGURED else "PATH" in shown)
-    assert end(script, monkeypatch, "--nonsense", "3") == 2
+    shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "usage:" in shown and not list(tmp_path.iterdir())
+    options = set(re.findall(r"--[a-z][a-z-]*", shown.split("options", 1)[-1]))
+    missing = {option for option in wanted(SOURCE[script], script.stem) if not options & {option, f"{option}s"}}
+    assert not missing
+    if script in PICTURES:
+        assert "--out PICTURE.png|none" in shown and f"(default: {script.stem}.png)" in shown
+    if "--device" in options:
+        assert re.search(r"\(default: (auto|cpu)\)", shown)
+    assert end(script, monkeypatch, "--nonsense", "3") == 2 and not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("script", PICTURES, ids=str)
 def test_a_picture_that_cannot_be_written_is_refused_before_the_work(script: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "folder.png").mkdir()
     for name in ("nowhere/picture.png", "picture", "picture.docx", "folder.png"):
-        message = end(script, monkeypatch, str(tmp_path / name))
-        assert message.startswith("error: the picture ") and str(tmp_path / name) in message and "\n" not in message
+        message = end(script, monkeypatch, "--out", str(tmp_path / name))
+        assert message.startswith("error: --out ") and str(tmp_path / name) in message and "\n" not in message
+
+
+def test_no_picture_is_drawn_where_none_is_asked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """And one of the script's name where nothing is said; a seed comes with it."""
+    seen: list[Any] = []
+
+    def main(picture: Path | None = None, seed: int = 5) -> None:
+        seen.append((picture, seed))
+
+    monkeypatch.chdir(tmp_path)
+    for arguments in ([], ["--out", "none", "--seed", "3"], ["--out", "a.png"]):
+        monkeypatch.setattr(sys, "argv", ["x", *arguments])
+        script(main, "about", SeededPicture)
+    assert seen == [(Path("test_examples_options.png"), 0), (None, 3), (Path("a.png"), 0)]
 
 
 NUMBERS = [

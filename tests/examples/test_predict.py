@@ -115,6 +115,8 @@ def test_what_cannot_be_used_says_why(run: Path, own: Path, tmp_path: Path) -> N
         (str(run), str(tmp_path / "empty")): "holds no images",
         (str(run),): "no images: give files",
         (str(run), image, "--csv", str(tmp_path)): "cannot be written",
+        (str(run), image, "--csv", str(tmp_path / "seen.xlsx")): "must have a name that ends in .csv",
+        (str(run), "--onnx", str(tmp_path / "network.pt")): "must have a name that ends in .onnx",
         (str(run), image, "--top", "0"): "at least 1",
     }.items():
         assert what in mistake(predict.main, list(arguments))

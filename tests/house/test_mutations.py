@@ -1188,6 +1188,12 @@ MUTATIONS = {
         '"scheduler"',
         "test_train_cifar.py::test_killed_and_resumed_it_ends_with_the_same_weights",
     ),
+    "a picture of another kind": (
+        "../examples/runs.py",
+        "if not path.name.endswith(suffix):",
+        "if False:",
+        "test_examples_options.py::test_a_picture_that_cannot_be_written_is_refused_before_the_work",
+    ),
     "files written in place": (
         "../examples/runs.py",
         'f".{path.name}.partial"',
