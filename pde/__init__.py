@@ -19,7 +19,9 @@ from .diffusion import Diffusion
 from .equation import Equation, Sum
 from .grid import Grid1D
 from .higher import DerivativeTerm, Dispersion, Hyperdiffusion, Nonlinearity
+from .initial import random_fourier, random_fronts, random_pulses
 from .named import AllenCahn, CahnHilliard, FisherKPP, KortewegDeVries, KuramotoSivashinsky, SwiftHohenberg
+from .pictures import animate, plot, space_time
 from .reaction import AdvectionDiffusionReaction, Reaction, Source
 from .stencils import Derivative, derivative
 from .wave import Wave
@@ -57,7 +59,13 @@ __all__ = [
     "Value",
     "Walls",
     "Wave",
+    "animate",
     "derivative",
+    "plot",
+    "random_fourier",
+    "random_fronts",
+    "random_pulses",
+    "space_time",
 ]
 
 

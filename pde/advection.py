@@ -100,7 +100,7 @@ class Advection(Term):
     def exact(self, t: float | Tensor, u0: Any, **given: Any) -> Tensor:
         """As for every equation; u0 may also be a function of x, then the result is u0(x - c t) for a constant speed.
 
-        On periodic grids its argument is brought back to [0, length); between walls it is not, and the inflow data must be its own.
+        On periodic grids its argument is brought back to the axis; between walls it is not, and the inflow data must be its own.
         """
         if isinstance(u0, Tensor) or not callable(u0) or given:
             return super().exact(t, u0, **given)
@@ -121,7 +121,10 @@ class Advection(Term):
         like = self.like()
         x, t = self.grid.points(like), torch.as_tensor(t, dtype=like.dtype, device=like.device)
         origin = x - evaluate(self.speed, 0.0, lambda: x, x) * t[..., None]
-        return profile(origin.remainder(self.grid.length) if self.grid.periodic else origin)
+        if not self.grid.periodic:
+            return profile(origin)
+        start = self.grid.start
+        return profile((origin - start).remainder(self.grid.length) + start if start else origin.remainder(self.grid.length))
 
     def _one_sided(self, c: Any, t: Any, u: Tensor) -> Tensor:
         side = self.backward_side if isinstance(c, int | float) and c < 0 else self.forward_side
@@ -140,7 +143,7 @@ class Advection(Term):
         """Smallest and largest speed at the left wall, and at the right (at the points next to them where it is a tensor)."""
         if isinstance(self.speed, int | float):
             return self.speed, self.speed, self.speed, self.speed
-        ends = torch.stack([torch.zeros_like(x[0]), torch.full_like(x[0], self.grid.length)])
+        ends = self.grid.faces(x)[:: self.grid.n]
         with torch.no_grad():
             c = torch.as_tensor(evaluate(self.speed, t, lambda: ends, x), dtype=x.dtype, device=x.device)
             left, right = (c, c) if c.ndim == 0 else (c[..., 0], c[..., -1])

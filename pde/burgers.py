@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .coefficient import Coefficient, is_constant, is_zero, positive
+from .coefficient import Diffusivity, is_constant, is_zero, positive
 from .diffusion import Diffusion
 from .equation import FieldEquation, Term
 from .grid import Grid1D
@@ -86,7 +86,7 @@ class Burgers(FieldEquation):
     Source: Engquist, Osher, Math. Comp. 36 (1981); Jiang, Shu, J. Comput. Phys. 126 (1996); Cole, Quart. Appl. Math. 9 (1951).
     """
 
-    def __init__(self, grid: Grid1D, viscosity: Coefficient = 0.0, scheme: str = "weno5", diffusion_scheme: str = "central2") -> None:
+    def __init__(self, grid: Grid1D, viscosity: Diffusivity = 0.0, scheme: str = "weno5", diffusion_scheme: str = "central2") -> None:
         super().__init__(grid)
         self.transport = SelfAdvection(grid, scheme, viscous=not is_zero(viscosity))
         self.diffusion = None if is_zero(viscosity) else Diffusion(grid, viscosity, diffusion_scheme)

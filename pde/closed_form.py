@@ -59,7 +59,7 @@ def line_between(grid: Grid1D, u: Tensor) -> Tensor | None:
     a, b = (torch.as_tensor(datum, dtype=u.dtype, device=u.device) for datum in (left, right))
     if not (a.any() or b.any()):
         return None
-    x = grid.points(u)
+    x = grid.points(u) - grid.start
     if isinstance(boundary, Dirichlet):
         return a + (b - a) * x / grid.length
     if not torch.equal(a, b):
@@ -72,6 +72,6 @@ def wall_series(grid: Grid1D, u: Tensor) -> tuple[Tensor, Tensor]:
     sines = isinstance(grid.boundary, Dirichlet)
     m = torch.arange(grid.n, dtype=torch.float64, device=u.device) + (1 if sines else 0)
     k = math.pi * m / grid.length
-    angles = k[:, None] * grid.points(k)
+    angles = k[:, None] * (grid.points(k) - grid.start)
     basis = torch.sin(angles) if sines else torch.cos(angles)
     return (basis / basis.norm(dim=-1, keepdim=True)).to(u.dtype), k

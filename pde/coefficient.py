@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any
@@ -12,9 +13,10 @@ from torch import Tensor, nn
 from .numbers import keep, readable
 
 Coefficient = float | Tensor | Callable[[Any, Tensor], Any]
+Diffusivity = Coefficient | Callable[[Any, Tensor, Tensor], Any]
 
 
-def attach(module: nn.Module, name: str, value: Coefficient, n: int) -> None:
+def attach(module: nn.Module, name: str, value: Diffusivity, n: int) -> None:
     """Make a coefficient of fields (..., n) an attribute.
 
     Raises:
@@ -40,22 +42,33 @@ def shown(value: Any) -> str:
     return f"{value:g}" if isinstance(value, int | float) else getattr(value, "__name__", type(value).__name__)
 
 
-def is_number(value: Coefficient) -> bool:
+def reads_field(value: Any) -> bool:
+    """Whether it is a function (t, x, u): three arguments without a default."""
+    if isinstance(value, Tensor) or not callable(value):
+        return False
+    try:
+        given = inspect.signature(value.forward if isinstance(value, nn.Module) else value).parameters.values()
+    except (TypeError, ValueError):  # one that Python cannot look into
+        return False
+    return sum(part.kind <= part.POSITIONAL_OR_KEYWORD and part.default is part.empty for part in given) == 3
+
+
+def is_number(value: Diffusivity) -> bool:
     """A Python number."""
     return isinstance(value, int | float)
 
 
-def is_zero(value: Coefficient) -> bool:
+def is_zero(value: Diffusivity) -> bool:
     """The number 0; a tensor that happens to be 0 is not, it may be learned."""
     return isinstance(value, int | float) and value == 0
 
 
-def is_constant(value: Coefficient) -> bool:
+def is_constant(value: Diffusivity) -> bool:
     """The same at all times and points (it may differ between fields: a tensor of shape (..., 1))."""
     return is_number(value) or (isinstance(value, Tensor) and (value.ndim == 0 or value.shape[-1] == 1))
 
 
-def evaluate(value: Coefficient, t: Any, x: Callable[[], Tensor], u: Tensor) -> Any:
+def evaluate(value: Any, t: Any, x: Callable[[], Tensor], u: Tensor) -> Any:
     """The coefficient at time t and the points x(), in the precision of u: a number or a tensor."""
     if callable(value) and not isinstance(value, Tensor):
         value = value(t, x())
@@ -69,7 +82,7 @@ def positive(value: Any) -> Any:
     return torch.where(value < 0, 0.0, value) if isinstance(value, Tensor) else max(value, 0.0)
 
 
-def need_at_least_0(name: str, value: Coefficient) -> None:
+def need_at_least_0(name: str, value: Diffusivity) -> None:
     """ValueError for a number or a tensor below 0."""
     least = value
     if isinstance(value, Tensor) and value.numel() > 0 and readable(value):
@@ -83,10 +96,10 @@ def as_coefficient(value: float | tuple[float, ...]) -> float | Tensor:
     return torch.tensor(value, dtype=torch.float64, device="cpu") if isinstance(value, tuple) else value
 
 
-def extremes(value: Coefficient, x: Tensor) -> list[float]:
+def extremes(value: Any, x: Tensor) -> list[float]:
     """Smallest and largest value over points (and fields) at t = 0."""
     if isinstance(value, int | float):
         return [float(value)]
     with torch.no_grad():
-        found = torch.as_tensor(evaluate(value, torch.zeros_like(x[0]), lambda: x, x), dtype=x.dtype, device=x.device)
+        found = torch.as_tensor(evaluate(value, torch.zeros_like(x.reshape(-1)[0]), lambda: x, x), dtype=x.dtype, device=x.device)
         return sorted({found.min().item(), found.max().item()})

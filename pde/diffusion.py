@@ -9,7 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .coefficient import Coefficient, as_coefficient, attach, evaluate, extremes, is_constant, is_zero, need_at_least_0, positive
+from .coefficient import (
+    Diffusivity,
+    as_coefficient,
+    attach,
+    evaluate,
+    extremes,
+    is_constant,
+    is_zero,
+    need_at_least_0,
+    positive,
+    reads_field,
+)
 from .equation import Term
 from .extrapolation import Reach
 from .grid import Grid1D
@@ -32,11 +43,17 @@ class Diffusion(Term):
     where it changes by a factor of 2). An explicit method needs dt D / h^2 below about 1/2 (Euler, central2); ``max_stable_step``
     tells for any scheme and method.
 
+    A function (t, x, u) makes D depend on the field: at the midpoints it gets the mean of the two neighbours ("central2") or u
+    interpolated, so that fronts move on where D vanishes with u. This is not linear: no symbol and no flow, and all is in the explicit
+    part of ``split()``, so IMEX and exponential methods have the limit of explicit ones; implicit ones (rodas5p, kvaerno5) have none.
+    ``max_stable_step(method, u)`` takes D at u, without u it knows nothing of this term.
+
     A D that is learned and becomes negative counts as 0 and has no gradient there, as does a negative value of a function.
 
     Args:
         grid: the points; walls need data at both ends.
-        diffusivity: D >= 0, length^2 per time: a number, a tensor (a Parameter is trained), or a function (t, x) -> D.
+        diffusivity: D >= 0, length^2 per time: a number, a tensor (a Parameter is trained), or a function (t, x) -> D or
+            (t, x, u) -> D of the coordinates x and the field u there.
         scheme: "central2", "central4", "central6", or "spectral" (periodic grids). D that varies between walls: "central2".
 
     Raises:
@@ -50,11 +67,12 @@ class Diffusion(Term):
     even = True
     name, coefficient = "Diffusion", "diffusivity"
 
-    def __init__(self, grid: Grid1D, diffusivity: Coefficient, scheme: str = "central2") -> None:
+    def __init__(self, grid: Grid1D, diffusivity: Diffusivity, scheme: str = "central2") -> None:
         super().__init__(grid)
         attach(self, "diffusivity", diffusivity, grid.n)
         need_at_least_0("diffusivity", diffusivity)
         self.scheme = scheme
+        self.linear = not reads_field(diffusivity)
         self.second: Derivative = derivative(grid, 2, scheme)
         self.accuracy = 6 if scheme == "spectral" else int(scheme[-1])
         self.to_faces, self.back = _staggered(self.accuracy)
@@ -73,7 +91,7 @@ class Diffusion(Term):
     def tendency(self, t: Any, u: Tensor) -> Tensor:
         if self.constant:
             return self._constant(u) * self.second(u, self.grid, t)
-        d = self._at_faces(t, u)
+        d = self._at_faces(t, u) if self.linear else self._of_field(t, self.grid.faces(u), self._field_at_faces(t, u))
         if not self.grid.periodic:
             padded = self.grid.boundary.pad(u, NEXT, self.grid.spacing, t)
             flux = sealed(d * ((padded[..., 1:] - padded[..., :-1]) / self.grid.spacing), self.grid.boundary.closed)
@@ -92,7 +110,12 @@ class Diffusion(Term):
         return evaluate(self.diffusivity, 0.0, lambda: k, k) * torch.complex(-(k**2), torch.zeros_like(k))
 
     def extremes(self, u: Tensor | None) -> list[float]:
-        return sorted({max(value, 0.0) for value in extremes(self.diffusivity, self.grid.points(self.like()))})
+        if self.linear:
+            return sorted({max(value, 0.0) for value in extremes(self.diffusivity, self.grid.points(self.like()))})
+        if u is None:
+            return [0.0]
+        t = torch.zeros((), dtype=u.dtype, device=u.device)
+        return extremes(lambda *_: self._of_field(t, self.grid.points(u), u), u)
 
     def frozen(self, value: float, k: Tensor) -> Tensor:
         if self.constant or self.scheme == "spectral":
@@ -104,6 +127,19 @@ class Diffusion(Term):
 
     def _constant(self, like: Tensor) -> Any:
         return positive(evaluate(self.diffusivity, 0.0, lambda: like, like))
+
+    def _of_field(self, t: Any, x: Tensor, u: Tensor) -> Any:
+        function: Any = self.diffusivity
+        return positive(evaluate(lambda t, x: function(t, x, u), t, lambda: x, u))
+
+    def _field_at_faces(self, t: Any, u: Tensor) -> Tensor:
+        """u at the midpoints, walls included."""
+        if not self.grid.periodic:
+            padded = self.grid.boundary.pad(u, NEXT, self.grid.spacing, t)
+            return (padded[..., 1:] + padded[..., :-1]) / 2
+        if self.scheme == "spectral":
+            return _half_shifted(u, self.grid, 1, order=0)
+        return _to_faces(self.accuracy, 0)(u, self.grid)
 
     def _at_faces(self, t: Any, u: Tensor) -> Any:
         """D at the midpoints, walls included."""
@@ -125,8 +161,8 @@ class Diffusion(Term):
 
 def _with_walls(grid: Grid1D, like: Tensor) -> Tensor:
     """The points, and the walls before and behind them: (n + 2,)."""
-    x = grid.points(like)
-    return torch.cat([torch.zeros_like(x[:1]), x, torch.full_like(x[:1], grid.length)])
+    walls = grid.faces(like)
+    return torch.cat([walls[:1], grid.points(like), walls[-1:]])
 
 
 def _harmonic(a: Tensor, b: Tensor) -> Tensor:
@@ -164,8 +200,8 @@ def _staggered(accuracy: int) -> tuple[Stencil, Stencil]:
     return there, Stencil("staggered", 1, accuracy, accuracy, reach, offsets=offsets, weights=there.weights)
 
 
-def _half_shifted(u: Tensor, grid: Grid1D, side: int) -> Tensor:
-    """The spectral derivative half a cell to the right or left: F^-1 [i k exp(+-i k h/2) F u]."""
+def _half_shifted(u: Tensor, grid: Grid1D, side: int, order: int = 1) -> Tensor:
+    """The spectral derivative (order 0: the field) half a cell to the right or left: F^-1 [(i k)^order exp(+-i k h/2) F u]."""
     k = grid.modes(u)
-    factor = torch.polar(k, side * k * grid.spacing / 2 + torch.pi / 2)
+    factor = torch.polar(k if order else torch.ones_like(k), side * k * grid.spacing / 2 + order * torch.pi / 2)
     return torch.fft.irfft(factor * torch.fft.rfft(u), n=grid.n)

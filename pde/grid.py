@@ -16,16 +16,17 @@ PERIODIC = Periodic()  # without data: one serves all grids
 
 @dataclass(frozen=True, init=False)
 class Grid1D:
-    """n equally spaced points on an axis from 0 to length, spacing h = length / n.
+    """n equally spaced points on an axis from start to start + length, spacing h = length / n.
 
-    Periodic: x_i = i h, i = 0 ... n - 1; x = length is x = 0 and not stored. With walls: the cell
-    centres x_i = (i + 1/2) h; the walls at 0 and length are not stored.
+    Periodic: x_i = start + i h, i = 0 ... n - 1; x = start + length is x = start and not stored. With walls: the cell
+    centres x_i = start + (i + 1/2) h; the walls at start and start + length are not stored.
 
     Args:
         n: number of points, at least 3.
         length: of the axis (the period), in the unit of x.
         boundary: what holds at its ends: ``Periodic()``, or a pair of conditions, ``(Value(1.0), Slope(0.0))``, or one of the short
             forms ``Dirichlet(left, right)`` and ``Neumann(left, right)``.
+        start: x of the left end, in the unit of x.
 
     Raises:
         ValueError: naming the argument.
@@ -35,21 +36,26 @@ class Grid1D:
     n: int
     length: float
     boundary: Boundary
+    start: float
 
-    def __init__(self, n: int, length: float = 1.0, boundary: Boundary | tuple[Condition, Condition] = PERIODIC) -> None:
+    def __init__(
+        self, n: int, length: float = 1.0, boundary: Boundary | tuple[Condition, Condition] = PERIODIC, start: float = 0.0
+    ) -> None:
         if n < 3:
             raise ValueError(f"n={n} points are too few for a grid; give at least 3")
         if not (math.isfinite(length) and length > 0):
             raise ValueError(f"length={length} must be positive and finite")
+        if not math.isfinite(start):
+            raise ValueError(f"start={start} must be finite, the place of the left end")
         ends = between(*boundary) if isinstance(boundary, tuple) and len(boundary) == 2 else boundary
         if not isinstance(ends, Boundary):
             raise TypeError(f"boundary={ends!r} must be Periodic(), a pair of conditions, Dirichlet(left, right) or Neumann(left, right)")
-        for name, value in (("n", n), ("length", length), ("boundary", ends)):
+        for name, value in (("n", n), ("length", length), ("boundary", ends), ("start", start)):
             object.__setattr__(self, name, value)
 
     @property
     def periodic(self) -> bool:
-        """Whether x = length is x = 0."""
+        """Whether both ends are one point."""
         return self.boundary.periodic
 
     @property
@@ -62,7 +68,7 @@ class Grid1D:
         return self._steps(self.n, 0.0 if self.periodic else 0.5, like)
 
     def faces(self, like: Tensor | None = None) -> Tensor:
-        """The midpoints between neighbours: x_i + h/2, shape (n,); with walls, these included: i h, i = 0 ... n, shape (n + 1,)."""
+        """The midpoints between neighbours: x_i + h/2, shape (n,); with walls, these included: start + i h, i = 0 ... n, (n + 1,)."""
         return self._steps(self.n, 0.5, like) if self.periodic else self._steps(self.n + 1, 0.0, like)
 
     def modes(self, like: Tensor) -> Tensor:
@@ -84,10 +90,11 @@ class Grid1D:
         if u.is_complex():
             raise TypeError(f"fields are real, got {u.dtype}; stack real and imaginary part in front: torch.stack([u.real, u.imag])")
 
-    def _steps(self, count: int, start: float, like: Tensor | None) -> Tensor:
+    def _steps(self, count: int, first: float, like: Tensor | None) -> Tensor:
         dtype, device = (torch.get_default_dtype(), None) if like is None else (like.dtype, like.device)
         i = torch.arange(count, dtype=dtype, device=device)
-        return (i + start if start else i) * self.spacing
+        x = (i + first if first else i) * self.spacing
+        return x + self.start if self.start else x
 
 
 def modes(n: int, length: float, like: Tensor) -> Tensor:

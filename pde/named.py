@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .coefficient import Coefficient
+from .coefficient import Diffusivity
 from .diffusion import Diffusion
 from .equation import FieldEquation, Term
 from .grid import Grid1D
@@ -111,7 +111,7 @@ class AllenCahn(Named):
     Source: Allen, Cahn, Acta Metall. 27 (1979).
     """
 
-    def __init__(self, grid: Grid1D, diffusivity: Coefficient, scheme: str = "central2") -> None:
+    def __init__(self, grid: Grid1D, diffusivity: Diffusivity, scheme: str = "central2") -> None:
         cube = Nonlinearity(grid, lambda u: -(u**3), 3) if scheme == "spectral" else Source(grid, lambda t, x, u: -(u**3))
         super().__init__(grid, Diffusion(grid, diffusivity, scheme), Reaction(grid, 1.0), cube)
 
@@ -133,7 +133,7 @@ class FisherKPP(Named):
     Source: Fisher, Ann. Eugenics 7 (1937); Ablowitz, Zeppetella, Bull. Math. Biol. 41 (1979).
     """
 
-    def __init__(self, grid: Grid1D, diffusivity: Coefficient, rate: float | Tensor = 1.0, scheme: str = "central2") -> None:
+    def __init__(self, grid: Grid1D, diffusivity: Diffusivity, rate: float | Tensor = 1.0, scheme: str = "central2") -> None:
         growth = Reaction(grid, rate)
 
         def square(u: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .advection import Advection
-from .coefficient import Coefficient, as_coefficient, attach, evaluate, extremes, is_constant, is_zero
+from .coefficient import Coefficient, Diffusivity, as_coefficient, attach, evaluate, extremes, is_constant, is_zero
 from .diffusion import Diffusion
 from .equation import FieldEquation, Term
 from .grid import Grid1D
@@ -128,7 +128,7 @@ class AdvectionDiffusionReaction(FieldEquation):
     def __init__(
         self,
         grid: Grid1D,
-        diffusivity: Coefficient = 0.0,
+        diffusivity: Diffusivity = 0.0,
         speed: Coefficient = 0.0,
         reaction: Coefficient = 0.0,
         source: Callable[[Any, Tensor, Tensor], Tensor] | None = None,

@@ -77,7 +77,7 @@ FOLDERS = {
 }
 ALLOWED = {
     "anodev2": {"torch", "einops", "checkpoint_schedules", "tqdm", "matplotlib"},  # the last two only where asked for
-    "pde": {"torch", "anodev2"},
+    "pde": {"torch", "anodev2", "matplotlib"},  # the last one in pictures, when they are drawn
     "models": {"torch", "anodev2", "einops", "safetensors"},  # the last where a run is loaded
     "examples": {
         *("torch", "torchvision", "numpy", "PIL", "matplotlib", "tqdm", "tyro", "safetensors", "filelock"),

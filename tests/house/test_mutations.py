@@ -879,6 +879,30 @@ MUTATIONS = {
         "SAMPLES = 2",
         "test_pde_conservation.py::test_a_jump_between_two_values_where_nothing_moves_is_seen",
     ),
+    "a start that only the points know": (
+        "../pde/diffusion.py",
+        "walls = grid.faces(like)",
+        "walls = grid.faces(like) - grid.start",
+        "test_pde_of_the_field.py",
+    ),
+    "a diffusivity of the field beside the midpoint": (
+        "../pde/diffusion.py",
+        "return (padded[..., 1:] + padded[..., :-1]) / 2",
+        "return padded[..., 1:]",
+        "test_pde_of_the_field.py",
+    ),
+    "a diffusivity of the field that limits no step": (
+        "../pde/diffusion.py",
+        "return extremes(lambda *_: self._of_field(t, self.grid.points(u), u), u)",
+        "return [0.0]",
+        "test_pde_of_the_field.py",
+    ),
+    "random fields that hang on the grid": (
+        "../pde/initial.py",
+        'grid.points(torch.empty(0, dtype=torch.float64, device="cpu")) - grid.start - place',
+        'grid.points(torch.empty(0, dtype=torch.float64, device="cpu")) - grid.start - place - grid.spacing',
+        "test_pde_initial.py",
+    ),
     "aliased products": ("../pde/higher.py", "* (self.degree + 1) < self.grid.n", "< self.grid.n", "test_pde_named.py"),
     "waves that disperse the other way": (
         "../pde/higher.py",
