@@ -156,7 +156,7 @@ def test_many_iterations_leak_nothing_even_where_f_raises(adjoint: str) -> None:
     sizes = []
     gc.collect()
     with LiveBytes() as live:
-        for i in range(35):
+        for i in range(21):
             iterate(fatal={3: 4, 4: 9, 5: 1}.get(i % 7, -1))  # forward, in the recompute where there is one, at once
             if i % 7 == 6:
                 sizes.append(live.now)

@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from anodev2 import Compile, odeint
 from anodev2.pde import Advection, AdvectionDiffusionReaction, Burgers, Diffusion, Dirichlet, Grid1D, Neumann, Wave
 from blocks import DYNAMICS, block_of, stirred
+from sampled import rows
 
 pytestmark = pytest.mark.usefixtures("nothing_kept")
 
@@ -66,9 +67,7 @@ def under_another_device(block: nn.Module, z: Tensor) -> Any:
 AROUND = [under_vmap, under_grad, under_jvp, under_functionalize, under_inference, under_another_device]
 
 
-@pytest.mark.parametrize("adjoint", ["direct", "checkpoint"])
-@pytest.mark.parametrize("dynamics", [None, *DYNAMICS])
-@pytest.mark.parametrize("mode", INSIDE)
+@pytest.mark.parametrize(("mode", "dynamics", "adjoint"), rows(INSIDE, [None, *DYNAMICS], ["direct", "checkpoint"], quick=3))
 def test_a_block_inside_a_mode(mode: str, dynamics: str | None, adjoint: str) -> None:
     def inside() -> list[Tensor]:
         with INSIDE[mode]():
@@ -82,8 +81,7 @@ def test_a_block_inside_a_mode(mode: str, dynamics: str | None, adjoint: str) ->
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script:FutureWarning")
-@pytest.mark.parametrize("dynamics", [None, *DYNAMICS])
-@pytest.mark.parametrize("around", AROUND)
+@pytest.mark.parametrize(("around", "dynamics"), rows(AROUND, [None, *DYNAMICS], quick=3))
 def test_a_mode_around_the_first_call(around: Callable[[nn.Module, Tensor], Any], dynamics: str | None) -> None:
     block = stirred(block_of(dynamics))
     expected = around(block, image())

@@ -19,6 +19,7 @@ from anodev2.integrate.compiled import Runs
 from anodev2.models import resnet4
 from anodev2.solvers import RungeKutta
 from anodev2.stepping import Grid
+from sampled import rows
 
 FAST = Compile(steps=3, backend="aot_eager")  # the same tracing, guards and autograd nodes; no code is generated
 
@@ -38,8 +39,12 @@ def gradients(f: nn.Module, y0: Tensor, **options: Any) -> list[Tensor]:
     return [states.detach(), *torch.autograd.grad(states.square().sum(), [y0, *f.parameters()])]
 
 
-@pytest.mark.parametrize("adjoint", ["direct", "checkpoint", CheckpointAdjoint(slots=1), CheckpointAdjoint(memory="64KiB")], ids=str)
-@pytest.mark.parametrize("method", ["euler", pytest.param("rk4", marks=pytest.mark.slow)])
+ADJOINTS = ["direct", "checkpoint", CheckpointAdjoint(slots=1), CheckpointAdjoint(memory="64KiB")]
+
+
+@pytest.mark.parametrize(
+    ("method", "adjoint"), rows(["euler", "rk4"], ADJOINTS, quick=[("euler", ADJOINTS[1]), ("euler", ADJOINTS[2])]), ids=str
+)
 def test_gradients_are_those_of_the_plain_solve(method: str, adjoint: Any) -> None:
     f, y0 = Field(), torch.randn(2, 3, dtype=torch.float64)
     plain = gradients(f, y0, method=method, steps=7, adjoint="direct")

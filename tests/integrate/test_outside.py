@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from anodev2 import BacksolveAdjoint, CheckpointAdjoint, CoupledODEBlock, NeuralDynamics, ODEBlock, odeint
+from sampled import rows
 
 D = torch.float64
 WHOLE = ["checkpoint", CheckpointAdjoint(offload="cpu")]
@@ -352,8 +353,11 @@ class Watched:
     def __call__(self, gradient: Tensor) -> None: ...
 
 
-@pytest.mark.parametrize("adjoint", ["checkpoint", CheckpointAdjoint(offload="cpu"), CheckpointAdjoint(memory="1MB"), SLOTS], ids=str)
-@pytest.mark.parametrize("ends", ["without a backward pass", "in a redone step that fails", "in the forward pass"])
+ADJOINTS = ["checkpoint", CheckpointAdjoint(offload="cpu"), CheckpointAdjoint(memory="1MB"), SLOTS]
+ENDS = ["without a backward pass", "in a redone step that fails", "in the forward pass"]
+
+
+@pytest.mark.parametrize(("ends", "adjoint"), rows(ENDS, ADJOINTS, quick=2), ids=str)
 def test_a_graph_that_is_not_used_to_its_end_is_freed(ends: str, adjoint: Any) -> None:
     w, left = weight(), [10**9]
     gone: list[weakref.ref[Watched]] = []

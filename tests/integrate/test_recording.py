@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from anodev2 import Adjoint, CheckpointAdjoint, ODEBlock, odeint
 from anodev2 import solve as solution_of
+from sampled import rows
 
 T = [0.0, 0.5, 1.0]
 WHOLE = {  # with the graph of the forward pass
@@ -419,8 +420,7 @@ def test_a_tensor_kept_on_a_module_has_the_whole_history_with_the_graph_of_the_f
     assert_equal(both(Keeping(what), loss, among=WHOLE))
 
 
-@pytest.mark.parametrize("adjoint", [*SLOTS.values(), "tight", "reversible", "backsolve"], ids=str)
-@pytest.mark.parametrize("what", KEPT)
+@pytest.mark.parametrize(("what", "adjoint"), rows(KEPT, [*SLOTS.values(), "tight", "reversible", "backsolve"], quick=3), ids=str)
 def test_a_tensor_kept_on_a_module_is_refused_in_the_forward_pass_without_a_lasting_graph(what: str, adjoint: Any) -> None:
     errors = []
     for budget in range(700, 4000, 100):  # the least that holds a schedule at all

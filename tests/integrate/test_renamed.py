@@ -12,6 +12,7 @@ from torch.nn.utils import parametrizations, parametrize, prune, spectral_norm, 
 
 from anodev2 import CoupledODEBlock
 from blocks import DYNAMICS, Branch, block_of, stirred
+from sampled import rows
 
 
 class Adapter(nn.Module):
@@ -60,9 +61,7 @@ def by_hand(block: CoupledODEBlock, z: Tensor) -> Tensor:
 
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm.*deprecated:FutureWarning")
-@pytest.mark.parametrize("dynamics", DYNAMICS)
-@pytest.mark.parametrize("change", RENAMED)
-@pytest.mark.parametrize("adjoint", ["direct", "checkpoint"])
+@pytest.mark.parametrize(("adjoint", "change", "dynamics"), rows(["direct", "checkpoint"], RENAMED, DYNAMICS, quick=3))
 def test_weights_renamed_before_the_block_is_made_evolve(change: str, dynamics: str, adjoint: str) -> None:
     f = Branch()
     rename, name = RENAMED[change]
