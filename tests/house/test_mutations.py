@@ -845,7 +845,7 @@ MUTATIONS = {
         "                return False",
         "test_stability.py",
     ),
-    "unstable steps without a warning": ("solve.py", "if longest > limit", "if False and longest > limit", "test_stability.py"),
+    "unstable steps without a warning": ("checks.py", "if longest > limit", "if False and longest > limit", "test_stability.py"),
     "a field along another axis": ("dynamics/field.py", 'f"... {right} -> ... {left}"', 'f"... {left} -> ... {left}"', "test_dynamics.py"),
     "a nonlinearity as steep as 1": (
         "dynamics/reaction_diffusion_advection.py",
