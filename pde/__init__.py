@@ -21,9 +21,12 @@ from .grid import Grid1D
 from .higher import DerivativeTerm, Dispersion, Hyperdiffusion, Nonlinearity
 from .initial import random_fourier, random_fronts, random_pulses
 from .named import AllenCahn, CahnHilliard, FisherKPP, KortewegDeVries, KuramotoSivashinsky, SwiftHohenberg
+from .named_systems import DampedWave, FitzHughNagumo, GrayScott, KleinGordon, Maxwell, Schroedinger, ShallowWater
 from .pictures import animate, plot, space_time
 from .reaction import AdvectionDiffusionReaction, Reaction, Source
+from .second_order import SecondOrder
 from .stencils import Derivative, derivative
+from .system import System
 from .wave import Wave
 
 __all__ = [
@@ -35,6 +38,7 @@ __all__ = [
     "CahnHilliard",
     "Closed",
     "ConservationLaw",
+    "DampedWave",
     "Derivative",
     "DerivativeTerm",
     "Diffusion",
@@ -42,20 +46,28 @@ __all__ = [
     "Dispersion",
     "Equation",
     "FisherKPP",
+    "FitzHughNagumo",
     "Free",
+    "GrayScott",
     "Grid1D",
     "Hyperdiffusion",
+    "KleinGordon",
     "KortewegDeVries",
     "KuramotoSivashinsky",
+    "Maxwell",
     "Neumann",
     "Nonlinearity",
     "Periodic",
     "Reaction",
     "Robin",
+    "Schroedinger",
+    "SecondOrder",
+    "ShallowWater",
     "Slope",
     "Source",
     "Sum",
     "SwiftHohenberg",
+    "System",
     "Value",
     "Walls",
     "Wave",

@@ -34,6 +34,35 @@ def attach(module: nn.Module, name: str, value: Diffusivity, n: int) -> None:
     keep(module, name, value)
 
 
+class Formula(nn.Module):
+    """A function of coefficients as one coefficient: constant where these are, and live where they are trained.
+
+    Args:
+        n: points of the grid.
+        function: of the values of ``given``, by name.
+        given: coefficients.
+    """
+
+    def __init__(self, n: int, function: Callable[..., Any], **given: Coefficient) -> None:
+        super().__init__()
+        for name, value in given.items():
+            attach(self, name, value, n)
+        self.function, self.given = function, tuple(given)
+
+    @property
+    def constant(self) -> bool:
+        return all(is_constant(getattr(self, name)) for name in self.given)
+
+    def forward(self, t: Any, x: Tensor) -> Any:
+        return self.function(*(evaluate(getattr(self, name), t, lambda: x, x) for name in self.given))
+
+
+def formula(n: int, function: Callable[..., Any], **given: Coefficient) -> Coefficient:
+    """The function of the coefficients: a number where all are."""
+    made = Formula(n, function, **given)
+    return made if any(not is_number(value) for value in given.values()) else function(*given.values())
+
+
 def shown(value: Any) -> str:
     """A coefficient in a few characters."""
     if isinstance(value, Tensor):
@@ -65,6 +94,8 @@ def is_zero(value: Diffusivity) -> bool:
 
 def is_constant(value: Diffusivity) -> bool:
     """The same at all times and points (it may differ between fields: a tensor of shape (..., 1))."""
+    if isinstance(value, Formula):
+        return value.constant
     return is_number(value) or (isinstance(value, Tensor) and (value.ndim == 0 or value.shape[-1] == 1))
 
 

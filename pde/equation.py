@@ -110,7 +110,7 @@ class FieldEquation(Multiples, Equation):
         terms = self.terms()
         return reduce(torch.add, [term.tendency(t, u) for term in terms]) if terms else torch.zeros_like(u)
 
-    def __add__(self, other: Any) -> Equation:
+    def __add__(self, other: Any) -> FieldEquation:
         return Sum(self, other) if isinstance(other, FieldEquation) else NotImplemented
 
     def symbol(self, k: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .coefficient import Coefficient, as_coefficient, attach, evaluate, extremes, is_constant, need_at_least_0, positive
+from .conditions import Need
 from .equation import Term
 from .grid import Grid1D
 from .numbers import as_tensor
@@ -36,6 +37,7 @@ class DerivativeTerm(Term):
 
     name, coefficient = "DerivativeTerm", "factor"
     sign, grows = 1.0, True
+    need: Need | None = None  # of an end, None as the order says
 
     def __init__(self, grid: Grid1D, order: int, factor: Coefficient, scheme: str = "spectral") -> None:
         super().__init__(grid)
@@ -44,7 +46,7 @@ class DerivativeTerm(Term):
         attach(self, self.coefficient, factor, grid.n)
         self.order, self.scheme = order, scheme
         self.difference: Derivative = derivative(grid, order, scheme)
-        self.boundary.validate(self.name, "diffusion" if order > 1 else "flux")
+        self.boundary.validate(self.name, self.need or ("diffusion" if order > 1 else "flux"))
 
     @property
     def constant(self) -> bool:

@@ -17,8 +17,10 @@ from .conditions import without_field_data
 from .equation import Equation
 from .grid import Grid1D
 from .numbers import as_tensor, present
+from .second_order import Absorbed, SecondOrder, Spreading
 from .stability import few, remembered, some_modes, told_from_round_off
 from .stencils import Derivative, derivative
+from .system import System
 
 Pair = tuple[Tensor, Tensor]
 
@@ -28,6 +30,8 @@ class Wave(Equation):
 
     du/dt is v itself, the same tensor, as "leapfrog" likes it: symplectic, and stable for dt c / h <= 1 (central2). rk4 damps short
     waves a little; Euler makes all grow. Modes have the eigenvalues +-i c sqrt(-D2(k)), D2(k) the symbol of the second derivative.
+
+    An equation of one field that is added goes to dv/dt: ``Wave + Source(grid, f)`` is driven by f(t, x, u), see ``SecondOrder``.
 
     Args:
         grid: the points; walls need data at both ends (fixed ends ``Dirichlet()``, free ends ``Neumann()``), or are ``Absorbing``.
@@ -146,6 +150,29 @@ class Wave(Equation):
         if not self.grid.periodic:
             square = torch.cat([square, -torch.linalg.eigvals(self.second.matrix(few(self.grid))).real.clamp(max=0)])
         return stability_function(method).limit(_both(torch.sqrt(square)))
+
+    def system(self) -> SecondOrder:
+        """The same as a system of the fields u and v, to which terms are added."""
+        drag = Absorbed(self.grid, self.speed, self.scheme) if self.boundary.absorbs else None
+        return SecondOrder(Spreading(self.grid, self.speed, self.scheme), drag)
+
+    def __add__(self, other: Any) -> Any:
+        return self.system() + other
+
+    def __radd__(self, other: Any) -> Any:
+        return self if isinstance(other, int) and other == 0 else self.system() + other
+
+    def __mul__(self, factor: Any) -> System:
+        return self.system() * factor
+
+    def __rmul__(self, factor: Any) -> System:
+        return self.system() * factor
+
+    def __neg__(self) -> System:
+        return self.system() * -1.0
+
+    def __sub__(self, other: Any) -> System:
+        return self.system() - other
 
     def _pair(self, state: Pair) -> Pair:
         if not isinstance(state, tuple | list) or len(state) != 2:

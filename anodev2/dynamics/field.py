@@ -30,7 +30,7 @@ class FieldDynamics(Dynamics):
     Weights with as many axes as the pattern and ``equation.grid.n`` points (if it has a grid) along the last are accepted.
 
     Raises:
-        ValueError: a pattern without "->", or whose last axis is no single axis of the weight.
+        ValueError: a pattern without "->", or whose last axis is no single axis of the weight; an equation of more than two fields.
 
     Source: ANODEV2, arXiv 1906.04596, whose kernels evolve along their spatial axes.
     """
@@ -47,7 +47,10 @@ class FieldDynamics(Dynamics):
         self.equation = equation
         self.pattern = f"{left} -> {right}"
         self.backwards = f"... {right} -> ... {left}"
-        self.paired = getattr(equation, "components", 1) == 2
+        components = getattr(equation, "components", 1)
+        if components > 2:
+            raise ValueError(f"equation moves {components} fields; weights are one field, which may have a second beside it, its velocity")
+        self.paired = components == 2
         self.velocity = nn.ParameterDict()
 
     def accepts(self, name: str, weight: Tensor) -> bool:

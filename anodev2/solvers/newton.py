@@ -164,8 +164,8 @@ def _own_graph() -> Iterator[None]:
 
 
 def _preconditioner(linear: LinearOperator | None, scale: float, state: Flat, transposed: bool = False) -> Linear:
-    """About (1 - scale f')^-1, or its transpose, where f has a linear part, else nothing."""
-    if linear is None:
+    """About (1 - scale f')^-1, or its transpose, where f has a linear part of a single tensor, else nothing."""
+    if linear is None or len(state.leaves) > 1:
         return lambda v: v
     act = linear.preconditioner(scale, transposed)
     return lambda v: state.join([act(leaf) for leaf in state.split(v)])

@@ -867,6 +867,26 @@ MUTATIONS = {
         "test_pde_operators.py",
     ),
     "a wall slope of the other sign": ("../pde/extrapolation.py", "return image + slope", "return image - slope", "test_pde_boundaries.py"),
+    "fields that feel the wrong one": (
+        "../pde/blocks.py",
+        "known.get((i, j), zero)",
+        "known.get((j, i), zero)",
+        "test_pde_systems.py::test_the_dispersion_relation_is_the_known_one",
+    ),
+    "a velocity counted as growth": (
+        "../pde/system_stability.py",
+        "if isinstance(own, Reaction) else own.extremes(None)",
+        "if False else own.extremes(None)",
+        "test_pde_systems.py::test_the_largest_stable_step_is_where_the_matrix_says",
+    ),
+    "a velocity that is a copy": ("../pde/second_order.py", "        return u\n", "        return 1.0 * u\n", "test_pde_systems.py"),
+    "a coefficient of coefficients as it was at first": (
+        "../pde/coefficient.py",
+        "return made if any(not is_number(value) for value in given.values()) else function(*given.values())",
+        "return function(*given.values())",
+        "test_pde_systems.py::test_gradients_in_coefficients_and_state",
+    ),
+    "two leaves preconditioned as one": ("solvers/newton.py", "or len(state.leaves) > 1", "", "test_pde_systems.py"),
     "a multiple with the symbol of one": (
         "../pde/scaled.py",
         "return self.factor * self.term.symbol(k)",

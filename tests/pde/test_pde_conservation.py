@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from anodev2 import odeint
-from anodev2.pde import Burgers, Closed, ConservationLaw, Diffusion, Free, Grid1D, Value, Wave
+from anodev2.pde import Burgers, Closed, ConservationLaw, Diffusion, Free, Grid1D, Value
 from anodev2.testing import observed_order
 from sampled import rows
 
@@ -155,7 +155,7 @@ MISTAKES: dict[str, tuple[Callable[[], Any], str]] = {
     "cfl": (lambda: ConservationLaw(RING, torch.sin, torch.cos).steps(torch.ones(16), [0.0, 1.0], cfl=0.0), "cfl=0.0"),
     "times": (lambda: ConservationLaw(RING, torch.sin, torch.cos).steps(torch.ones(16), [1.0, 0.0]), "must rise"),
     "a symbol": (lambda: ConservationLaw(RING, torch.sin, torch.cos).symbol(torch.ones(1)), "no symbol"),
-    "a wave in its place": (lambda: ConservationLaw(RING, torch.sin, torch.cos) + Wave(RING, 1.0), "unsupported operand|one field"),  # pyright: ignore
+    "a number in its place": (lambda: ConservationLaw(RING, torch.sin, torch.cos) + 1.0, "unsupported operand|one field"),  # pyright: ignore
 }
 
 

@@ -1,0 +1,76 @@
+"""The largest stable step of fields that feel each other, by the eigenvalues of small matrices."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from anodev2 import stability_function
+
+from .blocks import Pair, matrix_of
+from .coefficient import as_coefficient, extremes
+from .equation import Sum, Term
+from .grid import Grid1D
+from .reaction import Reaction
+from .scaled import Scaled
+from .stability import POINTS, ROUND_OFF, VARYING, Profile, few, profiles, some_modes, told_from_round_off
+
+Placed = tuple[Pair, Term]
+
+
+def coupled_limit(method: Any, terms: Mapping[Pair, Sequence[Term]], grids: Sequence[Grid1D]) -> float:
+    """The smallest of the limits by modes and, with walls or coefficients that vary, by matrices of a few points."""
+    stability, limit, grown = stability_function(method), math.inf, False
+    placed = [(pair, term) for pair, each in terms.items() for term in each if term.linear]
+    if stability.acts_on != "whole":
+        placed = [(pair, term) for pair, term in placed if not term.constant]
+    if not placed:
+        return math.inf
+    k = some_modes(grids[0])
+    for chosen in itertools.product(*(_values(term) for _, term in placed)):
+        eigenvalues = torch.linalg.eigvals(
+            _summed(placed, [t.frozen(v, k) for (_, t), v in zip(placed, chosen, strict=True)], len(grids), True)
+        )
+        largest = eigenvalues.abs().max()
+        grown = grown or bool((eigenvalues.real > ROUND_OFF * largest).any())
+        limit = min(limit, stability.limit(_not_growing(eigenvalues)))
+    constant = all(term.constant for _, term in placed)
+    if limit == 0 or stability.acts_on != "whole" or (grids[0].periodic and constant):
+        return limit
+    small = [few(grid, POINTS if constant else VARYING) for grid in grids]
+    for chosen in itertools.product(*(_values(term) if term.constant else profiles(term) for _, term in placed)):
+        made = [_on(term, small[j], value) for ((_, j), term), value in zip(placed, chosen, strict=True)]
+        found = torch.linalg.eigvals(_summed(placed, [Sum(term).matrix() for term in made], len(grids), False))
+        limit = min(limit, stability.limit(_not_growing(found) if grown else told_from_round_off(found)))
+    return limit
+
+
+def _summed(placed: Sequence[Placed], values: Sequence[Tensor], count: int, per_mode: bool) -> Tensor:
+    found: dict[Pair, Tensor] = {}
+    for (pair, _), value in zip(placed, values, strict=True):
+        found[pair] = found[pair] + value if pair in found else value
+    return matrix_of(found, count, per_mode)
+
+
+def _not_growing(eigenvalues: Tensor) -> Tensor:
+    """What the equation lets grow limits no step."""
+    return torch.complex(eigenvalues.real.clamp(max=0), eigenvalues.imag)
+
+
+def _values(term: Term) -> list[float]:
+    """The extremes of the coefficient: of a reaction what it is, for between two fields its sign is no growth."""
+    own = term.term if isinstance(term, Scaled) else term
+    return extremes(own.rate, own.grid.points(own.like())) if isinstance(own, Reaction) else own.extremes(None)
+
+
+def _on(term: Term, grid: Grid1D, value: Profile) -> Term:
+    """The same on another grid."""
+    own = term.term if isinstance(term, Scaled) else term
+    made = Reaction(grid, as_coefficient(value)) if isinstance(own, Reaction) else own.on(grid, value)
+    assert made is not None  # a linear term
+    return Scaled(made, term.factor) if isinstance(term, Scaled) else made
