@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -177,10 +177,25 @@ def densely(pieces: list[Piece], args: tuple[Any, ...]) -> Dense | DensePieces:
     return whole.parts[0] if len(pieces) == 1 else whole
 
 
-def met(times: Sequence[Any], point: tuple[Tensor, Leaves]) -> tuple[Tensor, Leaves]:
-    """The time at which samples meet, with nan for those that do not come to it: there is the one that comes farthest."""
-    time = point[0].reshape(-1)[(times[-1] - times[0]).abs().argmax()]
-    return time, [leaf.where(point[0] == time, math.nan) for leaf in point[1]]
+def met(grid: Grid, points: list[tuple[Tensor, Leaves]], kind: Any) -> list[tuple[Tensor, Leaves]]:
+    """The times at which samples meet, or their own, with nan for those that do not come to them: there is one that comes farthest."""
+    asked = list(map(torch.as_tensor, grid.asked))
+    if not asked:
+        times = grid.ends()
+        farthest = torch.as_tensor(times[-1] - times[0]).abs().argmax()
+        asked = [own.reshape(-1)[farthest] for own, _ in points]
+    elif kind == "end":
+        last = asked[0]
+        for time in asked[1:]:
+            last = last.where(time.isnan(), time)
+        asked = [last]
+    return [_reached(own, time, state) for (own, state), time in zip(points, asked, strict=False)]
+
+
+def _reached(own: Tensor, time: Tensor, state: Leaves) -> tuple[Tensor, Leaves]:
+    """The time, one or of each sample, and the states of those that have come to it."""
+    there = own == time
+    return time if time.ndim == 0 else time.where(there, math.nan).reshape(-1), [leaf.where(there, math.nan) for leaf in state]
 
 
 def saved_tree(points: list[tuple[Tensor, Leaves]], structure: Structure, save: Callable[[Tensor, Any], Any] | None) -> Any:
@@ -237,6 +252,10 @@ def _rest(stepping: Grid | Adaptive, done: int, start: Time) -> tuple[Grid | Ada
 def joined(run: Run, problem: Problem) -> Any:
     """One tree of the states at the output times, stacked in front."""
     structure, places = problem.field.structure, problem.outputs(run.grid)
+    if run.grid.asked:
+        times = run.grid.ends()
+        points = [(torch.as_tensor(times[place]), state) for place, state in zip(places, run.states, strict=True)]
+        return stacked([state for _, state in met(run.grid, points, problem.save)], structure)
     if not run.read:
         return stacked(run.states, structure)
     parts: dict[float, Leaves] = {place: [leaf.unsqueeze(0) for leaf in state] for place, state in zip(places, run.states, strict=True)}

@@ -58,8 +58,9 @@ class Solution:
     states at ts (or what ``save`` made of them) stacked in front. grid: the times of all steps done, to be passed back as
     ``grid=`` (with ``per_sample`` tensors, which cannot be). event_time: of the event that ended the solve, zero-dimensional,
     with its gradient; None where none did. t_events, y_events: for each event its times, shape (k,), and the states there, before
-    any effect, stacked in front. methods: the name of the method that took each step. Called with times, gives the states there,
-    and ``rate`` their derivative (``dense=True``).
+    any effect, stacked in front. methods: the name of the method that took each step. statuses: with ``per_sample``
+    the status of each sample; with times of their own ts is of shape (k, batch). Called with times, gives the states there, and ``rate``
+    their derivative (``dense=True``).
     """
 
     ts: Tensor
@@ -72,12 +73,17 @@ class Solution:
     t_events: tuple[Tensor, ...] = ()
     y_events: tuple[Any, ...] = ()
     methods: tuple[str, ...] = ()
+    statuses: tuple[Status, ...] = ()
 
     def __repr__(self) -> str:
         structure = structure_of(self.ys)
         shapes = build(structure, [f"{str(leaf.dtype).removeprefix('torch.')}{list(leaf.shape)}" for leaf in leaves_of(self.ys, structure)])
         ends = self.ts.detach()
-        times = f"{len(ends)} times from {float(ends[0].max()):g} to {float(ends[-1].max()):g}" if len(ends) else "no times"
+        times = (
+            f"{len(ends)} times from {float(ends[0].nan_to_num().max()):g} to {float(ends[-1].nan_to_num().max()):g}"
+            if len(ends)
+            else "no times"
+        )
         return f"Solution({times}, ys={shapes}, {len(self.grid) - 1} steps, status={self.status.reason!r},\n    {self.stats!r})"
 
     def __call__(self, t: Any) -> Any:

@@ -21,7 +21,20 @@ from .pytree import Structure, leaves_of, structure_of
 from .solution import Solution, Stats
 from .solvers import METHODS, Leapfrog, Leaves, Map, Method, as_method, halves
 from .solvers.tableau import Tableau
-from .stepping import MAX_STEPS, Adaptive, Control, Grid, Step, as_count, as_times, given_grid, tolerances, uniform_grid, unit_grid
+from .stepping import (
+    MAX_STEPS,
+    Adaptive,
+    Control,
+    Grid,
+    Step,
+    as_count,
+    as_times,
+    given_grid,
+    times_of_samples,
+    tolerances,
+    uniform_grid,
+    unit_grid,
+)
 from .torch_private import transformed
 from .torchdiffeq import refuse_unknown
 
@@ -67,7 +80,8 @@ def odeint(
             them, which costs (nearly) nothing, or steps end there "exact"ly; so they do for methods without interpolant, and with
             ``per_sample``.
         per_sample: error control for each sample of a tensor (batch, ...) by itself; func gets t of shape (batch, 1, ..., 1).
-            The steps are found first, without a graph, and then taken: twice the evaluations forward.
+            The steps are found first, without a graph, and then taken: twice the evaluations forward. Then t may be of shape (batch, T),
+            output times of each sample in a row that may end with nan: states there are nan.
         max_steps: of error control (of each sample, with ``per_sample``), accepted ones; None: any number. A grid has its own.
         args: further arguments of func: tensors, modules or anything else, nested in tuples, lists and dicts.
         adjoint: "checkpoint" (default), "direct", "reversible", "backsolve", or an ``Adjoint``. All but the last give the
@@ -151,7 +165,8 @@ def solve(
 
     Every step is looked at: a state that is not finite ends the solve (one synchronisation with the device per step). With
     ``per_sample`` a sample that cannot go on stays where it is, and the others go on: ``status.element`` has the numbers of those
-    that failed, ``status.y`` the last good states, ``grid[-1]`` the time of each; at times that they did not reach ys has nan.
+    that failed, ``status.y`` the last good states, ``grid[-1]`` the time of each, ``statuses`` how each
+    ended; at times that they did not reach ys has nan.
 
     Raises:
         ValueError, TypeError: naming the argument, what was given and the cure.
@@ -196,7 +211,7 @@ def solve(
         pieces = solved_in_pieces(problem, leaves, args, as_adjoint(adjoint), watch)
     points = saved_points(pieces, kind)
     if per_sample and kind != "steps":  # there all samples meet
-        points = [met(pieces[0].run.grid.ends(), point) for point in points]
+        points = met(pieces[0].run.grid, points, kind)
     last = pieces[-1]
     status = last.run.status or last.run.grid.status or Status()
     if throw and not status.ok:
@@ -211,6 +226,7 @@ def solve(
         densely(pieces, args) if dense else None,
         *happenings(pieces, len(events), leaves, problem.field.structure),
         methods_of(pieces),
+        pieces[0].run.grid.statuses,
     )
 
 
@@ -294,7 +310,8 @@ def problem_of(
     if not torch.compiler.is_compiling():
         field.call.check(t, y0, *args)
     grids, between = {"steps": steps, "step_size": step_size, "grid": grid}, hit == "between" and chosen.interpolant is not None
-    stepping = _stepping(t, chosen, structure, leaves, grids, (rtol, atol, control), between and not per_sample)
+    own = times_of_samples(t, leaves[0]) if per_sample else None
+    stepping = _stepping(own or t, chosen, structure, leaves, grids, (rtol, atol, control), between and not per_sample)
     if isinstance(stepping, Adaptive) and "step" in field.call.names:
         raise ValueError("func takes the number of the step, which error control does not know beforehand; give steps or a grid")
     problem = Problem(field, chosen, stepping, save)
@@ -338,7 +355,7 @@ def _stepping(
             raise ValueError(f"give either grid or {given[0]}, not both")
         return given_grid(t, grids["grid"], between)
     if controlled and not given:
-        times = as_times(t, endless=True)
+        times = t if isinstance(t, tuple) and isinstance(t[0], Tensor) and t[0].ndim else as_times(t, endless=True)
         stops = (times[0], times[-1]) if between else None
         return Adaptive(times, *tolerances(control[0], control[1], structure, leaves), control[2] or Control(), stops)
     if isinstance(method, Map) and not given:

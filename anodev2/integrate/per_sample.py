@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..problem import Problem, Status
 from ..solvers import Leaves, Method
-from ..stepping import MORE, STRETCH, Adaptive, Control, Grid, Step, numbers
+from ..stepping import MORE, STRETCH, Adaptive, Control, Grid, Step, wants_grad
 from ..torch_private import BatchNorm
 from .captured import reachable
 from .loop import error_ratios
@@ -27,17 +27,21 @@ from .recording import untouched
 def find_grid(problem: Problem, y0: Leaves, args: tuple[Any, ...], max_steps: int | None) -> Grid:
     """The steps of every sample from each output time to the next; times are tensors of shape (batch, 1, ..., 1).
 
-    The grid's ``status`` tells of samples that failed; output times that none reached are left out.
+    All wait for the last at an output time, which may be another for each sample, and nan for one that has no more. The grid's ``status``
+    tells of samples that failed; output times that none reached are left out.
     """
     adaptive, method = problem.stepping, problem.method
     assert isinstance(adaptive, Adaptive)
     _check(problem, adaptive, y0)
-    ends = numbers(adaptive.times)
+    own = [time for time in adaptive.times if isinstance(time, Tensor)]
+    lead = (len(y0[0]), *(1,) * (y0[0].ndim - 1))
+    ends = own or [torch.full(lead, float(time), dtype=torch.float64, device=y0[0].device) for time in adaptive.times]
     with torch.no_grad(), untouched(problem, y0, args):
         search = _Search(problem, adaptive, method, y0[0], args, ends, math.inf if max_steps is None else max_steps)
         wanted = [0, *(search.until(end) for end in ends[1:] if not search.failed.all())]
     wanted = wanted[:-1] if search.failed.all() else wanted
-    return Grid(tuple(search.nodes), (1,) * (len(search.nodes) - 1), tuple(wanted), status=search.status())
+    counts = (1,) * (len(search.nodes) - 1)
+    return Grid(tuple(search.nodes), counts, tuple(wanted), status=search.status(), statuses=search.statuses(), asked=tuple(own))
 
 
 def _check(problem: Problem, adaptive: Adaptive, y0: Leaves) -> None:
@@ -45,7 +49,7 @@ def _check(problem: Problem, adaptive: Adaptive, y0: Leaves) -> None:
         raise ValueError("per_sample=True needs a single tensor with a batch axis in front as y0")
     if y0[0].numel() == 0:
         raise ValueError(f"per_sample=True needs at least one sample with an element, got y0 of shape {tuple(y0[0].shape)}")
-    if any(isinstance(time, Tensor) for time in adaptive.times):
+    if any(map(wants_grad, adaptive.times)):
         raise ValueError("per_sample=True gives no gradient with respect to times; detach t")
     for module in reachable(problem.field.func).modules:
         if isinstance(module, BatchNorm) and module.training:
@@ -63,21 +67,21 @@ class _Search:
     method: Method
     y: Tensor
     args: tuple[Any, ...]
-    ends: Sequence[float]
+    ends: Sequence[Tensor]  # nan where a sample has no more
     max_steps: float
 
     def __post_init__(self) -> None:
         self.field = self.problem.given(self.args)
         self.lead = (len(self.y), *(1,) * (self.y.ndim - 1))
-        self.time = self._column(self.ends[0])
+        self.time = self.ends[0]
         self.nodes = [self.time]
-        self.sign = 1.0 if self.ends[-1] > self.ends[0] else -1.0
+        self.sign = -1.0 if any(bool((end < self.ends[0]).any()) for end in self.ends) else 1.0
         self.k = (self.method.embedded_order or 0) + 1
         self.errors = [self._column(1.0), self._column(1.0)]
         self.rejected = self.failed = self._column(0.0).bool()
         self.failures: list[Status] = []
         self.taken = self._column(0.0)  # steps accepted
-        self.least = max(self.adaptive.control.min_step, 8 * max(map(math.ulp, self.ends)))
+        self.least = max(self.adaptive.control.min_step, 8 * max(math.ulp(float(end.nan_to_num().abs().max())) for end in self.ends))
         self.first: Tensor | None = self._slope(self.time, self.y)
         self.size = self._first_size(self.first)
 
@@ -100,7 +104,8 @@ class _Search:
         zero = torch.zeros_like(self.y)
         d0, d1 = self._norm(self.y, zero), self._norm(slope, zero)
         usual = (d0 >= 1e-5) & (d1 >= 1e-5) & torch.isfinite(d1)
-        h0 = torch.where(usual, 0.01 * d0 / d1, 1e-6).clamp_max(abs(self.ends[1] - self.ends[0]))
+        span = (self.ends[min(1, len(self.ends) - 1)] - self.ends[0]).abs().nan_to_num(1.0)
+        h0 = torch.where(usual, 0.01 * d0 / d1, 1e-6).clamp_max(span)
         ahead = self.y + (self.sign * h0).to(self.y.real.dtype) * slope
         d2 = self._norm(self._slope(self.time + self.sign * h0, ahead) - slope, zero) / h0
         steepest = torch.maximum(d1, d2)
@@ -108,13 +113,13 @@ class _Search:
         size = torch.where((h1 > 0) & torch.isfinite(h1), torch.minimum(100 * h0, h1), h0)
         return size.clamp(control.min_step, control.max_step)
 
-    def until(self, end: float) -> int:
+    def until(self, end: Tensor) -> int:
         """Step until every sample has reached ``end`` or failed; the number of steps done then.
 
         This ends: an attempt that is rejected is followed by a shorter one, down to ``least``, and one that is accepted moves on by
         at least half of that, more than the times' rounding.
         """
-        while bool((waiting := (self.time != end) & ~self.failed).any()):
+        while bool((waiting := (self.time != end) & ~end.isnan() & ~self.failed).any()):
             left, shortest = (end - self.time).abs(), self.size <= self.least  # what was asked for; the length taken is rounded
             size = torch.where(left < 2 * self.size, left / 2, self.size)
             near = left <= (self.size * STRETCH).clamp_max(max(self.adaptive.control.max_step, self.least) * (1 + 1e-9))
@@ -167,6 +172,11 @@ class _Search:
                 reason, what = "not finite", "func is not finite"
             message = f"sample {sample} of the batch at t={t:.9g}: {what}"
             self.failures.append(Status(reason, message, t, len(self.nodes) - 1, "y0", (sample,), worst))
+
+    def statuses(self) -> tuple[Status, ...]:
+        """How each sample ended."""
+        failed = {sample: failure for failure in self.failures for sample in failure.element or ()}
+        return tuple(failed.get(sample, Status()) for sample in range(len(self.y)))
 
     def status(self) -> Status | None:
         """That of the first sample that failed, with the numbers of all and the last good states; None where all came to the end."""

@@ -1,7 +1,7 @@
 """Where steps are: grids, and error control."""
 
 from .control import ATOL, MAX_STEPS, MORE, RTOL, STRETCH, Adaptive, Control, StepSizes, tolerances
-from .grid import Grid, Step, Time, Times, as_count, as_times, given_grid, numbers, uniform_grid, unit_grid, wants_grad
+from .grid import Grid, Step, Time, Times, as_count, as_times, given_grid, numbers, times_of_samples, uniform_grid, unit_grid, wants_grad
 
 __all__ = [
     "ATOL",
@@ -20,6 +20,7 @@ __all__ = [
     "as_times",
     "given_grid",
     "numbers",
+    "times_of_samples",
     "tolerances",
     "uniform_grid",
     "unit_grid",

@@ -61,7 +61,8 @@ class Grid:
     ``wanted`` lists which of the times are outputs; None: all. ``inside``: numbers of steps, rising, with times within them that are
     outputs too, read from the method's interpolant. ``stop`` ends the grid early, after so many steps.
     ``by``: which of several methods takes each step; (): the only one.
-    ``status`` tells which samples of a search per sample did not come to the end, a ``Status``; None: all came.
+    ``status`` tells which samples of a search per sample did not come to the end, a ``Status``; None: all came. ``statuses``: of each.
+    ``asked``: output times that differ from sample to sample, nan where one has no more.
     """
 
     times: Times
@@ -71,6 +72,8 @@ class Grid:
     status: Any = None
     inside: tuple[tuple[int, Times], ...] = ()
     by: tuple[int, ...] = ()
+    statuses: tuple[Any, ...] = ()
+    asked: Times = ()
 
     def __len__(self) -> int:
         return sum(self.counts) if self.stop is None else self.stop
@@ -128,6 +131,33 @@ def as_times(t: Any, name: str = "t", endless: bool = False) -> Times:
     if not (all(gap > 0 for gap in gaps) or all(gap < 0 for gap in gaps)):
         raise ValueError(f"{name} must be strictly rising or strictly falling, got {values}")
     return tuple(time if wants_grad(time) else value for time, value in zip(times, values, strict=True))
+
+
+def times_of_samples(t: Any, y: Tensor) -> Times | None:
+    """The columns (batch, 1, ...) of output times of shape (batch, T) for the samples of y; None where t has another number of axes.
+
+    Each sample's times rise or fall strictly, all in one direction, and may end early with nan.
+    """
+    try:
+        given = t if isinstance(t, Tensor) else torch.as_tensor(t, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError):
+        return None
+    if given.ndim != 2 or y.ndim == 0:
+        return None
+    if given.requires_grad or given.is_complex() or given.dtype == torch.bool:
+        raise ValueError("per_sample=True gives no gradient with respect to times; detach t" if given.requires_grad else "t must be real")
+    if len(given) != len(y) or not given.shape[1]:
+        raise ValueError(f"t of shape {tuple(given.shape)} must have a row of output times for each of the {len(y)} samples of y0")
+    times = given.to("cpu", torch.float64)
+    missing = times.isnan()
+    if missing[:, 0].any() or (missing[:, :-1] & ~missing[:, 1:]).any() or times.isinf().any():
+        raise ValueError("each row of t must be finite and may end with nan, after the last time of its sample")
+    gaps = times.diff(dim=1)
+    gaps = gaps[~gaps.isnan()]
+    if not ((gaps > 0).all() or (gaps < 0).all()):
+        raise ValueError("the rows of t must all be strictly rising, or all strictly falling")
+    lead = (len(y), *(1,) * (y.ndim - 1))
+    return tuple(column.reshape(lead).to(y.device) for column in times.unbind(1))
 
 
 def wants_grad(time: Time) -> TypeGuard[Tensor]:

@@ -784,6 +784,18 @@ MUTATIONS = {
         "else TO_STIFF) and not self.by:",
         "test_auto.py",
     ),
+    "padding taken for states": (
+        "pieces.py",
+        "    if run.grid.asked:\n",
+        "    if False:\n",
+        "test_times_of_samples.py::test_samples_have_the_states_and_gradients_that_they_have_alone",
+    ),
+    "a sample that failed told as done": (
+        "integrate/per_sample.py",
+        "failed.get(sample, Status())",
+        "Status()",
+        "test_times_of_samples.py::test_each_sample_has_a_status_and_as_many_steps_as_are_allowed",
+    ),
     "a drift of f left out": (
         "solvers/rosenbrock.py",
         "if drift is not None and self.d[stage]:",
