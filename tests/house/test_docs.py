@@ -64,6 +64,12 @@ def test_links_within_the_repository_lead_somewhere(page: Path) -> None:
         assert (page.parent / target).exists(), target
 
 
+def test_the_page_about_extending_names_every_hook_of_a_dynamics() -> None:
+    page = (DOCS / "extending.md").read_text()
+    hooks = [name for name in vars(anodev2.Dynamics) if not name.startswith("_") and name != "forward"]
+    assert len(hooks) > 5 and not [name for name in hooks if not re.search(rf"`{name}\b", page)]
+
+
 def nav(entry: Any) -> Iterator[str]:
     """The pages in a part of mkdocs' nav."""
     if isinstance(entry, str):
