@@ -13,7 +13,7 @@ from torch.nn.parameter import is_lazy
 
 from .both_ways import BothWays, WrittenBothWays, check_ways, features, in_own_precision, samples_of, start_of, weights_of
 from .dynamics import Dynamics, Theta
-from .gradients.adjoint import Adjoint, ReversibleAdjoint, as_adjoint
+from .gradients.adjoint import Adjoint, ReversibleAdjoint, as_adjoint, by
 from .integrate.compiled import Compile, as_compile
 from .integrate.functional_call import Swapped
 from .integrate.sample_weights import Together
@@ -222,7 +222,7 @@ class CoupledODEBlock(ODEBlock):
     def _problem(self, z0: Any) -> tuple[Callable[..., Any], Any, tuple[Any, ...]]:
         if self.dynamics.reads_features:
             return *self.joint(z0), ()
-        readings = self._readings(both_ways=self.adjoint.both_ways)
+        readings = self._readings(both_ways=by(self.adjoint).both_ways)
         theta = self._theta0()
         return _EvolvingField(self.f, theta, readings), z0, (self._path(theta, readings.times),)
 

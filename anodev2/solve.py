@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .checks import check_one_method, check_splits, check_state, warn_of_instability
 from .events import Event, Observer, as_events, check_events
-from .gradients.adjoint import Adjoint, CheckpointAdjoint, DirectAdjoint, as_adjoint
+from .gradients.adjoint import Adjoint, CheckpointAdjoint, DirectAdjoint, in_force
 from .integrate.compiled import Compile, as_compile, compiled
 from .integrate.per_sample import find_grid
 from .integrate.recording import untouched
@@ -208,7 +208,7 @@ def solve(
     kept = "steps" if dense or kind == "steps" else "reached" if events else kind
     problem = replace(problem, watch=None if per_sample else watch, save=kept, slopes=dense and problem.method.interpolant is not None)
     with watch:
-        pieces = solved_in_pieces(problem, leaves, args, as_adjoint(adjoint), watch)
+        pieces = solved_in_pieces(problem, leaves, args, in_force(adjoint, None)[0], watch)
     points = saved_points(pieces, kind)
     if per_sample and kind != "steps":  # there all samples meet
         points = met(pieces[0].run.grid, points, kind)
@@ -252,7 +252,7 @@ def run_of(
     if isinstance(problem.stepping, Adaptive):
         check_events((), problem, max_steps)
         problem = replace(problem, watch=Observer(problem, (), (), None, False, max_steps).limit)
-    chosen, how = as_adjoint(adjoint), as_compile(compile)
+    chosen, how = in_force(adjoint, as_compile(compile))
     if how is not None:
         check_compile(problem, chosen)
         if save != "steps" and not torch.compiler.is_compiling() and not transformed():  # else there are no runs, or others compile

@@ -8,9 +8,11 @@ tensors once per copy; ``torch.save`` stores each once.
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
+from types import FunctionType, ModuleType
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -56,16 +58,45 @@ def unroll(network: nn.Module) -> nn.Module:
         TypeError: ``network`` is no module.
         ValueError: it holds no block, or a block with a ``forward`` of its own.
 
+    Warns:
+        UserWarning: a module that calls ``odeint`` itself stays as it is.
+
     Source: ANODEV2, arXiv 1906.04596 (Euler on a common grid: an ordinary network whose layers' weights obey an ODE).
     """
     if not isinstance(network, nn.Module):
         raise TypeError(f"network must be an nn.Module, got {type(network).__name__}; pass the module that holds the blocks")
     if not any(isinstance(module, Unrollable) for module in network.modules()):
+        if own := _solving(network):
+            raise ValueError(
+                f"network={type(network).__name__} holds no ODEBlock or CoupledODEBlock to unroll; {', '.join(own)} by itself, which is "
+                "not written out: make it a block, or export it as it is, solver and all"
+            )
         raise ValueError(
             f"network={type(network).__name__} holds no ODEBlock or CoupledODEBlock to unroll; it is plain already, use it as it is"
         )
+    if own := _solving(network):
+        words = f"{', '.join(own)} by itself, which is not written out: blocks are, and this is left as it is, solver and all"
+        warnings.warn(words, UserWarning, stacklevel=2)
     with torch.inference_mode(False), torch.no_grad():
         return _plain(deepcopy(network), {})
+
+
+def _solving(network: nn.Module) -> list[str]:
+    """The modules whose own code calls ``odeint`` or ``solve``, as told."""
+    found = []
+    for name, module in network.named_modules():
+        kinds = [kind for kind in type(module).__mro__ if issubclass(kind, nn.Module) and kind is not nn.Module]
+        code = [value for kind in kinds for value in vars(kind).values() if isinstance(value, FunctionType)]
+        if not isinstance(module, Unrollable) and any(_calls_a_solver(function) for function in code):
+            found.append(f"{f'{name} ({type(module).__name__})' if name else type(module).__name__} solves")
+    return found
+
+
+def _calls_a_solver(function: FunctionType) -> bool:
+    known = [function.__globals__.get(name) for name in function.__code__.co_names]
+    here = [value for value in known if isinstance(value, ModuleType) and value.__name__ == __package__]
+    known += [getattr(module, name, None) for module in here for name in function.__code__.co_names]
+    return any(getattr(value, "__module__", None) == f"{__package__}.solve" and isinstance(value, FunctionType) for value in known)
 
 
 def _plain(module: nn.Module, done: dict[nn.Module, nn.Module]) -> nn.Module:

@@ -153,11 +153,11 @@ def gradient_report(
     ``copy.deepcopy(model).double()`` differences know more digits.
 
     Args:
-        block_or_func: an ``ODEBlock`` or ``CoupledODEBlock``; a module that holds such blocks, called as network(z0) where none of t,
-            method ... args is given; or a function or module (t, z, *args), solved by ``odeint``.
+        block_or_func: an ``ODEBlock`` or ``CoupledODEBlock``; any module called as network(z0), which holds such blocks or calls
+            ``odeint`` itself, where none of t, method ... args is given; or a function or module (t, z, *args), solved by ``odeint``.
         z0: initial state, or the batch that the network takes.
         t: start and end, default (0, 1); with method, steps, step_size, rtol, atol, args as for ``odeint``, only for functions.
-        adjoints: names or objects, besides those of the blocks. Blocks get each for the time being.
+        adjoints: names or objects, besides those that a network asks for. All its solves get each for the time being.
         loss: of the end state (the output of a network), a real number; default: a fixed random projection of it.
         tolerance: relative error e up to which a gradient is harmless for training, positive. It is turned by at most asin(e), 0.6
             degrees for the default, and a step along it descends at least 1 - e times as fast: less than what batches differ by.
@@ -185,14 +185,14 @@ def gradient_report(
     options = {"method": method, "steps": steps, "step_size": step_size, "rtol": rtol, "atol": atol, "args": args}
     with torch.inference_mode(False):
         program = program_of(block_or_func, z0, t, options, loss, seed)
-        blocks = [block.adjoint for block in program.blocks] if program.options is None else []
-        chosen |= {_name(adjoint): adjoint for adjoint in blocks if adjoint not in chosen.values()}
-        own = blocks or [CheckpointAdjoint()]  # what odeint does by default
+        _refuse_another_end(program)
+        asked = program.asked if program.options is None else []
+        chosen |= {_name(adjoint): adjoint for adjoint in asked if adjoint not in chosen.values()}
+        own = asked or [CheckpointAdjoint()]  # what odeint does by default
         return _report(program, chosen, own, float(tolerance), directions)
 
 
 def _report(program: Program, chosen: dict[str, Adjoint], own: list[Adjoint], tolerance: float, directions: int) -> GradientReport:
-    _refuse_another_end(program)
     exact = program.gradient(DirectAdjoint())
     if not _finite(exact):
         raise ValueError("the gradient under adjoint='direct' is not finite: take smaller steps or another z0, there is nothing to compare")

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..block import CoupledODEBlock, ODEBlock
+from ..fast_weights import FastWeights
 from ..signature import uncompiled
 from ..stepping import as_count
 from .subject import Subject
@@ -122,47 +123,68 @@ class WeightPath:
         return "-"
 
 
-def weight_path(block: CoupledODEBlock, times: int | Sequence[float] | None = None, *, z0: Any = None) -> WeightPath:
-    """How the weights of a coupled block move, theta(t) at some times: norms, change, spectra.
+def weight_path(block: ODEBlock | FastWeights, times: int | Sequence[float] | None = None, *, z0: Any = None) -> WeightPath:
+    """How the weights of a block move, theta(t) at some times: norms, change, spectra.
 
     Where the dynamics has no closed form, its steps are cut further so that they meet the times that are given.
 
     Args:
-        block: a ``CoupledODEBlock``.
+        block: a ``CoupledODEBlock``; an ``ODEBlock``, whose parameters stand still; ``FastWeights``, seen at all knots of z0.
         times: so many equally spaced ones over the block's t, at least 2; or the times themselves, the first of which counts as the start.
             None: 11, or where the dynamics has no closed form those at which z reads theta, whose steps are the block's own.
         z0: the input, where the weights read the features: those of each sample are looked at, by the names ``name[0]``, ``name[1]`` ...
 
     Raises:
-        TypeError: something else than a ``CoupledODEBlock``; of a network, its coupled blocks are named.
+        TypeError: something else than a block; of a network, its blocks are named.
         ValueError: times outside the block's t, or fewer than two.
 
     Source: ANODEV2, arXiv 1906.04596.
     """
     block = uncompiled(block)
-    if not isinstance(block, CoupledODEBlock):
-        raise TypeError(f"block must be a CoupledODEBlock, {_instead(block)}")
+    if isinstance(block, FastWeights):
+        return _learned(block, z0)
+    if not isinstance(block, ODEBlock):
+        raise TypeError(f"block must be an ODEBlock, CoupledODEBlock or FastWeights, {_instead(block)}")
     with torch.inference_mode(False), torch.no_grad(), Subject(block, None, {}).untouched(() if z0 is None else z0):
         chosen = _chosen(block, times)
         if len(chosen) < 2:
             raise ValueError(f"times={times!r} must be at least two times, to see a change")
-        theta = block.weights(chosen, z0)
+        theta = block.weights(chosen, z0) if isinstance(block, CoupledODEBlock) else _standing(block, len(chosen))
+    if not isinstance(block, CoupledODEBlock):
+        return WeightPath(tuple(chosen), _kept(theta), "no dynamics")
     if block.dynamics.reads_features:
         theta = {f"{name}[{i}]": w[:, i] for name, w in theta.items() for i in range(w.shape[1])}
-    kept = {name: w.detach().cpu().to(torch.complex128 if w.is_complex() else torch.float64) for name, w in theta.items()}
-    return WeightPath(tuple(chosen), kept, type(block.dynamics).__name__)
+    return WeightPath(tuple(chosen), _kept(theta), type(block.dynamics).__name__)
+
+
+def _learned(layer: FastWeights, x: Any) -> WeightPath:
+    """Those of each sample at all knots, which are numbered."""
+    if x is None:
+        raise ValueError("the weights of FastWeights learn from the sequence they read: give it as z0")
+    with torch.inference_mode(False), torch.no_grad():
+        theta = layer.weights(x)
+    apart = {f"{name}[{i}]": w[:, i] for name, w in theta.items() for i in range(w.shape[1])}
+    return WeightPath(tuple(map(float, range(len(next(iter(theta.values())))))), _kept(apart), type(layer.rule).__name__)
+
+
+def _standing(block: ODEBlock, count: int) -> dict[str, Tensor]:
+    return {name: w.expand(count, *w.shape) for name, w in block.f.named_parameters()}
+
+
+def _kept(theta: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: w.detach().cpu().to(torch.complex128 if w.is_complex() else torch.float64) for name, w in theta.items()}
 
 
 def _instead(block: Any) -> str:
-    if isinstance(block, ODEBlock):
-        return "the weights of this ODEBlock are the same at all times"
-    inside = [name for name, module in block.named_modules() if isinstance(module, CoupledODEBlock)] if isinstance(block, nn.Module) else []
+    wanted = (ODEBlock, FastWeights)
+    inside = [name for name, module in block.named_modules() if isinstance(module, wanted)] if isinstance(block, nn.Module) else []
     return f"got {type(block).__name__}" + (f"; give one of those inside it: {', '.join(inside)}" if inside else "")
 
 
-def _chosen(block: CoupledODEBlock, times: int | Sequence[float] | None) -> list[float]:
+def _chosen(block: ODEBlock, times: int | Sequence[float] | None) -> list[float]:
     start, end = block.t
-    if times is None and (block.dynamics.reads_features or block.dynamics.flow(block.weights(start), [0.0]) is None):
+    coupled = isinstance(block, CoupledODEBlock)
+    if times is None and coupled and (block.dynamics.reads_features or block.dynamics.flow(block.weights(start), [0.0]) is None):
         return list(dict.fromkeys([start, *block.reading_times, end]))
     if times is not None and not isinstance(times, int):
         return [float(time) for time in times]

@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..block import ODEBlock
-from ..gradients.adjoint import Adjoint, DirectAdjoint, ReversibleAdjoint
+from ..gradients.adjoint import Adjoint, DirectAdjoint, Overseen, ReversibleAdjoint, overseen
 from ..integrate.captured import reachable
 from ..integrate.recording import Recording
 from ..problem import Problem, Run
@@ -56,7 +55,6 @@ class Program:
         self.recording = Recording(self.func, _tensors(self.z0), (*self.args, self.loss))
         self.recording.mark()
         found = reachable(self.func, self.args)
-        self.blocks = [module for module in found.modules if isinstance(module, ODEBlock)]
         self.groups = _groups(self.func, self.z0, self.args)
         named = {id(leaf) for members in self.groups.values() for leaf in members}
         unnamed = [leaf for leaf in found.tensors if leaf.is_leaf and leaf.requires_grad and id(leaf) not in named]
@@ -92,9 +90,11 @@ class Program:
             return torch.autograd.grad(loss, leaves, allow_unused=True)
 
     def end(self) -> Tensor:
-        """The end state, flat."""
-        with self._as_at_first(DirectAdjoint()), torch.no_grad():
-            return _flat([leaf for leaf in _tensors(self._end(DirectAdjoint())) if _differentiable(leaf)])
+        """The end state, flat; ``asked``: by which adjoints it would be solved."""
+        with self._as_at_first(DirectAdjoint()) as solves, torch.no_grad():
+            end = self._end(DirectAdjoint())
+            self.asked = solves.asked
+            return _flat([leaf for leaf in _tensors(end) if _differentiable(leaf)])
 
     def shaken(self) -> Gradient:
         """The gradient with all leaves changed at random by round-off, relative to their size."""
@@ -153,18 +153,14 @@ class Program:
         return value.reshape(())
 
     @contextmanager
-    def _as_at_first(self, adjoint: Adjoint) -> Iterator[None]:
-        """Blocks with ``adjoint``; random numbers, buffers and attributes as they were at first, inside and behind."""
-        own = [(block, block.adjoint, block.compiling) for block in self.blocks]
+    def _as_at_first(self, adjoint: Adjoint) -> Iterator[Overseen]:
+        """All solves by ``adjoint``; random numbers, buffers and attributes as they were at first, inside and behind."""
         self.recording.retreat()
         torch.clear_autocast_cache()  # of weights with other values
         try:
-            for block in self.blocks:
-                block.adjoint, block.compiling = adjoint, False
-            yield
+            with overseen(adjoint) as solves:
+                yield solves
         finally:
-            for block, before, compiling in own:
-                block.adjoint, block.compiling = before, compiling
             torch.clear_autocast_cache()
             self.recording.retreat()
 
@@ -172,7 +168,7 @@ class Program:
 def program_of(
     target: Callable[..., Any], z0: Any, t: Sequence[float] | None, options: dict[str, Any], loss: Callable[[Any], Tensor] | None, seed: int
 ) -> Program:
-    """Of a function with t and options, of a block, or of a module that holds blocks and is given neither: a network."""
+    """Of a function with t and options, of a block, or of a network."""
     if loss is not None and not callable(loss):
         raise TypeError(f"loss must be callable as loss(end), got {type(loss).__name__}")
     args = options["args"]
@@ -180,8 +176,7 @@ def program_of(
         raise TypeError(f"args must be a tuple, got {type(args).__name__}; write args=(x,) for a single argument")
     target = uncompiled(target)
     subject = Subject(target, t, options)
-    holds = isinstance(target, nn.Module) and any(isinstance(module, ODEBlock) for module in target.modules())
-    network = subject.block is not None or (holds and t is None and not subject.options)
+    network = subject.block is not None or subject.network
     z0 = _mapped(z0, lambda leaf: leaf.detach().clone().requires_grad_())
     args = _mapped(args, lambda leaf: leaf.detach().clone().requires_grad_() if leaf.requires_grad else leaf)
     solving = None if network else {name: value for name, value in subject.options.items() if name != "args"}

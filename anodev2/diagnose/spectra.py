@@ -8,12 +8,13 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..gradients.adjoint import overseen
 from ..integrate.recording import Recording
 from ..signature import CountedCall
 from ..solvers import Method, as_method
@@ -21,7 +22,7 @@ from ..solvers.stability import StabilityFunction, stability_function
 from ..stepping import as_count
 from ..torch_private import BatchNorm
 from .jacobian import Jacobian, forward_mode
-from .subject import Path, Subject
+from .subject import Looking, Path, Subject
 from .table import number, table
 
 CONTROL = {"method": "dopri5", "rtol": 1e-4, "atol": 1e-6}  # where nothing says how z is solved
@@ -202,8 +203,9 @@ def stability(
     training mode normalises by this batch, which couples its samples, and dropout is held fixed.
 
     Args:
-        block_or_func: an ``ODEBlock`` or ``CoupledODEBlock``, or a function or module called as ``func(t, z, *args)``.
-        z0: the state at the start: a tensor (batch, ...) or a tree of tensors. Of complex ones J maps real and imaginary parts.
+        block_or_func: an ``ODEBlock`` or ``CoupledODEBlock``, a function or module called as ``func(t, z, *args)``, or any module called as
+            network(z0), of whose solves the least stable is told, with a line on each other.
+        z0: the state at the start, or what the network takes: (batch, ...) or a tree. Of complex ones J maps real and imaginary parts.
         t, method, steps, step_size, rtol, atol, args: as for ``odeint``, for functions only; t from 0 to 1 and rk4 where not given. With
             neither ``steps`` nor ``step_size`` the limit alone is told.
         vectors: of Arnoldi's iteration, each a product J v, for more than 64 unknowns; fewer where they would take more than 512 MiB.
@@ -214,6 +216,9 @@ def stability(
     Source: Hairer, Wanner, Solving Ordinary Differential Equations II, IV.2; Saad, Numerical Methods for Large Eigenvalue Problems, 6.2.
     """
     options = {"method": method, "steps": steps, "step_size": step_size, "rtol": rtol, "atol": atol, "args": args}
+    subject = Subject(block_or_func, t, options)
+    if subject.network:
+        return _least_stable(subject, z0, vectors)
     subject, z0 = Subject.of(block_or_func, t, options, z0)
     chosen = as_method(subject.options.setdefault("method", "rk4"))
     vectors = as_count("vectors", vectors)
@@ -230,6 +235,24 @@ def stability(
     span, direction = abs(end - start), math.copysign(1.0, end - start)
     step = span / subject.steps if subject.steps else None
     return Stability(chosen.name, span, direction, step, spectra, _known(chosen), notes)
+
+
+def _least_stable(network: Subject, z0: Any, vectors: int) -> Stability:
+    """Of all solves in a pass of a network that one whose steps are the longest against those that are stable."""
+    looking = Looking()
+    with torch.inference_mode(False), torch.no_grad(), network.untouched(z0), overseen(looking):
+        network.call.func(z0)
+    if not looking.solves:
+        raise ValueError(f"{type(network.target).__name__} solves nothing when it is called with z0; give a block, or a function with t")
+    reports = [stability(func, start, t, vectors=vectors, **options) for func, start, t, options in looking.solves]
+    longest = [options.get("step_size") for *_, options in looking.solves]
+    reports = [report if step is None else replace(report, step=step) for report, step in zip(reports, longest, strict=True)]
+    margins = [math.inf if report.step is None else report.limit / report.step for report in reports]
+    worst = margins.index(min(margins))
+    names = [type(getattr(func, "owner", getattr(func, "__self__", func))).__name__ for func, *_ in looking.solves]
+    others = [f"solve {i + 1}, of {names[i]}: {report.verdict}" for i, report in enumerate(reports) if i != worst]
+    told = [f"this is solve {worst + 1} of {len(reports)}, of {names[worst]}", *others] if others else []
+    return replace(reports[worst], notes=(*reports[worst].notes, *told))
 
 
 def _rest(subject: Subject, time: float) -> Callable[[Any], Any]:

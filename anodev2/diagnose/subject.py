@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..block import CoupledODEBlock, ODEBlock
 from ..dynamics import Theta
+from ..gradients.adjoint import Adjoint, DirectAdjoint
 from ..integrate.functional_call import call_with
 from ..integrate.recording import Recording
+from ..problem import Problem, Run
 from ..pytree import build, leaves_of, structure_of
-from ..signature import CountedCall, Counters, uncompiled
+from ..signature import CountedCall, Counters, signature_of, uncompiled
 from ..solution import Solution
 from ..solve import problem_of, solve
+from ..solvers import Leaves
 from ..stepping import Grid, numbers, uniform_grid
 
 
@@ -50,6 +54,7 @@ class Subject:
             self.options = given
             self.call = CountedCall(target)
         self.target = target
+        self.network = self.block is None and isinstance(target, nn.Module) and t is None and not given and _is_network(target)
 
     @classmethod
     def of(cls, target: Callable[..., Any], t: Sequence[float] | None, options: dict[str, Any], z0: Any) -> tuple[Subject, Any]:
@@ -111,6 +116,34 @@ class Subject:
         if self.block is None or theta is None:
             return self.call.func(t, z, *args, **counters)
         return call_with(self.block.f, theta, t, z, **counters)
+
+
+def _is_network(target: nn.Module) -> bool:
+    """Whether it holds blocks, or takes one argument, so that it cannot be called as (t, z)."""
+    signature = signature_of(target)
+    needed = [p for p in signature.parameters.values() if p.default is p.empty and p.kind is not p.KEYWORD_ONLY] if signature else []
+    return any(isinstance(module, ODEBlock) for module in target.modules()) or len(needed) == 1
+
+
+@dataclass(frozen=True)
+class Looking(Adjoint):
+    """Plain autograd, and every solve is kept: func, z0, t and options of ``odeint``, equal steps where a grid has others."""
+
+    solves: list[tuple[Callable[..., Any], Any, tuple[float, ...], dict[str, Any]]] = field(default_factory=list)
+
+    def solve(self, problem: Problem, y0: Leaves, args: tuple[Any, ...]) -> Run:
+        structure, stepping = problem.field.structure, problem.stepping
+        times = numbers(stepping.times)
+        options: dict[str, Any] = {"method": problem.method, "args": problem.field.own(args)}
+        if isinstance(stepping, Grid):
+            lengths = [abs(float(step.dt)) for step in stepping.steps()]
+            even = max(lengths) - min(lengths) <= 1e-9 * max(lengths)
+            options |= {"steps": len(stepping)} if even else {"step_size": max(lengths)}
+        else:
+            options |= {name: build(structure, list(getattr(stepping, name))) for name in ("rtol", "atol")}
+        z0 = build(structure, [leaf.detach() for leaf in y0])
+        self.solves.append((problem.field.func, z0, (times[0], times[-1]), options))
+        return DirectAdjoint().solve(problem, y0, args)
 
 
 class Path:

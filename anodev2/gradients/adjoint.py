@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch.utils.checkpoint import checkpoint
@@ -31,6 +33,8 @@ from .reversible import Pairs, Undo, increment
 from .schedule import Schedule, most_slots, positions
 from .slots import Slots
 from .vjp import Captured
+
+T = TypeVar("T")
 
 
 class Adjoint(ABC):
@@ -301,6 +305,41 @@ def as_adjoint(adjoint: str | Adjoint) -> Adjoint:
         known = ", ".join(map(repr, ADJOINTS))
         raise ValueError(f"adjoint={adjoint!r} is unknown{nearest(adjoint, ADJOINTS)}; choose one of {known} or pass an Adjoint object")
     return ADJOINTS[adjoint]()
+
+
+class Overseen:
+    """Solves while ``diagnose`` looks on: all by ``adjoint`` instead of their own, uncompiled; ``asked`` holds theirs."""
+
+    def __init__(self, adjoint: Adjoint) -> None:
+        self.adjoint = adjoint
+        self.asked: list[Adjoint] = []
+
+
+_OVERSEERS: list[Overseen] = []  # seen by the threads of the backward pass too
+
+
+@contextmanager
+def overseen(adjoint: Adjoint) -> Iterator[Overseen]:
+    """Every solve inside is by ``adjoint``, whatever it asks for."""
+    _OVERSEERS.append(Overseen(adjoint))
+    try:
+        yield _OVERSEERS[-1]
+    finally:
+        _OVERSEERS.pop()
+
+
+def by(own: Adjoint) -> Adjoint:
+    """By which adjoint a solve goes that would go by this one."""
+    return _OVERSEERS[-1].adjoint if _OVERSEERS else own
+
+
+def in_force(asked: str | Adjoint, compiling: T) -> tuple[Adjoint, T | None]:
+    """By which adjoint a solve goes that asks for this one, and how it is compiled; who looks on is told."""
+    own = as_adjoint(asked)
+    if not _OVERSEERS:
+        return own, compiling
+    _OVERSEERS[-1].asked.append(own)
+    return by(own), None
 
 
 UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}

@@ -361,7 +361,7 @@ def test_networks_and_right_hand_sides_are_told_apart() -> None:
     with pytest.raises(ValueError, match="leave out steps"):
         gradient_report(ODEBlock(MLP(), steps=2), z0, steps=3)
     with pytest.raises(TypeError, match=r"func must be callable as func\(t, y\)"):
-        gradient_report(nn.Linear(4, 4).double(), z0)
+        gradient_report(nn.Linear(4, 4).double(), z0, steps=3)
 
 
 def test_misuse_is_told() -> None:
