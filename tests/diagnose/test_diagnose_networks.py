@@ -58,15 +58,14 @@ def batch(*shape: int) -> Tensor:
 
 def test_gradients_of_modules_that_solve_by_themselves_are_looked_at_under_each_adjoint() -> None:
     torch.manual_seed(0)
-    network = nn.Sequential(
-        nn.Linear(4, 4), Own(compile=True), ODEBlock(Branch(), adjoint="direct"), Own(9.0, adjoint="backsolve")
-    ).double()
+    first, block, last = Own(compile=True), ODEBlock(Branch(), adjoint="direct"), Own(9.0, adjoint="backsolve")
+    network = nn.Sequential(nn.Linear(4, 4), first, block, last).double()
     report = gradient_report(network, batch())
     assert set(report.errors) == {"checkpoint", "reversible", "backsolve", "DirectAdjoint()"}
     assert not report.ok and report.bad == ("backsolve",) and "backsolve" in report.promised and not report.refuted
     assert max(report.errors["checkpoint"].values()) < 1e-12 and report.errors["backsolve"]["z0"] > 0.01
-    assert network[1].options["compile"] is True and network[2].adjoint == DirectAdjoint() and network[3].options["adjoint"] == "backsolve"
-    network[3].options["adjoint"] = CheckpointAdjoint(slots=2)
+    assert first.options["compile"] is True and block.adjoint == DirectAdjoint() and last.options["adjoint"] == "backsolve"
+    last.options["adjoint"] = CheckpointAdjoint(slots=2)
     report = gradient_report(network, batch(), directions=0)
     assert report.ok and "CheckpointAdjoint(slots=2)" in report.errors
     report = gradient_report(FastWeights(4, rule=Hebb(0.3)).double(), batch(2, 5, 4))
@@ -87,7 +86,7 @@ def test_the_least_stable_solve_of_a_network_is_told() -> None:
     assert report.limit == pytest.approx(2.785 / 9, rel=1e-3) and report.step == pytest.approx(1 / 3) and report.inside is False
     told = str(report)
     assert "solve 2 of 3, of Decay" in told and "solve 1, of Decay: rk4 is stable" in told and "solve 3, of Decay: euler is stable" in told
-    assert not network[1].running_mean.any()
+    assert not next(network[1].buffers()).any()
     uneven = Decay(4.0, method="euler", t=[0.0, 0.2, 1.2], steps=2).double()
     assert stability(uneven, batch()).step == 0.5 and stability(uneven, batch()).limit == pytest.approx(0.5)
     controlled = stability(Decay(4.0, method="dopri5", steps=None, rtol=1e-4, atol=1e-6).double(), batch())

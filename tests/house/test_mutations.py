@@ -1670,6 +1670,18 @@ MUTATIONS = {
         "1 - x / 2, 1.0)",
         "test_learning_rules.py::test_the_exact_flow_of_the_delta_rule_is_the_solution_of_its_equation",
     ),
+    "solves that keep their own adjoint": (
+        "gradients/adjoint.py",
+        "return by(own), None",
+        "return own, None",
+        "test_diagnose_networks.py::test_gradients_of_modules_that_solve_by_themselves_are_looked_at_under_each_adjoint",
+    ),
+    "uneven steps taken for their mean": (
+        "diagnose/spectra.py",
+        "report if step is None else replace(report, step=step)",
+        "report",
+        "test_diagnose_networks.py::test_the_least_stable_solve_of_a_network_is_told",
+    ),
     "padding that is looked at": (
         "path.py",
         "arange(values.shape[1], device=values.device).minimum(self.lengths[:, None] - 1)",
