@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
+from weakref import WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor
@@ -16,6 +17,8 @@ from .grid import Grid1D
 from .numbers import as_tensor, readable
 from .stability import Profile
 from .stencils import Derivative, Spectral, derivative, upwinded
+
+_checked: WeakKeyDictionary[Advection, tuple[ref[Tensor], int]] = WeakKeyDictionary()  # speeds that suit their ends
 
 
 class Advection(Term):
@@ -112,8 +115,15 @@ class Advection(Term):
             self.need_constant("the exact solution")
 
     def check_inflow(self, t: Any, u: Tensor) -> None:
-        if readable(u):
-            check_ends(self.boundary, *self._end_speeds(t, self.grid.points(u)), missing_only=False)
+        """A speed that is a tensor is read once, until it changes."""
+        if not readable(u):
+            return
+        speed = self.speed if isinstance(self.speed, Tensor) and not self.speed.is_inference() else None
+        if speed is not None and (known := _checked.get(self)) and known[0]() is speed and known[1] == speed._version:
+            return
+        check_ends(self.boundary, *self._end_speeds(t, self.grid.points(u)), missing_only=False)
+        if speed is not None:
+            _checked[self] = ref(speed), speed._version
 
     def _carried(self, t: float | Tensor, profile: Callable[..., Any]) -> Tensor:
         """profile(x - c t)."""

@@ -14,6 +14,13 @@ from .extrapolation import Reach, Side, leaving
 ENDS = ("left", "right")
 
 
+class _Zero(float):
+    """The datum 0 that nobody gave."""
+
+
+NOT_GIVEN = _Zero()
+
+
 class Boundary(nn.Module, ABC):
     """Abstract: ``Periodic``, or ``Walls``, of which ``Dirichlet`` and ``Neumann`` are. Two with the same data are equal."""
 
@@ -81,22 +88,17 @@ class Walls(Boundary):
     """A condition at each end, x = 0 and x = length, half a cell from the nearest points.
 
     Args:
-        left, right: ``Value``, ``Slope``, ``Robin``, ``Free``, ``Closed`` or ``Absorbing``. ``Grid1D(boundary=(left, right))`` is short
-            for it, ``Dirichlet`` for two values and ``Neumann`` for two slopes.
+        left, right: ``Value``, ``Slope``, ``Robin``, ``Free``, ``Closed`` or ``Absorbing``; ``Dirichlet(a)`` and ``Neumann(a)`` at one end
+            are ``Value(a)`` and ``Slope(a)`` there. ``Grid1D(boundary=(left, right))`` is short for it, ``Dirichlet`` for two values and
+            ``Neumann`` for two slopes.
 
     Raises:
         TypeError: something else.
     """
 
-    def __init__(self, left: Condition, right: Condition) -> None:
+    def __init__(self, left: Condition | Short, right: Condition | Short) -> None:
         super().__init__()
-        for end, condition in zip(ENDS, (left, right), strict=True):
-            if not isinstance(condition, Condition):
-                short = {Dirichlet: "Value(...)", Neumann: "Slope(...)"}.get(
-                    type(condition), "Value, Slope, Robin, Free, Closed or Absorbing"
-                )
-                raise TypeError(f"the {end} end, {condition!r}, must be a condition; give {short}")
-        self.left, self.right = left, right
+        self.left, self.right = (_at_end(end, given) for end, given in zip(ENDS, (left, right), strict=True))
 
     @property
     def conditions(self) -> tuple[Condition, Condition]:
@@ -173,8 +175,9 @@ class Short(Walls):
 
     kind: type[Value | Slope]
 
-    def __init__(self, left: Datum | None = 0.0, right: Datum | None = 0.0) -> None:
+    def __init__(self, left: Datum | None = NOT_GIVEN, right: Datum | None = NOT_GIVEN) -> None:
         super().__init__(*(_short(self.kind, end, datum) for end, datum in zip(ENDS, (left, right), strict=True)))
+        self.told = tuple(end for end, datum in zip(ENDS, (left, right), strict=True) if datum is not NOT_GIVEN)
 
     def homogeneous(self) -> Walls:
         return type(self)(*(None if datum is None else 0.0 for datum in self.data()))
@@ -210,18 +213,28 @@ class Neumann(Short):
     kind = Slope
 
 
-def between(left: Condition, right: Condition) -> Walls:
+def between(left: Condition | Short, right: Condition | Short) -> Walls:
     """The walls with these conditions, as the short form where there is one."""
+    left, right = (_at_end(end, given) for end, given in zip(ENDS, (left, right), strict=True))
     for short in (Dirichlet, Neumann):
         if type(left) is type(right) is short.kind:
             return short(left.given, right.given)
     return Walls(left, right)
 
 
+def _at_end(end: str, given: Any) -> Condition:
+    """A condition as it is, of a short form what it tells: of this end, or of the one that it tells of alone."""
+    if isinstance(given, Condition):
+        return given
+    if not isinstance(given, Short):
+        raise TypeError(f"the {end} end, {given!r}, must be a condition; give Value, Slope, Robin, Free, Closed or Absorbing")
+    return getattr(given, given.told[0] if len(given.told) == 1 else end)
+
+
 def _short(kind: type[Value | Slope], end: str, datum: Datum | None) -> Condition:
     """Value or Slope, its mistakes told by the name of the end."""
     try:
-        return Free() if datum is None else kind(datum)
+        return Free() if datum is None else kind(0.0 if datum is NOT_GIVEN else datum)
     except (TypeError, ValueError) as error:
         name = kind.names[0]
         raise type(error)(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .boundary import Boundary, Periodic, between
+from .boundary import Boundary, Periodic, Short, between
 from .conditions import Condition
 
 PERIODIC = Periodic()  # without data: one serves all grids
@@ -25,7 +25,7 @@ class Grid1D:
         n: number of points, at least 3.
         length: of the axis (the period), in the unit of x.
         boundary: what holds at its ends: ``Periodic()``, or a pair of conditions, ``(Value(1.0), Slope(0.0))``, or one of the short
-            forms ``Dirichlet(left, right)`` and ``Neumann(left, right)``.
+            forms ``Dirichlet(left, right)`` and ``Neumann(left, right)``; in a pair ``Dirichlet(a)`` is ``Value(a)``.
         start: x of the left end, in the unit of x.
 
     Raises:
@@ -39,7 +39,7 @@ class Grid1D:
     start: float
 
     def __init__(
-        self, n: int, length: float = 1.0, boundary: Boundary | tuple[Condition, Condition] = PERIODIC, start: float = 0.0
+        self, n: int, length: float = 1.0, boundary: Boundary | tuple[Condition | Short, Condition | Short] = PERIODIC, start: float = 0.0
     ) -> None:
         if n < 3:
             raise ValueError(f"n={n} points are too few for a grid; give at least 3")

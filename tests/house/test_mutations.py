@@ -879,11 +879,23 @@ MUTATIONS = {
         "test_pde_operators.py",
     ),
     "a wall slope of the other sign": ("../pde/extrapolation.py", "return image + slope", "return image - slope", "test_pde_boundaries.py"),
+    "the other end of a short form": (
+        "../pde/boundary.py",
+        "given.told[0] if len(given.told) == 1 else end",
+        "end",
+        "test_pde_conditions.py::test_pairs_are_their_short_forms_and_parameters_are_found",
+    ),
+    "a speed that has changed, not read again": (
+        "../pde/advection.py",
+        "known[1] == speed._version",
+        "True",
+        "test_pde_cost.py::test_a_speed_that_is_a_tensor_is_read_once_until_it_changes",
+    ),
     "fields that feel the wrong one": (
         "../pde/blocks.py",
         "known.get((i, j), zero)",
         "known.get((j, i), zero)",
-        "test_pde_systems.py::test_the_dispersion_relation_is_the_known_one",
+        "test_pde_systems.py::test_systems_are_solved_as_scipy_does",
     ),
     "a velocity counted as growth": (
         "../pde/system_stability.py",

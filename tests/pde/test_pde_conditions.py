@@ -199,6 +199,13 @@ def test_pairs_are_their_short_forms_and_parameters_are_found() -> None:
     assert Grid1D(8, 1.0, (Value(1.0), Value(2.0))) == Grid1D(8, 1.0, Dirichlet(1.0, 2.0))
     assert Grid1D(8, 1.0, (Slope(), Slope(0.5))).boundary == Neumann(0.0, 0.5) != Dirichlet(0.0, 0.5)
     assert Walls(Value(1.0), Free()) == Dirichlet(1.0, None) and Walls(Value(), Closed()) != Walls(Closed(), Value())
+    mixed = Grid1D(8, 1.0, (Value(1.0), Slope(0.5)))
+    for left, right in ((Dirichlet(1.0), Neumann(0.5)), (Dirichlet(1.0), Neumann(right=0.5)), (Dirichlet(1.0, 3.0), Neumann(2.0, 0.5))):
+        assert Grid1D(8, 1.0, (left, right)) == mixed
+    assert Grid1D(8, 1.0, (Dirichlet(), Neumann())) == Grid1D(8, 1.0, (Value(), Slope()))
+    assert Grid1D(8, 1.0, (Dirichlet(1.0), Dirichlet(2.0))).boundary == Dirichlet(1.0, 2.0)
+    assert Grid1D(8, 1.0, (Value(2.0), Dirichlet(None))).boundary == Dirichlet(2.0, None)
+    assert Walls(Closed(), Neumann(2.0)) == Walls(Closed(), Slope(2.0)) and repr(Dirichlet()) == "Dirichlet(left=0.0, right=0.0)"
     assert Grid1D(8, 1.0, (Value(), Robin(1.0, 2.0))) != Grid1D(8, 1.0, (Value(), Robin(1.0, 3.0))) and Periodic() != Dirichlet()
     a, slope = nn.Parameter(torch.tensor(1.0)), nn.Linear(1, 1)
     found = list(Diffusion(Grid1D(8, 1.0, (Robin(a, -1.0), Slope(slope))), 1.0).parameters())
@@ -212,7 +219,8 @@ def grid(left: Any, right: Any) -> Grid1D:
 
 ONES = torch.ones(16, dtype=torch.float64)
 MISTAKES: dict[str, tuple[Callable[[], Any], str]] = {
-    "short forms in a pair": (lambda: grid(Dirichlet(1.0), Neumann(0.0)), r"left end.*Value"),
+    "a number as an end": (lambda: grid(1.0, Neumann(0.0)), r"left end, 1\.0.*Value"),  # pyright: ignore[reportArgumentType]
+    "a circle as an end": (lambda: grid(Value(), Periodic()), r"right end.*Value"),  # pyright: ignore[reportArgumentType]
     "a number in a pair": (lambda: grid(Value(), 0.0), "right end.*must be a condition"),
     "a pair of three": (lambda: Grid1D(8, 1.0, (Value(), Value(), Value())), "boundary=.*pair"),  # pyright: ignore[reportArgumentType]
     "nothing given": (lambda: Robin(0.0, 0.0, 1.0), "a=0.0 and b=0.0"),

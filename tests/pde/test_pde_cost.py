@@ -51,6 +51,16 @@ def test_a_speed_that_is_a_number_is_not_read_from_a_tensor() -> None:
     assert per_step(equation, sine(), "rk4", "local_scalar") == 0
 
 
+def test_a_speed_that_is_a_tensor_is_read_once_until_it_changes() -> None:
+    speed = torch.full((N,), 0.5, dtype=torch.float64)
+    equation = Advection(Grid1D(N, 1.0, Dirichlet(0.2, None)), nn.Parameter(speed))
+    assert per_step(equation, sine(), "rk4", "local_scalar") == 0
+    with torch.no_grad():
+        equation.speed.neg_()  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
+    with pytest.raises(ValueError, match=r"-0\.5.*flows"):
+        equation(torch.zeros(()), sine())
+
+
 def test_transforms_of_a_nonlinearity_without_aliasing_and_of_a_multiple() -> None:
     """Each evaluation: there and back for the modes that are kept, and there."""
     grid = Grid1D(N, 2 * math.pi)

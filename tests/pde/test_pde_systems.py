@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import torch
 from scipy.integrate import solve_ivp
 from torch import Tensor, nn
 
-from anodev2 import FieldDynamics, odeint, stability_function
+from anodev2 import FieldDynamics, diagnose, odeint, plan, stability_function
 from anodev2.pde import (
     Absorbing,
     Advection,
@@ -426,6 +427,22 @@ def test_steps_where_no_field_feels_another_or_the_scheme_grows() -> None:
     wide = System({"u": {"v": DerivativeTerm(RING, 1, speed, "central2")}, "v": {"u": DerivativeTerm(RING, 1, 1.0, "central2")}})
     step = wide.max_stable_step("rk4")
     assert step == pytest.approx(2.828 * H / math.sqrt(1.9), rel=0.05)
+
+
+@pytest.mark.parametrize("name", ["Klein-Gordon, walls", "Gray-Scott", "Schroedinger"])
+def test_tools_for_equations_take_systems(name: str) -> None:
+    system = SYSTEMS[name].make()
+    u = start(system)
+    end = lambda u, adjoint="direct": odeint(system, u, [0.0, 0.2], method="etdrk4", steps=4, adjoint=adjoint)[-1]
+    assert "etdrk4" in str(plan(system, u, t=[0, 1], steps=10, method="etdrk4"))
+    rest = diagnose.stability(system, u, [0.0, 0.1], method="etdrk4", steps=2)
+    assert rest.spectra[0].eigenvalues.abs().max() < 3  # the rest alone, differences reach 2 / H^2 = 13
+    both = torch.func.vmap(end)(torch.stack([u, 2 * u]))
+    torch.testing.assert_close(both[0], end(u), rtol=0, atol=1e-14)
+    assert torch.equal(copy.deepcopy(system)(ZERO, u), system(ZERO, u)) and "fields=" in repr(system)
+    with torch.inference_mode():
+        inside = end(u)
+    assert torch.equal(inside, end(u)) and torch.equal(end(u, "checkpoint"), end(u))
 
 
 def test_weights_follow_two_fields_and_no_more() -> None:
