@@ -9,21 +9,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .torch_private import in_tracing_mode, in_transform, no_dispatch_modes
+from .torch_private import in_tracing_mode, in_transform, no_dispatch_modes, no_transforms
 
 
 def passing() -> bool:
     """Whether tensors made here are for a compiler, a tracer or a transform, and must not be kept."""
-    watched = torch.compiler.is_compiling() or torch.jit.is_tracing() or in_transform()  # pyright: ignore[reportPrivateImportUsage]
+    return traced() or in_transform()
+
+
+def traced() -> bool:
+    """Whether operations are noted for a compiler or a tracer."""
+    watched = torch.compiler.is_compiling() or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
     return watched or in_tracing_mode()
 
 
 def kept(make: Callable[..., Tensor], *key: Any) -> Tensor:
-    """make(*key), kept; under a compiler, a tracer or a transform it is made anew, and not kept."""
-    return make(*key) if passing() else _made(make, *key)
+    """make(*key), kept; under a compiler or a tracer it is made anew, and not kept."""
+    return make(*key) if traced() else _made(make, *key)
 
 
 @lru_cache(maxsize=4096)
 def _made(make: Callable[..., Tensor], *key: Any) -> Tensor:
-    with torch.inference_mode(False), no_dispatch_modes():  # what is kept must serve everywhere, whoever comes first
+    with torch.inference_mode(False), no_dispatch_modes(), no_transforms():  # what is kept must serve everywhere, whoever comes first
         return make(*key)

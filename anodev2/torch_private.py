@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._C._functorch import peek_interpreter_stack
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack as no_transforms  # else: as below
 from torch.autograd import forward_ad
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm  # base class of all; else: a tuple of those that are public
 from torch.nn.modules.module import _global_forward_hooks as hooks_of_all_modules  # else: no early end of a redone step
@@ -19,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode  # the only way to se
 from torch.utils._python_dispatch import _disable_current_modes as no_dispatch_modes  # else: make tables when a module is made
 from torch.utils._pytree import tree_leaves  # of an operation's arguments; else: torch.utils.pytree, once that is the same
 
-__all__ = ["BatchNorm", "TorchDispatchMode", "no_dispatch_modes", "tree_leaves"]
+__all__ = ["BatchNorm", "TorchDispatchMode", "no_dispatch_modes", "no_transforms", "tree_leaves"]
 
 
 def in_transform() -> bool:

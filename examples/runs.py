@@ -115,8 +115,18 @@ def read_json(path: Path, what: str, *names: str) -> dict[str, Any]:
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
     whole = io.BytesIO()  # torch.save does not tell of a full disk as other writers do
-    torch.save(content, whole)
+    torch.save(_cut_out(content), whole)
     write(path, whole.getvalue())
+
+
+def _cut_out(content: Any) -> Any:
+    """The same with tensors that are part of a larger one alone, as torch.save writes the whole of it."""
+    if isinstance(content, dict):
+        return {name: _cut_out(part) for name, part in content.items()}
+    if isinstance(content, list | tuple):
+        return type(content)(map(_cut_out, content))
+    part = isinstance(content, Tensor) and content.untyped_storage().nbytes() > content.nbytes
+    return content.clone() if part else content
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

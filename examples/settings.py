@@ -94,6 +94,8 @@ class Config:
     """write RUN/tensorboard"""
     seeds: Annotated[tuple[Seed, ...], DIFFERENT] = (0,)
     """of initial weights, order of images and augmentation; several: one run each, then their mean (min/max)"""
+    stack: bool = False
+    """train the --seeds as one network, each launch for all of them: the same curves to round-off, in a fraction of the launches"""
     device: str = "auto"
     """auto (a GPU where there is one), cpu, cuda, ..."""
     out: Path | None = None
@@ -125,6 +127,8 @@ ACTS: Acts = {  # options that do not always have an effect: with what they have
     "adjoint": (BLOCKS, lambda c: c.block != "residual"),
     "slots": (f"{BLOCKS} and --adjoint checkpoint", lambda c: c.block != "residual" and c.adjoint == "checkpoint"),
     "memory": (f"{BLOCKS} and --adjoint checkpoint", lambda c: c.block != "residual" and c.adjoint == "checkpoint"),
+    "stack": ("several --seeds", lambda c: len(c.seeds) > 1),
+    "channels_last": ("one seed at a time, without --stack", lambda c: not c.stack or len(c.seeds) == 1),
     "cuda_graph": (
         "one process on CUDA and without --compile",
         lambda c: processes() == 1 and not c.compile and choose_device(c.device).type == "cuda",

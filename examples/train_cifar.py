@@ -2,7 +2,7 @@
 
     python examples/train_cifar.py                                        # a minute or two on two cores, data included
     python examples/train_cifar.py --data cifar10 --epochs 30             # the full set, downloaded on first use
-    python examples/train_cifar.py --model resnet10 --block ode --steps 3 --seeds 0 1 2
+    python examples/train_cifar.py --model resnet10 --block ode --steps 3 --seeds 0 1 2          # --stack: as one network
     python examples/train_cifar.py --resume runs/resnet4-coupled-mini-0   # go on after an interruption
     torchrun --nproc-per-node 2 examples/train_cifar.py --data cifar10 --batch-size 512
 
@@ -24,6 +24,7 @@ from precision import chosen
 from ranks import Ranks, joined
 from runs import NotWritten, RunError, in_words, new_folder, read_json, refuse_taken, write_json
 from settings import ACTS, Config, Precision
+from stacked import train_stacked
 from training import Training, rehearsal
 
 
@@ -33,6 +34,7 @@ def main(argv: list[str] | None = None) -> None:
         with joined(config.device, timedelta(minutes=10) if config.compile else timedelta(seconds=50)) as ranks:
             images = load_images(config.data, config.data_dir, ranks.device, config.subset, config.size, config.validation)
             check_shares(config, ranks.size, len(images.y_train))
+            check_stack(config, ranks.size)
             if config.resume is None:
                 rehearsal(config, ranks, images)()
                 config = with_precision(config, ranks, images)
@@ -91,6 +93,22 @@ def check_shares(config: Config, processes: int, images: int) -> None:
         raise RunError(f"--batch-size {config.batch_size} must be a multiple of {parts}, and at most the {images} training images")
 
 
+def check_stack(config: Config, processes: int) -> None:
+    """Refuse what cannot be the same for several seeds as for each of them."""
+    reasons = {
+        "several processes": (processes > 1, "each of which trains one network; start one process"),
+        "--compile": (config.compile, "which goes with one seed at a time"),
+        "--adjoint backsolve": (
+            config.block != "residual" and config.adjoint == "backsolve",
+            "which solves backwards one network at a time",
+        ),
+        "--precision float16": (config.precision == "float16", "whose scale of the gradients would be that of all; take bfloat16"),
+    }
+    for what, (there, why) in reasons.items():
+        if config.stack and there:
+            raise RunError(f"--stack does not go with {what}, {why}, or leave out --stack")
+
+
 def with_precision(config: Config, ranks: Ranks, images: Images) -> Config:
     """The precision that auto stands for here, the same in all processes and for the rest of the run."""
     if config.precision != "auto":
@@ -111,17 +129,22 @@ def train_seeds(config: Config, run: Path, ranks: Ranks, images: Images) -> None
     if len(config.seeds) == 1:
         Training(config, run, ranks, images).run()
         return
-    accuracies = []
+    open_ones = []
     for seed in config.seeds:
-        own, folder = dataclasses.replace(config, seeds=(seed,)), run / f"seed-{seed}"
+        own, folder = dataclasses.replace(config, seeds=(seed,), stack=False), run / f"seed-{seed}"
         done = ranks.agree(lambda folder=folder: finished(folder, config.epochs))
         if ranks.first and not done:
             folder.mkdir(exist_ok=True)
             write_json(folder / "config.json", {**dataclasses.asdict(own), "resume": None})
-        if not done:
+        if not done and config.stack:
+            open_ones.append(Training(own, folder, ranks, images))
+        elif not done:
             Training(own, folder, ranks, images).run()
-        result = ranks.agree(lambda folder=folder: read_json(folder / "result.json", f"{folder}", "test_accuracy"))
-        accuracies.append(result["test_accuracy"])
+    train_stacked(open_ones)
+    results = [
+        ranks.agree(lambda seed=seed: read_json(run / f"seed-{seed}" / "result.json", f"{run}", "test_accuracy")) for seed in config.seeds
+    ]
+    accuracies = [result["test_accuracy"] for result in results]
     if ranks.first:
         mean, low, high = statistics.mean(accuracies), min(accuracies), max(accuracies)
         summary = {"test_accuracy": {"mean": mean, "min": low, "max": high}, "seeds": dict(zip(config.seeds, accuracies, strict=True))}

@@ -8,7 +8,7 @@ import math
 import statistics
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -119,31 +119,44 @@ class Training:
             self.average.move(self.model)
         return loss_sum, right
 
+    @property
+    def parameters(self) -> int:
+        return sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+
     def run(self) -> None:
-        config, first = self.config, self.ranks.first
+        self.begin()
+        self.go_on(self.config.epochs)
+        if self.ranks.first:
+            self.finish()
+
+    def begin(self) -> None:
+        """Where the run was when it was last interrupted, if it was."""
+        config = self.config
         if (self.folder / "last.pt").exists():
             self.restore(load_checkpoint(self.folder / "last.pt"))
-        parameters = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
-        if first:
+        if self.ranks.first:
             where = f"{self.ranks.device}" if self.ranks.size == 1 else f"{self.ranks.size} processes"
-            images = f"{len(self.images.y_train)} images, on {where}"
-            print(
-                f"{config.model}, block {config.block}, seed {config.seed}, {parameters:,} parameters, {images}; run folder {self.folder}"
-            )
+            network = f"{config.model}, block {config.block}, seed {config.seed}, {self.parameters:,} parameters"
+            print(f"{network}, {len(self.images.y_train)} images, on {where}; run folder {self.folder}")
             write_history(self.folder, self.history)
+
+    def go_on(self, epochs: int) -> None:
+        """Until so many have been trained."""
         gc.collect()  # the network of the seed before
         peak_memory(self.ranks.device, reset=True)
-        while self.epoch < config.epochs:
+        while self.epoch < epochs:
             row = self.one_epoch()
-            if first:
+            if self.ranks.first:
                 self.keep(row)
-        if first:
-            self.finish(parameters)
 
     def one_epoch(self) -> dict[str, float]:
         began = time.perf_counter()
         loss, train_accuracy = train_epoch(self)
-        trained = time.perf_counter() - began
+        return self.tell(loss, train_accuracy, time.perf_counter() - began)
+
+    def tell(self, loss: float, train_accuracy: float, trained: float) -> dict[str, float]:
+        """The row of an epoch that took ``trained`` seconds to train, the accuracies on other images among it."""
+        began = time.perf_counter()
         self.ranks.share(self.model.buffers())
         self.ranks.share(self.tested.buffers())
         images = self.images
@@ -154,7 +167,7 @@ class Training:
         row = {"epoch": self.epoch, "loss": loss, **accuracies}
         seen = len(images.y_train) // self.config.batch_size * self.config.batch_size
         rest = {"images_per_second": seen / trained, "peak_memory_mib": peak_memory(self.ranks.device) / 2**20}
-        row |= {"seconds": time.perf_counter() - began, **rest}
+        row |= {"seconds": trained + time.perf_counter() - began, **rest}
         self.history.append(row)
         return row
 
@@ -192,7 +205,7 @@ class Training:
         save_checkpoint(self.folder / "last.pt", self.checkpoint())
         write_history(self.folder, self.history)
 
-    def finish(self, parameters: int) -> None:
+    def finish(self) -> None:
         """The last weights, result.json and the last words."""
         end, moved = coefficients(self.tested), movement(self.tested)
         weights = {
@@ -207,7 +220,7 @@ class Training:
             "seconds_per_epoch": statistics.mean(row["seconds"] for row in history),
             "images_per_second": statistics.median(row["images_per_second"] for row in history),
             "peak_memory_mib": max(row["peak_memory_mib"] for row in history),
-            "parameters": parameters,
+            "parameters": self.parameters,
             "seed": config.seed,
             "device": torch.cuda.get_device_name() if self.ranks.device.type == "cuda" else str(self.ranks.device),
             "processes": self.ranks.size,
@@ -252,11 +265,15 @@ def lay_out(model: nn.Module) -> None:
             tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
 
 
-def make_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
-    dynamics = [p for name, p in model.named_parameters() if ".dynamics." in name]
-    rest = [p for name, p in model.named_parameters() if ".dynamics." not in name]
+def sgd(config: Config, parameters: Mapping[str, Tensor]) -> torch.optim.Optimizer:
+    dynamics = [p for name, p in parameters.items() if ".dynamics." in name]
+    rest = [p for name, p in parameters.items() if ".dynamics." not in name]
     groups = [{"params": rest}, {"params": dynamics, "weight_decay": 0.0}]
-    optimizer = torch.optim.SGD(groups, config.lr, config.momentum, weight_decay=config.weight_decay, fused=True)
+    return torch.optim.SGD(groups, config.lr, config.momentum, weight_decay=config.weight_decay, fused=True)
+
+
+def make_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
+    optimizer = sgd(config, dict(model.named_parameters()))
     for moving in (module for module in model.modules() if isinstance(module, ReactionDiffusionAdvection)):
         optimizer.register_step_post_hook(moving.project)
     return optimizer
@@ -270,34 +287,61 @@ def make_scheduler(config: Config, optimizer: torch.optim.Optimizer, batches: in
 
 
 def train_epoch(training: Training) -> tuple[float, float]:
-    """Mean loss and accuracy (%) over one pass; the order and the augmentation depend on seed and epoch alone, however many the ranks."""
+    """Mean loss and accuracy (%) over one pass."""
+    totals = training.ranks.total(*one_pass([training], training.step, dealt(training)))
+    return means(training, *totals)
+
+
+def means(training: Training, loss_sum: float, right: float) -> tuple[float, float]:
+    size = training.config.batch_size
+    seen = len(training.images.y_train) // size * size
+    return loss_sum / seen, 100 * right / seen
+
+
+def dealt(training: Training) -> dict[str, Tensor]:
+    """The numbers of the images in their order and what is drawn for each, images along the last axis.
+
+    They depend on seed and epoch alone, however many the ranks.
+    """
     config, images, ranks = training.config, training.images, training.ranks
     seed = config.seed * 1_000_003 + training.epoch
     torch.manual_seed(seed + 7_919 * ranks.rank)  # for what the network itself may draw
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(images.y_train), generator=generator).to(ranks.device)
-    draws = drawn(len(order), generator, ranks.device, cutout=config.cutout > 0)
-    share, batches = config.batch_size // ranks.size, len(order) // config.batch_size
-    training.network.train()
+    draws = vars(drawn(len(order), generator, ranks.device, cutout=config.cutout > 0))
+    return {"order": order} | {name: tensor for name, tensor in draws.items() if tensor is not None}
+
+
+def one_pass(runs: Sequence[Training], step: Callable[..., tuple[Tensor, ...]], images: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Learn from all images dealt: the sum of their losses and how many were right, in each run where ``step`` is one for several."""
+    config, ranks = runs[0].config, runs[0].ranks
+    share, batches = config.batch_size // ranks.size, images["order"].shape[-1] // config.batch_size
+    for run in runs:
+        run.network.train()
     loss_sum = right = torch.zeros((), device=ranks.device)
-    progress = tqdm(range(batches), desc=f"epoch {training.epoch + 1}", leave=False, disable=None if ranks.first else True)
+    progress = tqdm(range(batches), desc=f"epoch {runs[0].epoch + 1}", leave=False, disable=None if ranks.first else True)
     for number in progress:
         begin = number * config.batch_size + ranks.rank * share
-        mine = slice(begin, begin + share)
-        chance = {name: tensor for name, tensor in vars(draws[mine]).items() if tensor is not None}
-        loss, hits = training.step(order=order[mine], **chance)
+        loss, hits = step(**{name: tensor[..., begin : begin + share] for name, tensor in images.items()})
         loss_sum, right = loss_sum + loss, right + hits
-        training.scheduler.step()
-        if training.average is not None:
-            training.average.n_averaged += 1
+        for run in runs:
+            run.scheduler.step()
+            if run.average is not None:
+                run.average.n_averaged += 1
         if number % 20 == 0 or number == batches - 1:  # looking at the numbers makes a GPU wait
-            seen = (number + 1) * share
-            if not math.isfinite(loss_sum.item()):
-                what = f"the loss became {loss_sum.item()} in epoch {training.epoch + 1}"
-                raise RunError(f"{what}; lower --lr {config.lr}, or --tau for coupled blocks")
-            progress.set_postfix(loss=f"{loss_sum.item() / seen:.3f}", accuracy=f"{100 * right.item() / seen:.1f} %")
-    loss_sum, right = ranks.total(loss_sum, right)
-    return loss_sum / (batches * config.batch_size), 100 * right / (batches * config.batch_size)
+            seen, losses, hits = (number + 1) * share, loss_sum.reshape(-1).tolist(), right.reshape(-1).tolist()
+            refuse_endless(runs, losses)
+            progress.set_postfix(loss=f"{statistics.mean(losses) / seen:.3f}", accuracy=f"{100 * statistics.mean(hits) / seen:.1f} %")
+    return loss_sum, right
+
+
+def refuse_endless(runs: Sequence[Training], losses: Sequence[float]) -> None:
+    for run, loss in zip(runs, losses, strict=True):
+        if not math.isfinite(loss):
+            whose = f" of seed {run.config.seed}" if len(runs) > 1 else ""
+            cure = f"lower --lr {run.config.lr}, or --tau for coupled blocks"
+            alone = f"; the other seeds go on one by one with --resume {run.folder.with_name('seed-N')}" if len(runs) > 1 else ""
+            raise RunError(f"the loss became {loss}{whose} in epoch {run.epoch + 1}; {cure}{alone}")
 
 
 def backward(training: Training, x: Tensor, y: Tensor, *, last: bool) -> tuple[Tensor, Tensor]:

@@ -46,7 +46,11 @@ REPLAYED = {  # launches of a step of train_cifar.py, its graph one: what it is 
     "": 8,
     "--ema 0.9 --cutout 8 --precision float16 --accumulate 2 --schedule paper --no-channels-last": 9,
     "--adjoint reversible": 8,
+    "--seeds 0 1 2 --stack --ema 0.9": 9,
 }
+SEEDS = "--seeds 0 1 2 3 4 5 6 7 --stack"
+ALONE = ["--block residual", "--block ode", "", "--adjoint direct", "--model resnet18 --adjoint direct"]
+SHARE = 0.27  # of the launches of eight runs that they take as one network, at most
 CONTROLS = {  # what may not be in a capture, and what is said of it
     "a number is read": "cudaStreamSynchronize",
     "a copy from the host": "unless the CPU tensor is pinned",
@@ -64,6 +68,8 @@ EPOCHS = [
     "--adjoint reversible --steps 3 --dynamics chebyshev --basis-size 4",
     "--adjoint backsolve --method rk4 --dynamics fourier",
     "--dynamics constant --seeds 0 1",
+    "--seeds 0 1 --stack --ema 0.9 --accumulate 5 --adjoint direct",
+    "--seeds 0 1 --stack --no-cuda-graph --precision bfloat16",
     "--dynamics linear --model resnet10 --no-cuda-graph",
     "--model resnet18",
     "--model alexnet",
@@ -89,7 +95,7 @@ ROWS = {
     "launches": list(LAUNCHES),
     "waits": list(waits.CASES),
     "captures": list(captures.CASES),
-    "graphs": list(REPLAYED),
+    "graphs": [*REPLAYED, *(f"--no-cuda-graph {words}" for row in ALONE for words in (row, f"{row} {SEEDS}"))],
     "epochs": EPOCHS,
     "controls": list(CONTROLS),
     "promises": ["tests/device/test_cuda.py"],
@@ -129,11 +135,18 @@ def test_a_training_step_is_captured_in_a_graph(null_device: NullDevice, row: st
     assert answer(null_device, "captures", row) == []
 
 
-@rows("graphs")
+@pytest.mark.parametrize("row", [pytest.param(row, marks=[] if row in QUICK["graphs"] else [slow]) for row in REPLAYED])
 def test_a_step_is_replayed_as_one_launch_with_few_beside_it(null_device: NullDevice, row: str) -> None:
     found = answer(null_device, "graphs", row)
     assert found["graphs"] == 1 and found["waits"] == 0
-    assert 2 < found["launches"] <= REPLAYED[row] <= 12 and found["of an epoch"] < 20
+    assert 2 < found["launches"] <= REPLAYED[row] <= 12 and found["of an epoch"] < 25
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("row", ALONE)
+def test_eight_seeds_as_one_network_launch_little_more_than_one(null_device: NullDevice, row: str) -> None:
+    alone, together = (answer(null_device, "graphs", f"--no-cuda-graph {words}")["launches"] for words in (row, f"{row} {SEEDS}"))
+    assert alone < together < SHARE * 8 * alone
 
 
 @rows("controls")

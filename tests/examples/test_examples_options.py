@@ -191,6 +191,7 @@ OTHERWISE = {  # another value of every option
         "cuda_graph": "",
         "tensorboard": "",
         "seeds": "3",
+        "stack": "",
     },
 }
 SITUATIONS: dict[str, list[str]] = {
@@ -233,7 +234,7 @@ def observed(arguments: list[str], run: Path, patch: pytest.MonkeyPatch) -> Any:
     """All that a run does: its weights, curve, files, and how blocks are differentiated and parameters lie in memory."""
     trained: list[Training] = []
     finish = Training.finish
-    patch.setattr(Training, "finish", lambda self, parameters: (trained.append(self), finish(self, parameters)))
+    patch.setattr(Training, "finish", lambda self: (trained.append(self), finish(self)))
     patch.setattr(training, "write_history", lambda *_: None)  # the picture takes most of the time
     patch.setattr(training.gc, "collect", lambda: None)  # and this the rest
     patch.setattr(torch, "compile", Compiled)

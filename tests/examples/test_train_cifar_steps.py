@@ -90,6 +90,7 @@ SETS: dict[str, tuple[list[str], list[str], Callable[[Training], Any], Any]] = {
 BELOW = {"epochs", "batch_size", "accumulate", "label_smoothing", "cutout"}  # seen in what an epoch does
 ELSEWHERE = {"data", "data_dir", "size", "subset", "compile", "tensorboard", "device", "out", "resume"}  # in test_examples_options.py
 ELSEWHERE |= {"validation", "init", "config"}  # in test_train_cifar.py
+ELSEWHERE |= {"stack"}  # in test_stacked.py
 ELSEWHERE |= {"cuda_graph"}  # on a GPU without one: tests/device; what it does: test_cuda_graph.py
 
 

@@ -1244,6 +1244,36 @@ MUTATIONS = {
         "test_models_by_hand.py::test_every_block_has_the_adjoint_asked_for",
     ),
     # training
+    "stacked seeds, each the first one's images": (
+        "../examples/stacked.py",
+        "deals = [dealt(run) for run in self.runs]",
+        "deals = [dealt(self.runs[0]) for _ in self.runs]",
+        "test_stacked.py::test_each_seed_is_trained_as_alone",
+    ),
+    "momenta of stacked seeds lost": (
+        "../examples/stacked.py",
+        "            if all(",
+        "            if not all(",
+        "test_stacked.py::test_runs_go_on_alone_and_together",
+    ),
+    "dynamics of stacked seeds not projected": (
+        "../examples/stacked.py",
+        "            run.optimizer.step()  #",
+        "            pass  #",
+        "test_stacked.py::test_each_seed_is_trained_as_alone",
+    ),
+    "checkpoints of stacked seeds hold all of them": (
+        "../examples/runs.py",
+        "return content.clone() if part else content",
+        "return content",
+        "test_stacked.py::test_what_it_leaves_is_what_separate_runs_leave",
+    ),
+    "tables made anew under transforms": (
+        "tables.py",
+        "make(*key) if traced() else",
+        "make(*key) if passing() else",
+        "test_null_cuda.py::test_a_step_is_replayed_as_one_launch_with_few_beside_it",
+    ),
     "every rank takes the first one's images": (
         "../examples/training.py",
         "begin = number * config.batch_size + ranks.rank * share",
@@ -1426,14 +1456,14 @@ MUTATIONS = {
     ),
     "the rate stands still in training": (
         "../examples/training.py",
-        "        training.scheduler.step()\n",
+        "            run.scheduler.step()\n",
         "",
         "test_train_cifar_steps.py::test_an_epoch_is_that_of_a_loop_in_double_precision[residual]",
     ),
     "training as in evaluation": (
         "../examples/training.py",
-        "    training.network.train()\n    loss_sum",
-        "    training.network.eval()\n    loss_sum",
+        "        run.network.train()\n    loss_sum",
+        "        run.network.eval()\n    loss_sum",
         "test_train_cifar_steps.py::test_an_epoch_is_that_of_a_loop_in_double_precision[residual]",
     ),
     "a loss told of another number of images": (

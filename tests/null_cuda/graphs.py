@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -11,6 +13,7 @@ import train_cifar
 from cuda_graph import WARM
 from images import Images, load_images
 from ranks import Ranks
+from stacked import Stacked
 from tests.null_cuda.told import Told, told
 from training import Training, train_epoch
 
@@ -23,9 +26,10 @@ def answer(row: str) -> dict[str, float]:
     device = torch.device("cuda")
     config = train_cifar.settled(["--device", "cuda", "--batch-size", f"{BATCH}", "--epochs", "9", "--lr", "1e-3", *row.split()])
     images = load_images("mini", Path(), device, 4 * BATCH * (MORE + 1))
-    training = Training(config, Path(), Ranks(device), images)
-    epoch(training, images, WARM + 1)
-    short, long = (epoch(training, images, count) for count in (2, 2 + MORE))
+    runs = [Training(dataclasses.replace(config, seeds=(seed,)), Path(), Ranks(device), images) for seed in config.seeds]
+    train = Stacked(runs).train_epoch if config.stack else partial(train_epoch, runs[0])
+    epoch(train, runs, images, WARM + 1)
+    short, long = (epoch(train, runs, images, count) for count in (2, 2 + MORE))
     return {
         "launches": (long.launches - short.launches) / MORE,
         "waits": (len(long.waits) - len(short.waits)) / MORE,
@@ -34,9 +38,10 @@ def answer(row: str) -> dict[str, float]:
     }
 
 
-def epoch(training: Training, images: Images, batches: int) -> Told:
+def epoch(train: Callable[[], object], runs: list[Training], images: Images, batches: int) -> Told:
     count = BATCH * batches
-    training.images = dataclasses.replace(images, x_train=images.x_train[:count], y_train=images.y_train[:count])
+    for run in runs:
+        run.images = dataclasses.replace(images, x_train=images.x_train[:count], y_train=images.y_train[:count])
     with told() as seen:
-        train_epoch(training)
+        train()
     return seen
