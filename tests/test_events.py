@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from anodev2 import CheckpointAdjoint, Event, ReversibleAdjoint, Solution, SolveError, odeint, solve
 from problems import MLP, Pendulum, pendulum_state, vector
+from sampled import rows
 
 ADJOINTS = {"direct": "direct", "checkpoint": "checkpoint", "slots": CheckpointAdjoint(slots=2)}
 STEPPINGS: dict[str, dict[str, Any]] = {
@@ -189,9 +190,9 @@ class Swing(nn.Module):
         return torch.stack([y[1], -self.stiffness * torch.sin(y[0]) - damping * y[1] * (1 + 0.1 * t)])
 
 
-@pytest.mark.parametrize("times", [[0.0, 0.6, 4.0], [4.0, 3.4, 0.0]])
-@pytest.mark.parametrize("adjoint", ADJOINTS)
-@pytest.mark.parametrize("stepping", ["grid", "recorded", "adaptive"])
+@pytest.mark.parametrize(
+    ("stepping", "adjoint", "times"), rows(["grid", "recorded", "adaptive"], ADJOINTS, [[0.0, 0.6, 4.0], [4.0, 3.4, 0.0]], quick=3)
+)
 def test_gradients_of_an_event_are_those_of_differences(stepping: str, adjoint: str, times: list[float]) -> None:
     """Of its time and state, with respect to y0, a parameter, an argument, the event's level and the start.
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from anodev2 import CoupledODEBlock, CoupledSystem, Dynamics, FieldDynamics, NeuralDynamics, ODEBlock, odeint
+from sampled import rows
 
 
 class Q(nn.Module):
@@ -49,11 +50,13 @@ def written(first: str, second: str, rule: str, kind: str) -> Any:
     return made if kind == "module" else made.forward
 
 
-@pytest.mark.parametrize(("theta", "z"), NAMES)
-@pytest.mark.parametrize("swapped", list(itertools.product([False, True], repeat=2)))
-@pytest.mark.parametrize("kind", ["function", "module", "method"])
-def test_arguments_are_handed_over_as_they_are_named(theta: str, z: str, swapped: tuple[bool, bool], kind: str) -> None:
+SWAPPED = itertools.product([False, True], repeat=2)  # of f, of q
+
+
+@pytest.mark.parametrize(("kind", "swapped", "names"), rows(["function", "module", "method"], SWAPPED, NAMES, quick=3))
+def test_arguments_are_handed_over_as_they_are_named(kind: str, swapped: tuple[bool, bool], names: tuple[str, str]) -> None:
     """z' = -theta z, theta' = -theta / 2 from (1, 2): theta(1) = 2 exp(-1/2), z(1) = exp(-4 (1 - exp(-1/2)))."""
+    theta, z = names
     f = written(*((theta, z) if swapped[0] else (z, theta)), f"-{theta} * {z}", kind)
     q = written(*((z, theta) if swapped[1] else (theta, z)), f"-0.5 * {theta} + 0 * {z}", kind)
     for options in ({}, {"reads_z": True}):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from anodev2 import CoupledODEBlock, Dynamics, FieldDynamics, NeuralDynamics, ReactionDiffusionAdvection, Static, odeint
+from sampled import rows
 
 SHAPES = [(4, 3, 3, 3), (2, 3, 5, 3), (4, 2, 4, 4), (3, 2, 7), (2, 2, 2, 3, 5), (3, 1, 1, 3), (2, 1, 9, 8), (4, 3, 1, 1)]
 
@@ -22,8 +23,7 @@ def bound(theta: dict[str, Tensor], *args: Any, **options: Any) -> ReactionDiffu
     return dynamics
 
 
-@pytest.mark.parametrize("per", ["layer", "channel"])
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("shape", "per"), rows(SHAPES, ["layer", "channel"], quick=2))
 def test_closed_form_equals_fine_stepping(shape: tuple[int, ...], per: str) -> None:
     theta = kernels(shape)
     dynamics = bound(theta, 0.05, 0.3, -0.2, per=per)

@@ -11,6 +11,7 @@ import torch
 import coupled_vs_static
 
 
+@pytest.mark.slow
 def test_weights_that_turn_solve_what_static_ones_cannot(tmp_path: Path) -> None:
     result = coupled_vs_static.main(tmp_path / "picture.png", small=True)
     assert result["floor"] == 9 / 32

@@ -12,6 +12,7 @@ import weight_path
 import weights_as_waves
 
 
+@pytest.mark.slow
 def test_recordings_tell_the_medium_up_to_the_noise(tmp_path: Path) -> None:
     result = learn_medium.main(tmp_path / "picture.png", n=60, iterations=15)
     assert result["error_after"] < 0.03 < 0.13 < result["error_before"]
@@ -19,6 +20,7 @@ def test_recordings_tell_the_medium_up_to_the_noise(tmp_path: Path) -> None:
     assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_kernels_grow_blur_and_come_back(tmp_path: Path) -> None:
     result = kernel_evolution.main(tmp_path / "picture.png", size=5, frames=3)
     assert result["mean"] < 1e-12 and result["period"] < 1e-10 and result["rk4"] < 1e-6

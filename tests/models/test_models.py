@@ -11,6 +11,7 @@ from anodev2 import Adjoint, CheckpointAdjoint, CoupledODEBlock, Galerkin, Neura
 from anodev2.models import MODELS
 from anodev2.models.blocks import BranchConv2d, PerStepNorm2d
 from anodev2.models.squeezenext import SqueezeBranch
+from sampled import rows
 
 TOTALS = {"resnet4": 7_706, "resnet10": 44_186, "alexnet": 1_756_682, "resnet18": 11_173_962, "squeezenext": 461_466}
 IN_ODES = {"resnet4": 4_672, "resnet10": 27_904, "alexnet": 102_592, "resnet18": 6_270_720, "squeezenext": 199_800}
@@ -74,11 +75,12 @@ def test_one_euler_step_is_the_residual_network_to_the_bit(name: str, norm: str)
 STANDING = [Static(), ReactionDiffusionAdvection(0.0, learnable=False), ReactionDiffusionAdvection(0.0), Galerkin("linear", 3)]
 
 
-@pytest.mark.parametrize("dynamics", STANDING, ids=["static", "fixed", "learnable", "galerkin"])
-@pytest.mark.parametrize(
-    ("name", "dtype"), [*((name, torch.float32) for name in MODELS), ("resnet4", torch.float64), ("squeezenext", torch.float64)]
-)
-def test_standing_weights_compute_the_ode_network_to_the_bit(name: str, dynamics: Any, dtype: torch.dtype) -> None:
+NETWORKS = [*((name, torch.float32) for name in MODELS), ("resnet4", torch.float64), ("squeezenext", torch.float64)]
+
+
+@pytest.mark.parametrize(("network", "dynamics"), rows(NETWORKS, STANDING, quick=3))
+def test_standing_weights_compute_the_ode_network_to_the_bit(network: tuple[str, torch.dtype], dynamics: Any) -> None:
+    name, dtype = network
     ode, coupled = MODELS[name](block="ode", steps=2).to(dtype), MODELS[name](block="coupled", steps=2, dynamics=dynamics).to(dtype)
     x = images(name).to(dtype)
     ode(x)  # statistics that are not the initial ones
@@ -107,11 +109,9 @@ def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor
 
 
 VARIANTS = [*itertools.product(MODELS, ["residual", "ode", "coupled"], ["per_step", "shared"])]
-QUICK = [row for row in VARIANTS if row[0] != "resnet18" or row[2] == "per_step"]
-LONG = [pytest.param(*row, marks=pytest.mark.slow) for row in VARIANTS if row not in QUICK]
 
 
-@pytest.mark.parametrize(("name", "block", "norm"), [*QUICK, *LONG])
+@pytest.mark.parametrize(("name", "block", "norm"), rows(MODELS, ["residual", "ode", "coupled"], ["per_step", "shared"], quick=2))
 def test_every_variant_trains_a_step_with_exact_gradients(name: str, block: str, norm: str) -> None:
     expected = gradients(name, "direct", block=block, norm=norm)
     assert_same(gradients(name, "checkpoint", block=block, norm=norm), expected)
