@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import torch
 
+import fast_weights_speed
+
 ROOT = Path(__file__).parents[2]
 ALL = ("hebb", "delta", "exact delta", "gradient flow", "GRU", "neural ODE", "Galerkin")
 
@@ -98,3 +100,8 @@ def test_the_real_sequences_are_those_of_the_source(script: Any) -> None:
     assert (len(train), len(test), train.frames.shape[2]) == (270, 370, 12)
     lengths = torch.cat([train.lengths, test.lengths])
     assert (lengths.min(), lengths.max()) == (7, 29) and train.speakers.bincount().tolist() == [30] * 9
+
+
+def test_the_cost_of_a_sequence_is_measured_on_what_equals_the_loop_by_hand(capsys: pytest.CaptureFixture[str]) -> None:
+    found = fast_weights_speed.main(rounds=1)  # which compares both, to the bit
+    assert set(found) == {"direct", "checkpoint"} and capsys.readouterr().out.count("\n| ") == 2
