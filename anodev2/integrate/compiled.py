@@ -134,7 +134,7 @@ class CompiledSteps(Method):
     def step(self, field: Any, step: Step, y: Leaves) -> list[Tensor]:
         assert isinstance(step, SeveralSteps) and isinstance(field, Given)
         vector, args = field.field, field.args
-        if self.graphs.refused:
+        if self.graphs.refused or self.graphs.complex_coordinates(self, field, y):
             return _eagerly(self.inner, field, step, y)
         count, first = len(step.inner), step.inner[0].index if "step" in vector.call.names else 0
         times = _tensor_of([step.inner[0].time(0.0), *(one.time(1.0) for one in step.inner)], vector)
@@ -162,6 +162,25 @@ class Graphs:
         self.runs: dict[Hashable, Callable[..., list[Tensor]]] = {}
         self.methods: list[Method | Tableau] = []
         self.refused = False
+        self.complex: bool | None = None
+
+    def complex_coordinates(self, method: CompiledSteps, field: Given, y: Leaves) -> bool:
+        """Whether steps are taken in Fourier modes, for which inductor has no code: it would call each operation, more slowly than here."""
+        if not method.splits or method.options.backend != "inductor":
+            return False
+        if self.complex is None:
+            split = field.split()
+            assert split is not None  # checked when the problem was made
+            with torch.no_grad():
+                self.complex = split.linear.forward(y[0].new_empty(0, *y[0].shape[-1:])).is_complex()
+            if self.complex:
+                warnings.warn(
+                    f"compile=True has no effect with {method.name} here, the solve goes on without: its steps are taken in Fourier modes, "
+                    "complex numbers, for which torch has no compiled code",
+                    UserWarning,
+                    stacklevel=2,
+                )
+        return self.complex
 
     def of(self, method: Method, options: Compile, case: tuple[Hashable, ...]) -> tuple[bool, Callable[..., list[Tensor]]]:
         """Whether it is new, and the compiled run of a case; torch tells shapes, types and the state of func apart."""
