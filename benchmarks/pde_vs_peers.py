@@ -1,16 +1,19 @@
-"""Fields on a line against py-pde, scipy and torchdiffeq: error and time per field, as ratios measured in one run.
+"""Fields on a line against py-pde, exponax, scipy and torchdiffeq: error and time per field, as ratios measured in one run.
 
-    python benchmarks/pde_vs_peers.py [--py-pde PYTHON] [--sizes 128 1024 8192] [--batches 1 64]
+    python benchmarks/pde_vs_peers.py [--py-pde PYTHON] [--exponax PYTHON] [--sizes 128 1024 8192] [--batches 1 64]
 
 py-pde's import name is that of our folder pde: it runs in a subprocess, PYTHON being an interpreter that has it. Every problem is
 periodic on [0, 1) with a closed form. "same" rows: central2, rk4, the same steps for everybody (scipy: RK45 to about the same error).
-"best" rows: our method and scheme of choice, at an error no larger than the peer's. One thread, medians of interleaved rounds.
+"best" rows: our method and scheme of choice, at an error no larger than the peer's. exponax: spectral Burgers without aliasing, etdrk4, the
+same steps for both, forward alone and with the gradient of the sum of squares in the start. One thread, medians of interleaved rounds, in
+seconds of the processor, which other programs on the machine change less than those of the clock.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import os
 import platform
 import statistics
 import subprocess
@@ -19,6 +22,7 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -31,7 +35,7 @@ from torch import Tensor
 
 import scripts  # noqa: F401 # isort: split
 from anodev2 import odeint
-from anodev2.pde import Advection, Burgers, Diffusion, Equation, Grid1D
+from anodev2.pde import Advection, Burgers, Diffusion, Equation, Grid1D, Nonlinearity
 from options import DIFFERENT, Count, script
 
 STEPS, ROUNDS = 200, 7
@@ -41,7 +45,7 @@ BEST = {"advection": ("spectral", "exponential_euler"), "diffusion": ("spectral"
 PEER = """
 import json, sys, time, statistics, logging
 import numpy as np
-from anodev2 import pde
+import pde
 logging.disable(logging.CRITICAL)
 name, n, T, steps, c, nu, rounds = json.loads(sys.argv[1])
 grid = pde.CartesianGrid([[0.0, 1.0]], n, periodic=True)
@@ -50,17 +54,17 @@ equation = pde.PDE({"u": rhs})
 x = grid.axes_coords[0]
 u0 = np.frombuffer(sys.stdin.buffer.read())
 state = pde.ScalarField(grid, u0.copy())
-begin = time.perf_counter()
+begin = time.process_time()
 solver = pde.ExplicitSolver(equation, scheme="runge-kutta", adaptive=False, backend="numba")
 stepper = solver.make_stepper(state, dt=T / steps)
 stepper(state.copy(), 0.0, T)
-compiled = time.perf_counter() - begin
+compiled = time.process_time() - begin
 times = []
 for _ in range(rounds):
     u = state.copy()
-    begin = time.perf_counter()
+    begin = time.process_time()
     out = stepper(u, 0.0, T)
-    times.append(time.perf_counter() - begin)
+    times.append(time.process_time() - begin)
 final = out[0].data if isinstance(out, tuple) and hasattr(out[0], "data") and not isinstance(out[0], float) else u.data
 print(json.dumps({"version": pde.__version__, "compile": compiled, "seconds": statistics.median(times), "u": final.tolist()}))
 """
@@ -112,11 +116,47 @@ def py_pde(python: str, case: Case) -> dict[str, Any] | None:
     """One field, stepped by py-pde's compiled rk4 with the same steps."""
     given = json.dumps([case.name, case.n, case.end(), STEPS, SPEED, DIFFUSIVITY if case.name == "diffusion" else VISCOSITY, ROUNDS])
     u0 = case.exact(0.0).numpy().tobytes()
-    run = subprocess.run([python, "-c", PEER, given], input=u0, capture_output=True, cwd="/", check=False)
+    run = subprocess.run([python, "-c", PEER, given], input=u0, capture_output=True, cwd="/", env=without_ours(), check=False)
     if run.returncode:
         print(f"py-pde did not run: {run.stderr.decode().strip().splitlines()[-1:]}", file=sys.stderr)
         return None
     return json.loads(run.stdout.decode().strip().splitlines()[-1])
+
+
+def without_ours() -> dict[str, str]:
+    """The environment, in which no folder of ours is another's pde."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+
+
+def against_exponax(python: str, n: int, batch: int, backward: bool) -> str:
+    """A row: CPU microseconds per step of both, and the ratio of every round."""
+    equation = Diffusion(Grid1D(n), VISCOSITY, "spectral") + Nonlinearity(Grid1D(n), lambda u: -(u**2) / 2, 2, 1)
+    u0 = Case("burgers", n).exact(0.0).expand(batch, n).contiguous()
+    end, steps = 0.5, 100
+    order = {"n": n, "steps": steps, "end": end, "viscosity": VISCOSITY, "backward": backward, "u0": u0.tolist()}
+
+    def run() -> Tensor:
+        start = u0.clone().requires_grad_(backward)
+        with torch.set_grad_enabled(backward):
+            u = odeint(equation, start, [0.0, end], method="etdrk4", steps=steps)[-1]
+            return torch.autograd.grad(u.square().sum(), start)[0] if backward else u
+
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "env": without_ours()}
+    with subprocess.Popen([python, str(Path(__file__).with_name("exponax_worker.py"))], **pipes) as worker:
+        ask = lambda line: print(line, file=worker.stdin, flush=True) or json.loads(worker.stdout.readline())  # noqa: E731 # pyright: ignore
+        peer, found = ask(json.dumps(order)), run()
+        differ = (found[0] - torch.tensor(peer["u"], dtype=torch.float64)).abs().max() / found.abs().max()
+        seconds: list[tuple[float, float]] = []
+        for _ in range(ROUNDS):
+            begin = time.process_time()
+            run()
+            seconds.append((time.process_time() - begin, ask("")))
+        assert worker.stdin is not None
+        worker.stdin.close()
+    own, other = (statistics.median(column) / steps * 1e6 for column in zip(*seconds, strict=True))
+    ratio = statistics.median(a / b for a, b in seconds)
+    what = "forward and backward" if backward else "forward"
+    return f"| {n} | {batch} | {what} | {own:.0f} | {other:.0f} | {ratio:.2f} | {differ:.0e} |"
 
 
 def interleaved(runs: dict[str, Callable[[], Tensor]]) -> dict[str, tuple[float, Tensor]]:
@@ -125,9 +165,9 @@ def interleaved(runs: dict[str, Callable[[], Tensor]]) -> dict[str, tuple[float,
     times: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(ROUNDS):
         for name, run in runs.items():
-            begin = time.perf_counter()
+            begin = time.process_time()
             run()
-            times[name].append(time.perf_counter() - begin)
+            times[name].append(time.process_time() - begin)
     return {name: (statistics.median(times[name]), results[name]) for name in runs}
 
 
@@ -192,21 +232,30 @@ class Config:
 
     py_pde: Path | None = None
     """a Python interpreter that has py-pde; none: without it"""
-    problems: Annotated[tuple[Literal["advection", "diffusion", "burgers"], ...], DIFFERENT] = ("advection", "diffusion", "burgers")
-    """equations"""
+    exponax: Path | None = None
+    """a Python interpreter that has exponax and jax; none: without it"""
+    problems: Annotated[tuple[Literal["advection", "diffusion", "burgers", "none"], ...], DIFFERENT] = ("advection", "diffusion", "burgers")
+    """equations to compare with all but exponax"""
     sizes: Annotated[tuple[Count, ...], DIFFERENT] = (128, 1024, 8192)
     """points of the grids"""
     batches: Annotated[tuple[Count, ...], DIFFERENT] = (1, 64)
     """fields at once"""
 
 
-def main(py_pde: Path | None, problems: tuple[str, ...], sizes: tuple[int, ...], batches: tuple[int, ...]) -> None:
+def main(py_pde: Path | None, exponax: Path | None, problems: tuple[str, ...], sizes: tuple[int, ...], batches: tuple[int, ...]) -> None:
     torch.set_num_threads(1)
     torch.set_grad_enabled(False)
     warnings.filterwarnings("ignore", message=".*functools.lru_cache.*")
     print(
         f"{platform.machine()}, one thread; torch {torch.__version__}, scipy {scipy.__version__}, torchdiffeq {torchdiffeq.__version__}\n"
     )
+    if exponax is not None:
+        print("| n | batch | | anodev2, CPU us per step | exponax | ratio | they differ by |\n|---|---|---|---|---|---|---|")
+        for n, batch, backward in product(sizes, batches, (False, True)):
+            print(against_exponax(str(exponax), n, batch, backward), flush=True)
+        print()
+    if "none" in problems:
+        return
     print(
         "| problem | n | batch | who | largest error | us per field | / anodev2 same | / anodev2 best |\n|---|---|---|---|---|---|---|---|"
     )

@@ -6,8 +6,12 @@ import math
 from pathlib import Path
 
 import pytest
+import torch
 
 import fields
+import solver_in_the_loop
+from anodev2 import CheckpointAdjoint
+from live_bytes import LiveBytes
 
 
 @pytest.mark.slow
@@ -36,3 +40,34 @@ def test_help_and_mistakes_run_nothing(tmp_path: Path, capsys: pytest.CaptureFix
     ):
         with pytest.raises(SystemExit, match=message):
             fields.main(argv)
+
+
+@pytest.mark.slow
+def test_a_coarse_solve_learns_from_a_fine_one_and_stays_right_on_fields_not_seen(tmp_path: Path) -> None:
+    small = solver_in_the_loop.Size(fields=6, outputs=40, pieces=120, whole=1)
+    result = solver_in_the_loop.main(tmp_path / "picture.png", size=small)
+    assert result["before"] > 0.1
+    assert result["after"] < 0.8 * result["before"] and result["last"] < 0.15
+    assert result["drift"] < 1e-5  # the correction is a flux: the sum stays
+    assert 2000 < (tmp_path / "picture.png").stat().st_size < 150_000
+
+
+@pytest.mark.slow
+def test_the_gradient_through_a_thousand_steps_is_that_of_all_graphs_kept_within_its_bytes() -> None:
+    generator = torch.Generator().manual_seed(0)
+    force = solver_in_the_loop.draw_forces(16, generator)
+    start = force(0.0, solver_in_the_loop.Grid1D(solver_in_the_loop.COARSE, solver_in_the_loop.LENGTH).points())
+    torch.manual_seed(0)
+    correction = solver_in_the_loop.Correction()
+    torch.nn.init.normal_(list(correction.parameters())[-2], std=0.02)
+    gradients, peaks = [], []
+    for adjoint in (CheckpointAdjoint(memory=solver_in_the_loop.MEMORY), "direct"):
+        with LiveBytes() as live:
+            live.ignore([*correction.parameters(), *force, start])
+            u = solver_in_the_loop.solved(solver_in_the_loop.Corrected(force, correction), start, 100, adjoint)
+            gradients.append(torch.autograd.grad(u.square().mean(), list(correction.parameters())))
+            del u
+        peaks.append(live.peak / 2**20)
+    for found, right in zip(*gradients, strict=True):
+        assert (found - right).norm() <= 1e-5 * right.norm()  # float32; the order of a sum over steps is another
+    assert peaks[0] < 20 and peaks[1] > 100
