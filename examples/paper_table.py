@@ -84,6 +84,8 @@ class Config:
     """use only so many training images"""
     recipe: str = ""
     """further options of train_cifar.py for every run in which they have an effect: --recipe='--schedule paper --batch-size 256'"""
+    stack: bool = False
+    """the seeds of a network and variant as one network where they can be, in one folder, as by train_cifar.py --stack"""
     out: Path = Path("runs/paper_table")
     """folder of the runs and the table"""
 
@@ -91,6 +93,7 @@ class Config:
 STEPPED = ("ode", "coupled-1", "ode-backsolve")  # variants whose steps are those of the table
 ACTS: Acts = {
     "data_dir": (f"--data {', '.join(DOWNLOADED)}", lambda c: c.data in DOWNLOADED),
+    "stack": ("several --seeds and --variants other than ode-backsolve", lambda c: any(together(c, variant) for variant in c.variants)),
     "steps": (f"--variants {', '.join(STEPPED)}", lambda c: not {*STEPPED}.isdisjoint(c.variants)),
 }
 OWN = {
@@ -100,6 +103,7 @@ OWN = {
     "adjoint",
     "epochs",
     "seeds",
+    "stack",
     "data",
     "data_dir",
     "subset",
@@ -117,6 +121,9 @@ def main(argv: list[str] | None = None) -> None:
         check_recipe(config)
         made = remember(config)
         try:
+            for model, variant in [(m, v) for m in config.models for v in config.variants if together(config, v)]:
+                train_together(config, model, variant)
+                report(config)
             for run in [(model, variant, seed) for seed in config.seeds for model in config.models for variant in config.variants]:
                 train(config, run)
                 report(config)
@@ -167,8 +174,14 @@ def forget(config: Config, made: list[Path]) -> None:
                 place.rmdir()
 
 
+def together(config: Config, variant: str) -> bool:
+    """Whether the seeds are one network: the reverse solve takes one at a time."""
+    return config.stack and len(config.seeds) > 1 and variant != "ode-backsolve"
+
+
 def folder(config: Config, run: Run) -> Path:
-    return config.out / "-".join(map(str, run))
+    model, variant, seed = run
+    return config.out / f"{model}-{variant}" / f"seed-{seed}" if together(config, variant) else config.out / f"{model}-{variant}-{seed}"
 
 
 def options_of(config: Config, run: Run) -> list[str]:
@@ -188,17 +201,38 @@ def train(config: Config, run: Run) -> None:
     options = ["--resume", str(place)]
     if not (place / "config.json").exists():
         options = options_of(config, run)
-    print(f"\n{' '.join(map(str, run))}: train_cifar.py {shlex.join(options)}", flush=True)
+    diverged = failure(place, options)
+    if diverged:
+        write(place / "failed.txt", diverged.encode())
+
+
+def train_together(config: Config, model: str, variant: str) -> None:
+    """All seeds to their end, or until one diverges or has, after which each goes on alone."""
+    places = [folder(config, (model, variant, seed)) for seed in config.seeds]
+    place = places[0].parent
+    if any((one / "failed.txt").exists() for one in places) or all((one / "result.json").exists() for one in places):
+        return
+    begun = (place / "config.json").exists()
+    first = options_of(config, (model, variant, config.seeds[0]))
+    changes = {"--out": [str(place)], "--seeds": [*map(str, config.seeds), "--stack"]}
+    words = [word for before, word in zip(["", *first], first, strict=False) for word in changes.get(before, [word])]
+    failure(place, ["--resume", str(place)] if begun else words)
+
+
+def failure(place: Path, options: list[str]) -> str:
+    """The last words of a training whose loss became endless, or none where it came to its end."""
+    print(f"\n{place.relative_to(place.parent.parent)}: train_cifar.py {shlex.join(options)}", flush=True)
     script = Path(__file__).with_name("train_cifar.py")
     process = subprocess.run([sys.executable, str(script), *options], stderr=subprocess.PIPE, text=True)
-    if process.returncode:
-        words = (process.stderr.strip().splitlines() or ["no message"])[-1]
-        print(words)
-        if process.returncode == 130:
-            raise KeyboardInterrupt
-        if not (place / "config.json").exists() or "the loss became" not in words:
-            raise RunError(f"{place} ended with status {process.returncode}: {words}")
-        write(place / "failed.txt", words.encode())
+    if not process.returncode:
+        return ""
+    words = (process.stderr.strip().splitlines() or ["no message"])[-1]
+    print(words)
+    if process.returncode == 130:
+        raise KeyboardInterrupt
+    if not (place / "config.json").exists() or "the loss became" not in words:
+        raise RunError(f"{place} ended with status {process.returncode}: {words}")
+    return words
 
 
 def report(config: Config) -> None:

@@ -74,6 +74,29 @@ def test_a_run_that_diverges_is_told_and_the_others_go_on(tmp_path: Path, monkey
     assert "| residual | 2 of 2 diverged |" in (out / "table.md").read_text()
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("within")
+def test_seeds_of_a_variant_are_trained_together(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = [*SMALL, "--out", str(tmp_path), "--variants", "residual", "--stack"]
+    paper_table.main(arguments)
+    printed = capsys.readouterr().out
+    assert printed.count("train_cifar.py --model") == 1 and "--seeds 0 1 --stack" in printed and "| residual | " in printed
+    rows = list(csv.DictReader((tmp_path / "runs.csv").read_text().splitlines()))
+    assert [row["seed"] for row in rows] == ["0", "1"] and rows[0] != rows[1]
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("run again"))
+    paper_table.main(arguments)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("within")
+def test_after_one_of_them_diverged_each_goes_on_alone(tmp_path: Path) -> None:
+    arguments = [*SMALL[:-1], "--recipe=--batch-size 20 --lr 1e30", "--out", str(tmp_path), "--variants", "residual", "--stack"]
+    paper_table.main([*arguments, "--epochs", "3"])
+    assert "| residual | 2 of 2 diverged |" in (tmp_path / "table.md").read_text()
+
+
 @pytest.mark.usefixtures("within")
 def test_any_other_failure_ends_with_its_sentence(tmp_path: Path) -> None:
     out = str(tmp_path / "deep" / "table")
