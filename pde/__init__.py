@@ -23,6 +23,7 @@ from .initial import random_fourier, random_fronts, random_pulses
 from .named import AllenCahn, CahnHilliard, FisherKPP, KortewegDeVries, KuramotoSivashinsky, SwiftHohenberg
 from .named_systems import DampedWave, FitzHughNagumo, GrayScott, KleinGordon, Maxwell, Schroedinger, ShallowWater
 from .pictures import animate, plot, space_time
+from .plane import Plane
 from .reaction import AdvectionDiffusionReaction, Reaction, Source
 from .second_order import SecondOrder
 from .stencils import Derivative, derivative
@@ -58,6 +59,7 @@ __all__ = [
     "Neumann",
     "Nonlinearity",
     "Periodic",
+    "Plane",
     "Reaction",
     "Robin",
     "Schroedinger",

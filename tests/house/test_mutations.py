@@ -879,6 +879,7 @@ MUTATIONS = {
         "test_pde_operators.py",
     ),
     "a wall slope of the other sign": ("../pde/extrapolation.py", "return image + slope", "return image - slope", "test_pde_boundaries.py"),
+    "negative wavenumbers of a plane as positive ones": ("../pde/plane.py", ".flip(first).conj()", ".flip(first)", "test_pde_plane.py"),
     "the other end of a short form": (
         "../pde/boundary.py",
         "given.told[0] if len(given.told) == 1 else end",
