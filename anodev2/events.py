@@ -74,8 +74,10 @@ def as_events(event: Any) -> tuple[Event, ...]:
     return tuple(one if isinstance(one, Event) else Event(one, **own(one)) for one in given)
 
 
-def check_events(events: Sequence[Event], problem: Problem, max_steps: int | None) -> None:
-    """ValueError where the rest of the problem is not what they need."""
+def check_events(events: Sequence[Event], problem: Problem, max_steps: int | None, recorded: bool = False) -> None:
+    """ValueError where the rest of the problem is not what they need; ``recorded``: its steps may be those of another start."""
+    if events and recorded:
+        raise ValueError("Control(refresh=...) takes steps that know nothing of this call's events; leave refresh out")
     if "step" in problem.field.call.names and any(event.effect is not None for event in events):
         raise ValueError("func takes the number of the step, which begins anew after the effect of an event; let it take t instead")
     endless = any(torch.as_tensor(time, device="cpu").isinf().any() for time in problem.stepping.times[-1:])

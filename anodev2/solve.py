@@ -15,6 +15,7 @@ from .gradients.adjoint import Adjoint, CheckpointAdjoint, DirectAdjoint, in_for
 from .integrate.compiled import Compile, as_compile, compiled
 from .integrate.per_sample import find_grid
 from .integrate.recording import untouched
+from .integrate.refreshed import refreshed
 from .pieces import costs, densely, happenings, joined, met, methods_of, nodes, saved_points, saved_tree, solved_in_pieces
 from .problem import Problem, Run, SolveError, Status, VectorField
 from .pytree import Structure, leaves_of, structure_of
@@ -200,7 +201,7 @@ def solve(
         args=args,
         throw=throw,
     )
-    check_events(events, problem, max_steps)
+    check_events(events, problem, max_steps, control is not None and control.refresh is not None)
     if isinstance(problem.method, Map) and (dense or events):
         raise ValueError("method='map' has no times between its passes: dense and event need an ODE; look at save='steps'")
     own = isinstance(problem.stepping, Grid) and max_steps == MAX_STEPS
@@ -319,10 +320,14 @@ def problem_of(
     if per_sample:
         if not isinstance(stepping, Adaptive):
             raise ValueError("per_sample=True is about error control; give rtol and atol instead of a grid")
+        if stepping.control.refresh is not None:
+            raise ValueError("per_sample=True finds steps of its own for each sample in every call; leave Control(refresh=...) out")
         found = find_grid(problem, leaves, args, max_steps)
         if throw and found.status is not None:
             raise SolveError(found.status)
         problem = replace(problem, stepping=found)
+    elif isinstance(stepping, Adaptive) and stepping.control.refresh is not None:
+        problem = replace(problem, stepping=refreshed(problem, leaves, args, max_steps))
     if chosen.splits:
         check_splits(func, chosen, structure)
     if isinstance(chosen, Leapfrog):

@@ -223,7 +223,7 @@ def compiled(problem: Problem, options: Compile) -> Problem:
     """The same problem in compiled runs of steps."""
     grid = problem.stepping
     assert isinstance(grid, Grid)
-    func = _owner(problem.field.func)
+    func = owner(problem.field.func)
     try:
         graphs = _GRAPHS.setdefault(func, Graphs())
     except TypeError:
@@ -233,7 +233,7 @@ def compiled(problem: Problem, options: Compile) -> Problem:
     return replace(problem, method=CompiledSteps(problem.method, options, graphs), stepping=runs)
 
 
-def _owner(func: Any) -> Any:
+def owner(func: Any) -> Any:
     """What stays the same from call to call: a module, or the code of a function that may be made anew for each."""
     func = getattr(func, "owner", func)
     while isinstance(func, partial):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..pytree import Structure, leaves_of
-from .grid import Time, Times
+from .grid import Time, Times, as_count
 
 RTOL, ATOL = 1e-7, 1e-9  # torchdiffeq's, so that a solve without tolerances means the same here
 MAX_STEPS = 10_000  # of error control: what needs more is stiff, as a rule
@@ -39,6 +39,11 @@ class Control:
         first_step: in the unit of t; None estimates it from f and one more evaluation.
         min_step, max_step: bounds of the step; an error too large at ``min_step`` ends the solve. A step that ends at an
             output time, and the one before it, may be shorter.
+        refresh: k: the steps are found without a graph, recorded, and taken as a grid by this call and the k - 1 that follow with the same
+            func, method, times, tolerances and shapes of y0, whatever its values and those of args. So ``compile=True``, ``memory=`` and
+            every adjoint for grids go with error control, whose errors are looked at in every k-th call. Gradients are those of the
+            grid taken. Kept as long as func lives, not in a state_dict; a copy of a module begins anew, functions of the same code (a
+            lambda that each call makes anew) are one. None: found in every call.
 
     Raises:
         ValueError: naming the argument.
@@ -53,11 +58,14 @@ class Control:
     first_step: float | None = None
     min_step: float = 0.0
     max_step: float = math.inf
+    refresh: int | None = None
 
     def __post_init__(self) -> None:
         numbers_given = (self.safety, self.shrink, self.grow, self.min_step, self.max_step, self.first_step or 1.0)
         if not isinstance(self.pid, Sequence) or not all(isinstance(x, (int, float)) for x in (*self.pid, *numbers_given)):
             raise TypeError(f"the fields of Control must be numbers, pid three of them, got {self}")
+        if self.refresh is not None:
+            object.__setattr__(self, "refresh", as_count("refresh", self.refresh))
         if len(self.pid) != 3 or self.pid[0] + self.pid[1] + self.pid[2] <= 0:
             raise ValueError(f"pid={self.pid} must be three numbers with a positive sum, such as (0.4, 0.3, 0)")
         if not 0 < self.shrink < self.safety <= 1 < self.grow:

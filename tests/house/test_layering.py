@@ -70,7 +70,7 @@ FOLDERS = {
     ],
     "integrate": [
         *("captured", "functional_call", "sample_weights", "attributes", "buffers", "side_effects", "comparison", "recording", "loop"),
-        *("per_sample", "dense", "compiled", ""),
+        *("per_sample", "dense", "compiled", "refreshed", ""),
     ],
     "gradients": ["vjp", "offload", "per_step", "schedule", "slots", "reversible", "backsolve", "function", "adjoint", ""],
     "diagnose": ["table", "subject", "jacobian", "program", "gradients", "reversal", "spectra", "path", ""],

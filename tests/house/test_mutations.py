@@ -796,6 +796,24 @@ MUTATIONS = {
         "Status()",
         "test_times_of_samples.py::test_each_sample_has_a_status_and_as_many_steps_as_are_allowed",
     ),
+    "recorded steps never found anew": (
+        "integrate/refreshed.py",
+        "found[2] -= 1",
+        "pass",
+        "test_refreshed.py::test_every_third_call_finds_the_steps_anew",
+    ),
+    "recorded steps of another shape": (
+        "integrate/refreshed.py",
+        "weights, shapes\n",
+        "weights\n",
+        "test_refreshed.py::test_shapes_times_tolerances_and_methods_have_grids_of_their_own",
+    ),
+    "the search for steps to record leaves a trace": (
+        "integrate/refreshed.py",
+        "recording.retreat(0)",
+        "pass",
+        "test_refreshed.py::test_looking_for_steps_leaves_no_trace",
+    ),
     "a drift of f left out": (
         "solvers/rosenbrock.py",
         "if drift is not None and self.d[stage]:",

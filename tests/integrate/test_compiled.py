@@ -76,7 +76,7 @@ def test_functions_made_anew_share_their_graphs() -> None:
     f, made = Field(), []
     for _ in range(3):
         func = lambda t, y: f(t, y)
-        made.append(compiled._owner(func))
+        made.append(compiled.owner(func))
         odeint(func, torch.randn(2, 3, dtype=torch.float64), [0.0, 1.0], steps=3, method="euler", compile=FAST)
     assert made[0] is made[1] is made[2]
     assert len(compiled._GRAPHS[made[0]].runs) == 1
