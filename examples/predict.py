@@ -29,7 +29,7 @@ from anodev2.models import facts, load
 from images import fitted, readable
 from options import AUTO, Count, mistakes_told, parse
 from ranks import choose_device
-from runs import RunError, writable, write
+from runs import RunError, read_json, writable, write
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,16 @@ def main(argv: list[str] | None = None) -> None:
             if config.csv is not None:
                 write(config.csv, table(files, probabilities, about["classes"]))
                 print(f"table: {config.csv}")
+        if (config.run / "config.json").exists():
+            print(f"next:  python examples/{following(config)}")
+
+
+def following(config: Config) -> str:
+    """What one does after this with a run."""
+    if config.onnx is None:
+        return f"predict.py {config.run} --onnx {config.run / 'network.onnx'}"
+    epochs = read_json(config.run / "config.json", str(config.run), "epochs")["epochs"]
+    return f"train_cifar.py --resume {config.run} --epochs {2 * epochs}"
 
 
 def found(paths: tuple[Path, ...]) -> list[Path]:

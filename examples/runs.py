@@ -8,11 +8,12 @@ import json
 import os
 import subprocess
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache
 from itertools import chain, count
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO, Any
 
 import safetensors
@@ -185,11 +186,13 @@ def write_history(run: Path, history: list[dict[str, float]]) -> None:
         figure.savefig(file, dpi=120, format="png")
 
 
-def write_tensorboard(folder: Path, epoch: int, figures: dict[str, float]) -> None:
+def write_tensorboard(folder: Path, epoch: int, figures: dict[str, float], pictures: Mapping[str, Any] = MappingProxyType({})) -> None:
     """The epoch's figures; after a resumption they take the place of what a killed run had written."""
     from torch.utils.tensorboard import SummaryWriter
 
-    with SummaryWriter(str(folder), purge_step=epoch) as writer:
+    with SummaryWriter(str(folder), purge_step=epoch if figures else None) as writer:
         for name, value in figures.items():
             if name != "epoch":
                 writer.add_scalar(name, value, epoch)
+        for name, picture in pictures.items():
+            writer.add_figure(name, picture, epoch)

@@ -237,8 +237,20 @@ class Training:
         write_json(self.folder / "result.json", result)
         for name, change in moved.items():
             print(f"  {name}: |theta(1) - theta(0)| / |theta(0)| = {change:.3f}")
-        print(f"figures: {self.folder / 'result.json'}, curves.png\nuse it:  python examples/predict.py {self.folder} IMAGE...")
-        print(f"go on:   python examples/train_cifar.py --resume {self.folder} --epochs {2 * config.epochs}")
+        print(f"figures: {self.folder / 'result.json'}, curves.png")
+        if config.resume is None:
+            print(f"next:    python examples/look.py {self.folder}")
+        else:
+            print(f"next:    python examples/train_cifar.py --config {self.folder / 'config.json'} --seeds 0 1 2")
+        if config.tensorboard:
+            self.write_look()
+
+    def write_look(self) -> None:
+        """The picture of look.py, in TensorBoard too."""
+        from look import confused, figure
+
+        drawn = figure(self.tested, self.images, confused(self.tested, self.images), self.history)
+        write_tensorboard(self.folder / "tensorboard", self.epoch, {}, {"look": drawn})
 
 
 def rehearsal(config: Config, ranks: Ranks, images: Images) -> Callable[[], object]:

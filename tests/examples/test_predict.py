@@ -49,7 +49,9 @@ def run(own: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_run_on_own_images_names_what_it_sees(run: Path, own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     predict.main([str(run), *(str(own / name / "3.png") for name in COLOURS), "--device", "cpu"])
-    for name, line in zip(COLOURS, capsys.readouterr().out.splitlines(), strict=True):
+    *lines, following = capsys.readouterr().out.splitlines()
+    assert following.startswith("next:  python examples/predict.py ")
+    for name, line in zip(COLOURS, lines, strict=True):
         assert re.match(rf".*3\.png: {name} \d+\.\d%, ", line), line
     predict.main([str(run), str(own), "--csv", str(tmp_path / "seen.csv"), "--top", "1", "--device", "cpu"])
     rows = list(csv.DictReader((tmp_path / "seen.csv").read_text().splitlines()))

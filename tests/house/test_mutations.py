@@ -1311,6 +1311,12 @@ MUTATIONS = {
         '"scheduler"',
         "test_train_cifar.py::test_killed_and_resumed_it_ends_with_the_same_weights",
     ),
+    "a confusion matrix the other way round": (
+        "../examples/look.py",
+        "images.y_test * images.classes + seen_in(network, images, images.x_test).argmax(1)",
+        "seen_in(network, images, images.x_test).argmax(1) * images.classes + images.y_test",
+        "test_look.py::test_classes_are_rows_and_what_is_seen_columns",
+    ),
     "a picture of another kind": (
         "../examples/runs.py",
         "if not path.name.endswith(suffix):",
