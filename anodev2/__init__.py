@@ -5,6 +5,7 @@ from typing import Any
 
 from . import diagnose, testing
 from .block import CoupledODEBlock, ODEBlock
+from .citation import citation
 from .convert import Conversion, convert
 from .dynamics import (
     BSpline,
@@ -93,6 +94,7 @@ __all__ = [
     "Status",
     "Tableau",
     "Templates",
+    "citation",
     "convert",
     "diagnose",
     "odeint",

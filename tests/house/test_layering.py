@@ -40,7 +40,7 @@ ORDER = [
         "system",
         "dynamics",
     ),
-    *("both_ways", "unroll", "block", "path", "fast_weights", "testing", "diagnose", "convert"),
+    *("both_ways", "unroll", "block", "path", "fast_weights", "testing", "diagnose", "convert", "citation"),
 ]
 FOLDERS = {
     "dynamics": [
