@@ -290,7 +290,7 @@ class Crossing:
                 recording.retreat()
 
     def _end(self, problem: Problem, y: Leaves, args: tuple[Any, ...], s: float | Tensor) -> Leaves:
-        return problem.advance(Step(self.step.index, (self.start, s), 0, 0, 1, by=self.step.by), y, args)
+        return problem.advance(Step(self.step.index, (self.start, s), 0, 0, 1, limits=self.step.limits, by=self.step.by), y, args)
 
 
 def _root(g: Callable[[float], float], low: float, g_low: float, high: float, g_high: float) -> float:

@@ -240,12 +240,14 @@ def _rest(stepping: Grid | Adaptive, done: int, start: Time) -> tuple[Grid | Ada
     beyond = lambda times: [place for place, time in enumerate(numbers(tuple(times))) if sign * time > sign * number]  # noqa: E731
     if isinstance(stepping, Adaptive):
         later = [stepping.times[place] for place in beyond(stepping.times)]
-        return (replace(stepping, times=(start, *later)) if later else None), number in ends
+        breaks = tuple(stepping.breaks[place] for place in beyond(stepping.breaks))
+        return (replace(stepping, times=(start, *later), breaks=breaks) if later else None), number in ends
     full = replace(stepping, stop=None)
     times, wanted = full.ends(), full.outputs()
     left = [place for place in beyond(times) if place > done]
     kept = (0, *(1 + left.index(place) for place in wanted if place in left))
-    grid = Grid((start, *(times[place] for place in left)), (1,) * len(left), kept)
+    inside = tuple((index - done, own) for index, own in full.inside if index >= done)
+    grid = Grid((start, *(times[place] for place in left)), (1,) * len(left), kept, inside=inside, jumps=full.jumps)
     return (grid if left else None), number in numbers(tuple(times[place] for place in wanted))
 
 

@@ -21,7 +21,7 @@ from .pytree import LEAF, Structure, build, leaves_of
 from .signature import CountedCall
 from .solvers import Leaves, Method, StepFailed, stacked_slopes, states_between
 from .solvers.linear import as_operator
-from .solvers.method import Split
+from .solvers.method import Split, add
 from .stepping import Adaptive, Grid, Step, Time, Times, numbers
 from .torch_private import saving_hooks
 
@@ -113,7 +113,7 @@ class VectorField:
         self, args: tuple[Any, ...], step: Step, stage: int, node: float, y: Leaves, call: CountedCall | None = None
     ) -> list[Tensor]:
         """f, or ``call`` in its place, at the stage's time."""
-        t = self.time(step.time(node), self.time_dtype)
+        t = self.time(step.seen(node), self.time_dtype)
         if not torch.compiler.is_compiling():  # a side effect that its recompute would not allow
             self.evaluations += 1
         before = None if torch.compiler.is_compiling() else versions(y)
@@ -226,10 +226,18 @@ class Problem:
         slopes, stacked."""
         method, given = self.method.at(step), self.given(args)
         rest: Any = known or (None,)
-        end, slopes = method.attempt(given, step, y, *rest)
+        if method.embedded_order is None:
+            end, slopes = self.advance(step, y, args), list[Leaves]()
+            for between in known[1:]:
+                between()
+        else:
+            end, slopes = method.attempt(given, step, y, *rest)
         if (accepts is not None and not accepts(end, slopes)) or not (self.slopes or inside):
             return end, slopes, []
-        assert method.interpolant is not None
+        if method.interpolant is None:  # all are at the end, where a break may move apart from them
+            last = given(step, len(method.nodes) - 1, 1.0, end)
+            moves = torch.stack([torch.as_tensor(time - step.time(1.0), device=end[0].device) for time in inside])
+            return end, slopes, [add(leaf, moves.view(-1, *[1] * leaf.ndim), k) for leaf, k in zip(end, last, strict=True)]
         slopes = method.completed(given, step, y, end, slopes)
         together = stacked_slopes(slopes, y)
         return end, slopes, together if self.slopes else states_between(method.interpolant, step, inside, y, together)

@@ -20,22 +20,10 @@ from .pieces import costs, densely, happenings, joined, met, methods_of, nodes, 
 from .problem import Problem, Run, SolveError, Status, VectorField
 from .pytree import Structure, leaves_of, structure_of
 from .solution import Solution, Stats
-from .solvers import METHODS, Leapfrog, Leaves, Map, Method, as_method, halves
+from .solvers import Leapfrog, Leaves, Map, Method, as_method, halves
 from .solvers.tableau import Tableau
-from .stepping import (
-    MAX_STEPS,
-    Adaptive,
-    Control,
-    Grid,
-    Step,
-    as_count,
-    as_times,
-    given_grid,
-    times_of_samples,
-    tolerances,
-    uniform_grid,
-    unit_grid,
-)
+from .stepping import MAX_STEPS, Adaptive, Control, Grid, Step, as_count, times_of_samples
+from .steps import stepping_of
 from .torch_private import transformed
 from .torchdiffeq import refuse_unknown
 
@@ -53,6 +41,7 @@ def odeint(
     atol: Any = None,
     control: Control | None = None,
     hit: Literal["between", "exact"] = "between",
+    breaks: Sequence[float | Tensor] | Tensor | None = None,
     per_sample: bool = False,
     max_steps: int | None = MAX_STEPS,
     args: tuple[Any, ...] = (),
@@ -80,6 +69,9 @@ def odeint(
         hit: with error control, whether times of t "between" the first and last are read from the interpolant of the step that passes
             them, which costs (nearly) nothing, or steps end there "exact"ly; so they do for methods without interpolant, and with
             ``per_sample``.
+        breaks: times at which func may jump, in any order. A step ends there (``steps`` count from one time of t or break to the next),
+            func is asked for its limit from within each step, and nothing is carried from one side to the other. With gradients with
+            respect to breaks that require one; those outside of t do nothing.
         per_sample: error control for each sample of a tensor (batch, ...) by itself; func gets t of shape (batch, 1, ..., 1).
             The steps are found first, without a graph, and then taken: twice the evaluations forward. Then t may be of shape (batch, T),
             output times of each sample in a row that may end with nan: states there are nan.
@@ -114,6 +106,7 @@ def odeint(
         atol=atol,
         control=control,
         hit=hit,
+        breaks=breaks,
         per_sample=per_sample,
         max_steps=max_steps,
         args=args,
@@ -136,6 +129,7 @@ def solve(
     atol: Any = None,
     control: Control | None = None,
     hit: Literal["between", "exact"] = "between",
+    breaks: Sequence[float | Tensor] | Tensor | None = None,
     per_sample: bool = False,
     args: tuple[Any, ...] = (),
     adjoint: str | Adjoint = "checkpoint",
@@ -151,8 +145,8 @@ def solve(
     """Solve as ``odeint`` does, and tell about it: a ``Solution`` with times, states, grid, statistics and status.
 
     Args:
-        func, y0, t, method, steps, step_size, grid, rtol, atol, control, hit, per_sample, args, adjoint: as for ``odeint``; with an event,
-            error control ends steps at the times t.
+        func, y0, t, method, steps, step_size, grid, rtol, atol, control, hit, breaks, per_sample, args, adjoint: as for ``odeint``; with
+            an event, error control ends steps at the times t.
         save: the states at "times" t, after all "steps", or at the "end"; or a function (t, y) whose results at the times
             t are stacked instead of the states.
         dense: keep states and slopes of all steps, to call the solution with any time.
@@ -196,6 +190,7 @@ def solve(
         atol=atol,
         control=control,
         hit="exact" if events else hit,
+        breaks=breaks,
         per_sample=per_sample,
         max_steps=max_steps,
         args=args,
@@ -287,6 +282,7 @@ def problem_of(
     atol: Any = None,
     control: Control | None = None,
     hit: Literal["between", "exact"] = "between",
+    breaks: Sequence[float | Tensor] | Tensor | None = None,
     per_sample: bool = False,
     max_steps: int | None = MAX_STEPS,
     args: tuple[Any, ...] = (),
@@ -311,8 +307,11 @@ def problem_of(
     if not torch.compiler.is_compiling():
         field.call.check(t, y0, *args)
     grids, between = {"steps": steps, "step_size": step_size, "grid": grid}, hit == "between" and chosen.interpolant is not None
-    own = times_of_samples(t, leaves[0]) if per_sample else None
-    stepping = _stepping(own or t, chosen, structure, leaves, grids, (rtol, atol, control), between and not per_sample)
+    if per_sample and breaks is not None:
+        raise ValueError("per_sample=True has no breaks: leave them out, so that error control finds them, or take common steps")
+    own, bounds = times_of_samples(t, leaves[0]) if per_sample else None, (rtol, atol, control)
+    jumping = breaks, field.time_dtype
+    stepping = stepping_of(own or t, chosen, structure, leaves, grids, bounds, between and not per_sample, jumping)
     if isinstance(stepping, Adaptive) and "step" in field.call.names:
         raise ValueError("func takes the number of the step, which error control does not know beforehand; give steps or a grid")
     problem = Problem(field, chosen, stepping, save)
@@ -335,37 +334,6 @@ def problem_of(
     if grid is None and isinstance(stepping, Grid):
         warn_of_instability(func, chosen, stepping, leaves)
     return *problem.prepared(leaves, args), leaves
-
-
-def _stepping(
-    t: Any,
-    method: Method,
-    structure: Structure,
-    leaves: list[Tensor],
-    grids: dict[str, Any],
-    control: tuple[Any, Any, Control | None],
-    between: bool,
-) -> Grid | Adaptive:
-    """The grid asked for, or error control where none is and the method can; output times may be ``between`` the ends of steps."""
-    given = [name for name, value in grids.items() if value is not None]
-    wanted = [name for name, value in zip(("rtol", "atol", "control"), control, strict=True) if value is not None]
-    if wanted and given:
-        raise ValueError(f"{wanted[0]} asks for error control, {given[0]} for a grid; give one of them")
-    controlled = method.embedded_order is not None
-    if wanted and not controlled:
-        able = [name for name, known in METHODS.items() if known.embedded_order is not None]
-        raise ValueError(f"{method.name} has no error estimate for {wanted[0]}; give steps, or take one of {', '.join(able)}")
-    if grids["grid"] is not None:
-        if len(given) > 1:
-            raise ValueError(f"give either grid or {given[0]}, not both")
-        return given_grid(t, grids["grid"], between)
-    if controlled and not given:
-        times = t if isinstance(t, tuple) and isinstance(t[0], Tensor) and t[0].ndim else as_times(t, endless=True)
-        stops = (times[0], times[-1]) if between else None
-        return Adaptive(times, *tolerances(control[0], control[1], structure, leaves), control[2] or Control(), stops)
-    if isinstance(method, Map) and not given:
-        return unit_grid(t)
-    return uniform_grid(t, grids["steps"], grids["step_size"])
 
 
 def check_separable(problem: Problem, y0: Leaves, args: tuple[Any, ...]) -> None:

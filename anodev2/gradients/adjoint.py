@@ -213,7 +213,10 @@ class ReversibleAdjoint(Adjoint):
         if not isinstance(problem.stepping, Grid):
             raise ValueError("ReversibleAdjoint solves on grids: record one adaptively first and pass grid=solution.grid")
         if problem.within() and not problem.slopes:
-            raise ValueError("the scheme of ReversibleAdjoint has no interpolant: give a grid that holds all times t, from hit='exact'")
+            raise ValueError(
+                "the scheme of ReversibleAdjoint has no interpolant: give a grid that holds all times t, from hit='exact'; "
+                "a time of t at a break must be the same tensor there"
+            )
         _refuse_one_way(problem, "ReversibleAdjoint takes steps backwards")
         if torch.is_grad_enabled() and not torch.compiler.is_compiling() and not transformed():
             recording = recorded(problem, y0, args)
@@ -273,10 +276,11 @@ class BacksolveAdjoint(Adjoint):
             )
         if isinstance(problem.stepping, Grid):
             problem.stepping.nodes()  # which refuses times that differ from sample to sample
-        if any(map(wants_grad, problem.stepping.times)):
+        breaks = problem.stepping.breaks if isinstance(problem.stepping, Adaptive) else ()
+        if any(map(wants_grad, (*problem.stepping.times, *breaks))):
             raise ValueError(
-                "BacksolveAdjoint gives no gradient with respect to times, nor to that of an event that it goes on from; detach t, or use "
-                "adjoint='checkpoint'"
+                "BacksolveAdjoint gives no gradient with respect to times and breaks, nor to that of an event that it goes on from; "
+                "detach t, or use adjoint='checkpoint'"
             )
         recording = recorded(problem, y0, args)
         return attached(Backsolve(problem, recording, Captured(problem, recording, args), self.rtol, self.atol), y0)

@@ -96,13 +96,14 @@ class Backsolve:
     def _solved(self, field: _Augmented, nodes: tuple[float, ...], state: Leaves) -> Leaves:
         """The state at the last of ``nodes``: on these, or adaptively with the tolerances given or those of the pass forward."""
         forward = self.problem.stepping
-        stepping: Grid | Adaptive = Grid(nodes, (1,) * (len(nodes) - 1))
+        stepping: Grid | Adaptive = Grid(nodes, (1,) * (len(nodes) - 1), jumps=forward.jumps)
         if isinstance(forward, Adaptive) or self.rtol is not None or self.atol is not None:
             width = len(self.run.states[0])
             of_states = (forward.rtol, forward.atol) if isinstance(forward, Adaptive) else ((1e-6,) * width, (1e-9,) * width)
             rtol, atol = (_for_all(own, given, len(state)) for own, given in zip((self.rtol, self.atol), of_states, strict=True))
             control = forward.control if isinstance(forward, Adaptive) else Control()
-            stepping = Adaptive((nodes[0], nodes[-1]), rtol, atol, control)
+            breaks = () if forward.jumps is None else tuple(node for node in nodes[1:-1] if node in forward.jumps.values)
+            stepping = Adaptive((nodes[0], nodes[-1]), rtol, atol, control, breaks=breaks, jumps=forward.jumps)
         problem = Problem(cast(VectorField, field), self.problem.method, stepping, "end")
         recording = Recording(None, state, ())
         recording.opaque = True

@@ -82,7 +82,7 @@ class Pairs:
 
 def increment(problem: Problem, step: Step, backwards: bool, y: Leaves, args: tuple[Any, ...]) -> list[Tensor]:
     """What one step of the method adds to y."""
-    step = Step(step.index, (step.time(1.0), step.time(0.0)), 0, 0, 1, backwards=True) if backwards else step
+    step = Step(step.index, (step.time(1.0), step.time(0.0)), 0, 0, 1, backwards=True, limits=step.limits) if backwards else step
     return _sum(problem.advance(step, y, args), y, -1.0)
 
 

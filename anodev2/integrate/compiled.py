@@ -89,7 +89,7 @@ class Runs(Grid):
 
     @cached_property
     def _single(self) -> Grid:
-        return Grid(self.times, self.counts, self.wanted)
+        return Grid(self.times, self.counts, self.wanted, jumps=self.jumps)
 
     @cached_property
     def _bounds(self) -> list[tuple[int, int]]:
@@ -139,13 +139,17 @@ class CompiledSteps(Method):
         count, first = len(step.inner), step.inner[0].index if "step" in vector.call.names else 0
         times = _tensor_of([step.inner[0].time(0.0), *(one.time(1.0) for one in step.inner)], vector)
         tables = [vector.table(args, one.dt) for one in step.inner]
-        kinds = tuple((tensor.requires_grad, tensor.is_leaf) for tensor in (times, *y))
+        limits = None
+        if step.inner[0].limits is not None:
+            limits = kept(_times, tuple(one.limits for one in step.inner), vector.device)
+        kinds = (limits is None, *((tensor.requires_grad, tensor.is_leaf) for tensor in (times, *y)))
         case = (vector.structure, vector.time_dtype, count, first, torch.is_grad_enabled(), kinds)
         first_time, run = self.graphs.of(self.inner, self.options, case)
         before = versions(y)
+        own = args if vector.lengths is None else (*vector.own(args), tables)
         try:
             with compilers_own_warnings_ignored() if first_time else nullcontext():
-                end = run(vector, self.inner, args if vector.lengths is None else (*vector.own(args), tables), first, count, times, *y)
+                end = run(vector, self.inner, own, first, count, times, limits, *y)
         except compile_errors() as error:
             end = _eagerly(self.inner, field, step, y)  # which has words for what func must not do
             self.graphs.refuse(error)
@@ -229,7 +233,7 @@ def compiled(problem: Problem, options: Compile) -> Problem:
     except TypeError:
         name = type(func).__name__
         raise TypeError(f"compile=True needs a func that can be found again, a function, method or nn.Module, got a {name}") from None
-    runs = Runs(grid.times, grid.counts, grid.wanted, longest=options.steps)
+    runs = Runs(grid.times, grid.counts, grid.wanted, jumps=grid.jumps, longest=options.steps)
     return replace(problem, method=CompiledSteps(problem.method, options, graphs), stepping=runs)
 
 
@@ -248,10 +252,13 @@ def _eagerly(method: Method, field: Given, step: SeveralSteps, y: Leaves) -> lis
     return end
 
 
-def _run(field: VectorField, method: Method, args: tuple[Any, ...], first: int, count: int, times: Tensor, *y: Tensor) -> list[Tensor]:
+def _run(
+    field: VectorField, method: Method, args: tuple[Any, ...], first: int, count: int, times: Tensor, limits: Tensor | None, *y: Tensor
+) -> list[Tensor]:
     end, tables = list(y), [None] * count if field.lengths is None else args[-1]
     for i in range(count):
-        end = method.step(Given(field, args, tables[i]), Step(first + i, (times[i], times[i + 1]), 0, 0, 1), end)
+        step = Step(first + i, (times[i], times[i + 1]), 0, 0, 1, limits=None if limits is None else (limits[i, 0], limits[i, 1]))
+        end = method.step(Given(field, args, tables[i]), step, end)
     return end
 
 
@@ -261,5 +268,5 @@ def _tensor_of(times: list[Time], field: VectorField) -> Tensor:
     return kept(_times, tuple(map(float, times)), field.device)
 
 
-def _times(times: tuple[float, ...], device: torch.device) -> Tensor:
+def _times(times: tuple[Any, ...], device: torch.device) -> Tensor:
     return torch.tensor(times, dtype=torch.float64, device=device)

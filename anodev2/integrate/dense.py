@@ -16,7 +16,7 @@ from torch import Tensor
 from ..problem import Problem
 from ..pytree import build
 from ..solvers import Leaves, stacked_slopes, states_between
-from ..stepping import Grid, Step, Time, Times
+from ..stepping import Grid, Step, Time, Times, limited
 from .recording import untouched
 
 HERMITE = ((1.0, -2.0, 1.0), (0.0, -1.0, 1.0), (0.0, 3.0, -2.0))  # weights of both slopes and of the secant
@@ -44,7 +44,7 @@ class Dense:
         self.slopes: dict[Any, Leaves] = dict(slopes)
         self.steps, self.nodes = grid.steps(), grid.nodes()
         if event is not None:  # a last step, up to the event
-            self.steps.append(Step(len(self.steps), (grid.ends()[-1], event[0]), 0, 0, 1))
+            self.steps.append(limited(Step(len(self.steps), (grid.ends()[-1], event[0]), 0, 0, 1), grid.jumps))
             self.nodes += (event[0].item(),)
             self.states[len(self.steps)] = event[1]
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from ..problem import Accepts, Problem, SolveError, Status, Taken, saved_apart
 from ..pytree import build, paths_of
 from ..solvers import Leaves, Method
-from ..stepping import Adaptive, Grid, Step, StepSizes, Times, numbers
+from ..stepping import Adaptive, Grid, Step, StepSizes, Times, limited, numbers
 from .recording import Recording
 
 Slope = tuple[Step, int, float]  # which evaluation of f: step, stage, node
@@ -91,6 +91,7 @@ class Loop:
         stepping = problem.stepping
         self._values: Sequence[float] = numbers(stepping.times) if isinstance(stepping, Adaptive) else ()  # the output times
         self._passed = 1  # how many of them are behind
+        self._apart = stepping.apart if isinstance(stepping, Adaptive) else frozenset[int]()
         self._places = set(stepping.outputs()) if isinstance(stepping, Grid) else set()
         self._states: dict[int, Leaves] = {}
         self._read: dict[int, Leaves] = {}
@@ -101,9 +102,11 @@ class Loop:
         """The steps done."""
         stepping = self.problem.stepping
         found = isinstance(stepping, Adaptive)
-        inside = tuple(self._inside.items())
+        if not found:
+            return stepping if self._stop is None else replace(stepping, stop=self._stop)
+        inside, count = tuple(self._inside.items()), len(self._nodes) - 1
         by = tuple(self._by) if any(self._by) else ()
-        grid = Grid(tuple(self._nodes), (1,) * (len(self._nodes) - 1), tuple(self._wanted), None, None, inside, by) if found else stepping
+        grid = Grid(tuple(self._nodes), (1,) * count, tuple(self._wanted), inside=inside, by=by, jumps=stepping.jumps)
         return grid if self._stop is None else replace(grid, stop=self._stop)
 
     def steps(self, y: Leaves) -> Iterator[tuple[Step, Leaves]]:
@@ -179,7 +182,9 @@ class Loop:
         """The output times from the last step to ``stop``, without it where steps must ``end`` there."""
         first = last = self._passed
         values, falls = self._values, self._values[-1] < self._values[0]
-        while (last < len(values) and (stop < values[last] if falls else values[last] < stop)) or (values[last] == stop != end):
+        while (last < len(values) and (stop < values[last] if falls else values[last] < stop)) or (
+            values[last] == stop and (stop != end or last in self._apart)
+        ):
             last += 1
         return adaptive.times[first:last]
 
@@ -202,8 +207,16 @@ class Loop:
         if recording.moved() or self.reuse == "none":
             recording.retreat()
             self.first = None
-        known: Slope = (Step(0, adaptive.ends, 0, 0, 1), 0, 0.0)
+        stops, jumps = adaptive.ends, adaptive.jumps
+        known: Slope = (limited(Step(0, stops, 0, 0, 1), jumps), 0, 0.0)
         for interval, (start, end) in enumerate(pairwise(ends)):
+            if interval and jumps is not None and start in jumps.values:  # nothing is known of what comes
+                if recording.marks < len(nodes):
+                    recording.mark()
+                with torch.no_grad():
+                    _, sizes = self._start(adaptive, self.problem.method, y, interval)
+                recording.retreat()
+                self.first = None
             while start != end:
                 if recording.marks < len(nodes):
                     recording.mark()
@@ -211,7 +224,7 @@ class Loop:
                         by = chooser.next(self.problem.given(self.args))
                         recording.retreat()
                 stop = sizes.next_end(start, end)
-                step = Step(len(nodes) - 1, (nodes[-1], adaptive.ends[interval + 1] if stop == end else stop), 0, 0, 1, by=by)
+                step = limited(Step(len(nodes) - 1, (nodes[-1], stops[interval + 1] if stop == end else stop), 0, 0, 1, by=by), jumps)
                 method, inside = self.problem.method.at(step), self._within(adaptive, stop, end)
                 take = Take(self.problem, self.args, step, None if self.first is None else known, inside if self.problem.reads else ())
                 verdict = _Verdict(adaptive, method, sizes, stop - start, y)
@@ -240,14 +253,15 @@ class Loop:
                 yield step, y_next
                 y, start = y_next, stop
 
-    def _start(self, adaptive: Adaptive, method: Method, y: Leaves) -> tuple[Leaves, StepSizes]:
-        """The first slope and the first step size (Hairer, Norsett, Wanner, Solving ODEs I, II.4)."""
+    def _start(self, adaptive: Adaptive, method: Method, y: Leaves, interval: int = 0) -> tuple[Leaves, StepSizes]:
+        """The first slope and the first step size of an interval (Hairer, Norsett, Wanner, Solving ODEs I, II.4)."""
         recording, control = self.recording, adaptive.control
         embedded = method.embedded_order
         assert recording is not None and embedded is not None
-        times = numbers(adaptive.ends)
+        whole = adaptive.ends[interval : interval + 2]
+        times, index = numbers(whole), len(self._nodes) - 1
         field = partial(self.problem.field, self.args)
-        first = field(Step(0, adaptive.ends, 0, 0, 1), 0, 0.0, y)
+        first = field(limited(Step(index, whole, 0, 0, 1), adaptive.jumps), 0, 0.0, y)
         size = control.first_step
         if size is None:
             with torch.no_grad():
@@ -256,7 +270,7 @@ class Loop:
                 d0, d1 = scaled(y), scaled(first)
                 h0 = 0.01 * d0 / d1 if d0 >= 1e-5 and 1e-5 <= d1 < math.inf else 1e-6
                 h0 = min(h0, abs(times[1] - times[0]))
-                ahead = Step(0, (times[0], times[0] + math.copysign(h0, times[1] - times[0])), 0, 0, 1)
+                ahead = limited(Step(index, (times[0], times[0] + math.copysign(h0, times[1] - times[0])), 0, 0, 1), adaptive.jumps)
                 moved = [torch.add(leaf, k.to(leaf.dtype), alpha=float(ahead.dt)) for leaf, k in zip(y, first, strict=True)]
                 second = field(ahead, 0, 1.0, moved)
                 d2 = scaled([b - a for a, b in zip(first, second, strict=True)]) / h0

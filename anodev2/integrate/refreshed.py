@@ -60,6 +60,10 @@ def refreshed(problem: Problem, y0: Leaves, args: tuple[Any, ...], max_steps: in
     """The grid of an earlier call or one found now; what is to be found by the solve itself where that fails."""
     adaptive = problem.stepping
     assert isinstance(adaptive, Adaptive) and adaptive.control.refresh is not None
+    if adaptive.jumps is not None:
+        raise ValueError(
+            "Control(refresh=...) is not for breaks, at which steps must end in every call: give grid=solution.grid and breaks"
+        )
     if torch.compiler.is_compiling() or transformed():
         raise ValueError("Control(refresh=...) looks for steps now and then, which torch.compile and torch.func cannot follow: give grid=")
     func = _holder(problem.field.func)

@@ -131,7 +131,7 @@ class Stiffness(Chooser):
         moved = [torch.add(leaf, v.to(leaf.dtype), alpha=scale) for leaf, v in zip(y, self.direction, strict=True)]
         apart = [b - a for a, b in zip(y, moved, strict=True)]
         start = step.time(0.0)
-        found = field(Step(step.index, (start, start), 0, 0, 1), 0, 0.0, moved)
+        found = field(Step(step.index, (start, start), 0, 0, 1, limits=step.limits), 0, 0.0, moved)
         self.direction = [b - a for a, b in zip(slope, found, strict=True)]
         self._judge(step, _length(self.direction), _length(apart))
 

@@ -49,7 +49,7 @@ def linearise(field: FlatField, step: Step, flat: Flat, w: Tensor, parts: int, g
     start = torch.as_tensor(step.time(0.0), dtype=torch.float64, device=w.device)
     with nullcontext() if graph else own_graph():
         w, start = (_partial(x, graph) for x in (w, start))
-        slope = flat.join(field(Step(step.index, (start, start), 0, 0, 1), 0, 0.0, flat.split(w)))
+        slope = flat.join(field(Step(step.index, (start, start), 0, 0, 1, limits=step.limits), 0, 0.0, flat.split(w)))
         matrix, drift = _rows(slope, w, start, parts, graph)
     if matrix is None:
         matrix = _differences(field, step, flat, w.detach(), slope.detach(), parts)

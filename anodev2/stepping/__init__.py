@@ -1,7 +1,9 @@
 """Where steps are: grids, and error control."""
 
 from .control import ATOL, MAX_STEPS, MORE, RTOL, STRETCH, Adaptive, Control, StepSizes, tolerances
-from .grid import Grid, Step, Time, Times, as_count, as_times, given_grid, numbers, times_of_samples, uniform_grid, unit_grid, wants_grad
+from .grid import Grid, Step, as_count, given_grid, limited, uniform_grid, unit_grid
+from .jumps import Jumps, apart, as_breaks
+from .times import Time, Times, as_times, numbers, times_of_samples, wants_grad
 
 __all__ = [
     "ATOL",
@@ -12,13 +14,17 @@ __all__ = [
     "Adaptive",
     "Control",
     "Grid",
+    "Jumps",
     "Step",
     "StepSizes",
     "Time",
     "Times",
+    "apart",
+    "as_breaks",
     "as_count",
     "as_times",
     "given_grid",
+    "limited",
     "numbers",
     "times_of_samples",
     "tolerances",

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from ..pytree import Structure, leaves_of
-from .grid import Time, Times, as_count
+from .grid import as_count
+from .jumps import Jumps, apart, merged
+from .times import Time, Times, numbers
 
 RTOL, ATOL = 1e-7, 1e-9  # torchdiffeq's, so that a solve without tolerances means the same here
 MAX_STEPS = 10_000  # of error control: what needs more is stiff, as a rule
@@ -130,7 +132,8 @@ class StepSizes:
 class Adaptive:
     """Steps found by error control: the output times, and a relative and an absolute tolerance for each leaf.
 
-    ``stops``: where steps must end, the first and the last time among them; None: at all output times.
+    ``stops``: where steps must end, the first and the last time among them; None: at all output times. They end at ``breaks`` too, where f
+    may jump; ``jumps``: all times where it may.
     """
 
     times: Times
@@ -138,15 +141,26 @@ class Adaptive:
     atol: tuple[Any, ...]
     control: Control
     stops: Times | None = None
+    breaks: Times = ()
+    jumps: Jumps | None = None
 
     @property
     def ends(self) -> Times:
         """Where steps must end."""
-        return self.times if self.stops is None else self.stops
+        stops = self.times if self.stops is None else self.stops
+        return merged(stops, self.breaks) if self.breaks else stops
+
+    @property
+    def apart(self) -> frozenset[int]:
+        """Which of the output times are read from the step that ends at the break in their place."""
+        at = dict(zip(numbers(self.breaks), self.breaks, strict=True))
+        pairs = enumerate(zip(self.times, numbers(self.times), strict=True)) if at else ()
+        return frozenset(place for place, (time, value) in pairs if value in at and apart(time, at[value]))
 
     def mapped(self, change: Callable[[Time], Time]) -> Adaptive:
         """The same with other times."""
-        return replace(self, times=tuple(map(change, self.times)), stops=None if self.stops is None else tuple(map(change, self.stops)))
+        times, breaks = tuple(map(change, self.times)), tuple(map(change, self.breaks))
+        return replace(self, times=times, breaks=breaks, stops=None if self.stops is None else tuple(map(change, self.stops)))
 
 
 def tolerances(rtol: Any, atol: Any, structure: Structure, leaves: list[Tensor]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:

@@ -13,13 +13,13 @@ import operator
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
-from typing import Any, SupportsFloat, TypeGuard
+from typing import Any, SupportsFloat
 
 import torch
 from torch import Tensor
 
-Time = float | Tensor
-Times = tuple[Time, ...]  # tensors where they require grad (zero-dimensional) or differ from sample to sample (batch, 1, ...)
+from .jumps import Jumps, apart, merged
+from .times import Limits, Time, Times, as_times, numbers
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Step:
     """The ``part``-th of ``parts`` equal steps of one interval; ``index`` counts over the whole solve.
 
     ``backwards``: the step goes from the end of that step to its start, its times being in this order. ``by``: which of several
-    methods takes it.
+    methods takes it. ``limits``: within which f is asked where it may jump at an end of the step (``Jumps``).
     """
 
     index: int
@@ -37,6 +37,7 @@ class Step:
     parts: int
     backwards: bool = False
     by: int = 0
+    limits: Limits | None = None
 
     @property
     def dt(self) -> Time:
@@ -53,6 +54,24 @@ class Step:
             return end
         return start + (end - start) * (where / self.parts)
 
+    def seen(self, node: float) -> Time:
+        """The same as f is told it: within the ``limits``, with the gradient of the time itself, or of the end that it is held at."""
+        time = self.time(node)
+        if self.limits is None:
+            return time
+        low, high = self.limits
+        if not isinstance(time, Tensor):
+            return min(max(time, low), high)
+        held = time.detach().clamp(low, high)  # pyright: ignore[reportArgumentType, reportCallIssue]
+        if not 0 <= node <= 1 and bool(held != time):
+            time = torch.as_tensor(self.time(float(node > 1)))
+        return held + (time - time.detach())
+
+
+def limited(step: Step, jumps: Jumps | None) -> Step:
+    """The step with the limits at jumps."""
+    return step if jumps is None else replace(step, limits=jumps.limits(*numbers((step.time(0.0), step.time(1.0)))))
+
 
 @dataclass(frozen=True)
 class Grid:
@@ -62,7 +81,7 @@ class Grid:
     outputs too, read from the method's interpolant. ``stop`` ends the grid early, after so many steps.
     ``by``: which of several methods takes each step; (): the only one.
     ``status`` tells which samples of a search per sample did not come to the end, a ``Status``; None: all came. ``statuses``: of each.
-    ``asked``: output times that differ from sample to sample, nan where one has no more.
+    ``asked``: output times that differ from sample to sample, nan where one has no more. ``jumps``: where f may jump, between steps.
     """
 
     times: Times
@@ -74,6 +93,7 @@ class Grid:
     by: tuple[int, ...] = ()
     statuses: tuple[Any, ...] = ()
     asked: Times = ()
+    jumps: Jumps | None = None
 
     def __len__(self) -> int:
         return sum(self.counts) if self.stop is None else self.stop
@@ -82,7 +102,8 @@ class Grid:
         """All steps in order."""
         places = [(interval, part, parts) for interval, parts in enumerate(self.counts) for part in range(parts)]
         by = self.by or (0,) * len(places)
-        return [Step(index, self.times, *place, by=by[index]) for index, place in enumerate(places[: self.stop])]
+        steps = [Step(index, self.times, *place, by=by[index]) for index, place in enumerate(places[: self.stop])]
+        return steps if self.jumps is None else [limited(step, self.jumps) for step in steps]
 
     def outputs(self) -> tuple[int, ...]:
         """The number of steps done at each output time, from 0 to ``len(self)``."""
@@ -109,67 +130,6 @@ class Grid:
         return numbers(tuple(replace(self, times=numbers(self.times)).ends()))
 
 
-def as_times(t: Any, name: str = "t", endless: bool = False) -> Times:
-    """Check ``t``: at least two finite times, strictly rising or falling; floats but for those that require grad.
-
-    ``endless``: the last may be infinite.
-    """
-    if isinstance(t, Tensor) and (t.ndim != 1 or t.is_complex() or t.dtype == torch.bool):
-        raise ValueError(f"{name} must be one-dimensional and real, got shape {tuple(t.shape)} of {t.dtype}; write {name}=[0.0, 1.0]")
-    if isinstance(t, str):
-        raise TypeError(f"{name} must be a sequence of times such as [0.0, 1.0], got str")
-    try:
-        times: Times = tuple(t.unbind() if isinstance(t, Tensor) and t.requires_grad else t.tolist() if isinstance(t, Tensor) else t)
-        values = numbers(times)
-    except (TypeError, ValueError, RuntimeError):
-        raise TypeError(f"{name} must be a sequence of times such as [0.0, 1.0], got {type(t).__name__}") from None
-    if len(values) < 2:
-        raise ValueError(f"{name} must hold at least two times (start and end), got {values}")
-    if not all(map(math.isfinite, values[:-1] if endless else values)) or math.isnan(values[-1]):
-        raise ValueError(f"{name} must be finite, got {values}")
-    gaps = [later - earlier for earlier, later in pairwise(values)]
-    if not (all(gap > 0 for gap in gaps) or all(gap < 0 for gap in gaps)):
-        raise ValueError(f"{name} must be strictly rising or strictly falling, got {values}")
-    return tuple(time if wants_grad(time) else value for time, value in zip(times, values, strict=True))
-
-
-def times_of_samples(t: Any, y: Tensor) -> Times | None:
-    """The columns (batch, 1, ...) of output times of shape (batch, T) for the samples of y; None where t has another number of axes.
-
-    Each sample's times rise or fall strictly, all in one direction, and may end early with nan.
-    """
-    try:
-        given = t if isinstance(t, Tensor) else torch.as_tensor(t, dtype=torch.float64)
-    except (TypeError, ValueError, RuntimeError):
-        return None
-    if given.ndim != 2 or y.ndim == 0:
-        return None
-    if given.requires_grad or given.is_complex() or given.dtype == torch.bool:
-        raise ValueError("per_sample=True gives no gradient with respect to times; detach t" if given.requires_grad else "t must be real")
-    if len(given) != len(y) or not given.shape[1]:
-        raise ValueError(f"t of shape {tuple(given.shape)} must have a row of output times for each of the {len(y)} samples of y0")
-    times = given.to("cpu", torch.float64)
-    missing = times.isnan()
-    if missing[:, 0].any() or (missing[:, :-1] & ~missing[:, 1:]).any() or times.isinf().any():
-        raise ValueError("each row of t must be finite and may end with nan, after the last time of its sample")
-    gaps = times.diff(dim=1)
-    gaps = gaps[~gaps.isnan()]
-    if not ((gaps > 0).all() or (gaps < 0).all()):
-        raise ValueError("the rows of t must all be strictly rising, or all strictly falling")
-    lead = (len(y), *(1,) * (y.ndim - 1))
-    return tuple(column.reshape(lead).to(y.device) for column in times.unbind(1))
-
-
-def wants_grad(time: Time) -> TypeGuard[Tensor]:
-    """Whether a gradient with respect to this time is wanted."""
-    return isinstance(time, Tensor) and time.requires_grad
-
-
-def numbers(times: Times) -> tuple[float, ...]:
-    """The times as Python numbers."""
-    return tuple(float(time.detach() if isinstance(time, Tensor) else time) for time in times)
-
-
 def as_count(name: str, value: Any) -> int:
     """``value`` as a positive integer, or an error that names the argument."""
     try:
@@ -181,8 +141,8 @@ def as_count(name: str, value: Any) -> int:
     return count
 
 
-def uniform_grid(t: Any, steps: int | None = None, step_size: float | None = None) -> Grid:
-    """Equal steps: ``steps`` per interval of t, or as many as keep every step at most ``step_size`` long."""
+def uniform_grid(t: Any, steps: int | None = None, step_size: float | None = None, breaks: Times = (), jumps: Jumps | None = None) -> Grid:
+    """Equal steps: ``steps`` per interval between times of t and breaks, or as many as keep every step at most ``step_size`` long."""
     times = as_times(t)
     if (steps is None) == (step_size is None):
         given = "neither" if steps is None else "both"
@@ -190,14 +150,26 @@ def uniform_grid(t: Any, steps: int | None = None, step_size: float | None = Non
             f"a fixed-step method needs either steps (per interval of t) or step_size, got {given}; e.g. steps=10, or method='dopri5' "
             "without either, which finds its steps"
         )
+    knots = merged(times, breaks) if breaks else times
     if steps is not None:
-        return Grid(times, (as_count("steps", steps),) * (len(times) - 1))
+        return _cut(times, knots, (as_count("steps", steps),) * (len(knots) - 1), jumps)
     assert step_size is not None
     if not isinstance(step_size, SupportsFloat) or not (math.isfinite(step_size) and step_size > 0):
         raise ValueError(f"step_size={step_size!r} must be a positive finite number (t may fall, step_size never does)")
-    spans = [abs(later - earlier) for earlier, later in pairwise(numbers(times))]
+    spans = [abs(later - earlier) for earlier, later in pairwise(numbers(knots))]
     # A span that is a whole number of step sizes up to rounding must not gain a step: 1.1 / 0.1 = 11.000000000000002.
-    return Grid(times, tuple(max(1, math.ceil(span / step_size * (1 - 1e-9))) for span in spans))
+    return _cut(times, knots, tuple(max(1, math.ceil(span / step_size * (1 - 1e-9))) for span in spans), jumps)
+
+
+def _cut(times: Times, knots: Times, counts: tuple[int, ...], jumps: Jumps | None) -> Grid:
+    """The grid of ``knots`` with ``times`` as outputs; one that may move apart from the break at its place is read from the step before."""
+    if knots is times:
+        return Grid(times, counts, jumps=jumps)
+    places, done = {value: place for place, value in enumerate(numbers(knots))}, (0, *accumulate(counts))
+    found = [(places[value], time) for value, time in zip(numbers(times), times, strict=True)]
+    wanted = tuple(place for place, time in found if not apart(time, knots[place]))
+    inside = tuple((done[place] - 1, (time,)) for place, time in found if apart(time, knots[place]))
+    return Grid(knots, counts, wanted, inside=inside, jumps=jumps)
 
 
 def unit_grid(t: Any) -> Grid:
@@ -209,10 +181,10 @@ def unit_grid(t: Any) -> Grid:
     return Grid(times, tuple(map(round, spans)))
 
 
-def given_grid(t: Any, nodes: Any, interpolates: bool = False) -> Grid:
+def given_grid(t: Any, nodes: Any, interpolates: bool = False, breaks: Times = (), jumps: Jumps | None = None) -> Grid:
     """One step between neighbouring ``nodes``; gradients go to those that require one.
 
-    The times t must be among them, or within a step where the method ``interpolates``.
+    The times t must be among them, or within a step where the method ``interpolates``; all breaks must.
     """
     times = as_times(t)
     grid = as_times(nodes, "grid")
@@ -226,17 +198,24 @@ def given_grid(t: Any, nodes: Any, interpolates: bool = False) -> Grid:
             f"grid must hold every time of t, to the last digit; {missing[0]} is not in it; only methods with an interpolant, as dopri5, "
             "read states within steps, without hit='exact' and without an event"
         )
-    merged, sign = list(grid), 1 if ends[1] > ends[0] else -1
+    joined, sign = list(grid), 1 if ends[1] > ends[0] else -1
+    at = dict(zip(numbers(breaks), breaks, strict=True))
+    if lost := [value for value in at if value not in places]:
+        raise ValueError(f"grid must hold every time of breaks, to the last digit; {lost[0]} is not in it")
+    for value, knot in at.items():
+        joined[places[value]] = knot if isinstance(knot, Tensor) else joined[places[value]]
     wanted: list[int] = []
     inside: dict[int, list[Time]] = {}
     step = 0
     for value, time in zip(numbers(times), times, strict=True):
-        if value in places:
+        if value in at and apart(time, at[value]):
+            inside.setdefault(places[value] - 1, []).append(time)
+        elif value in places:
             wanted.append(places[value])
-            merged[wanted[-1]] = time if isinstance(time, Tensor) else merged[wanted[-1]]
+            joined[wanted[-1]] = time if isinstance(time, Tensor) else joined[wanted[-1]]
         else:
             while sign * values[step + 1] < sign * value:
                 step += 1
             inside.setdefault(step, []).append(time)
     within = tuple((index, tuple(own)) for index, own in inside.items())
-    return Grid(tuple(merged), (1,) * (len(values) - 1), tuple(wanted), inside=within)
+    return Grid(tuple(joined), (1,) * (len(values) - 1), tuple(wanted), inside=within, jumps=jumps)

@@ -30,6 +30,7 @@ ORDER = [
         "solvers",
         "problem",
         "checks",
+        "steps",
         "integrate",
         "gradients",
         "events",
@@ -48,7 +49,7 @@ FOLDERS = {
         *("low_rank", "templates", "hyper", "scale", "skew_flow", "field"),
         *("depth_groups", "learning_rule", "hebb", "delta_rule", "gradient_flow", ""),
     ],
-    "stepping": ["grid", "control", ""],
+    "stepping": ["times", "jumps", "grid", "control", ""],
     "solvers": [
         *(
             "tableau",

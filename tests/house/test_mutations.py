@@ -19,7 +19,7 @@ PARTS = ["anodev2", "models", "pde", "examples", "benchmarks", "tests", "pyproje
 # what is taken out: (file, text, instead, the tests that must notice)
 MUTATIONS = {
     "two tableau weights swapped": ("solvers/tableau.py", 'b=_row("1/6", "1/3"', 'b=_row("1/3", "1/6"', "test_tableau.py"),
-    "wrong stage times": ("problem.py", "step.time(node)", "step.time(0.0)", "test_solvers.py"),
+    "wrong stage times": ("problem.py", "step.seen(node)", "step.seen(0.0)", "test_solvers.py"),
     "output time missed": ("stepping/grid.py", "if where == self.parts:", "if where > self.parts:", "test_stepping.py"),
     "a rounded step gained": ("stepping/grid.py", " * (1 - 1e-9)", "", "test_stepping.py"),
     # states, parameters and saved tensors must be those of the pass forward
@@ -616,6 +616,24 @@ MUTATIONS = {
         "if after is not None and not moved and self.reuse",
         "if after is not None and self.reuse",
         "test_adaptive.py",
+    ),
+    "the wrong side of a jump": (
+        "stepping/jumps.py",
+        "(1 if other > time else -1)",
+        "(-1 if other > time else 1)",
+        "test_breaks.py::test_a_break_at_zero",
+    ),
+    "a slope carried across a jump": (
+        "integrate/loop.py",
+        "                recording.retreat()\n                self.first = None",
+        "                recording.retreat()",
+        "test_breaks.py::test_error_control_keeps_its_tolerance",
+    ),
+    "an output time that moves with the break in its place": (
+        "stepping/jumps.py",
+        "return time is not knot and",
+        "return False and",
+        "test_breaks.py::test_gradients_of_an_output_time_and_of_the_break_beside_it",
     ),
     "errors forgiven": ("stepping/control.py", "accepted = error <= 1", "accepted = error <= 1e9", "test_adaptive.py"),
     "tolerances of one leaf for all": (

@@ -1,0 +1,71 @@
+"""Times at which f may jump: a step ends there, and each side of it reads f's limit from its own side."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from .times import Limits, Time, Times, as_sequence, numbers, wants_grad
+
+
+@dataclass(frozen=True)
+class Jumps:
+    """The times as numbers; ``bits``: of the numbers that f is told as times.
+
+    f's limit at a jump is its value a unit of round-off within the step, so that ``t < b``, ``t <= b``, ``torch.where`` and ``floor``
+    all tell on which side of b they are asked.
+    """
+
+    values: frozenset[float]
+    bits: int
+
+    def limits(self, start: float, end: float) -> Limits:
+        """Between which numbers f is asked in a step."""
+        low, high = (self._within(start, end), self._within(end, start))
+        return (low or -math.inf, high or math.inf) if start < end else (high or -math.inf, low or math.inf)
+
+    def _within(self, time: float, other: float) -> float | None:
+        """The number beside a jump towards the other end of the step, in units of the larger of both; None where there is no jump."""
+        if time not in self.values or time == other:
+            return None
+        unit = math.ldexp(1.0, max(math.frexp(time)[1], math.frexp(other)[1]) - self.bits)
+        return (round(time / unit) + (1 if other > time else -1)) * unit
+
+
+def as_breaks(breaks: Any, times: Times, dtype: torch.dtype) -> tuple[Times, Jumps | None]:
+    """Those between the first and the last of ``times``, in their order; those at these too are ``Jumps``."""
+    if breaks is None:
+        return (), None
+    given, values = as_sequence("breaks", breaks)
+    if not all(map(math.isfinite, values)):
+        raise ValueError(f"breaks must be finite, got {values}")
+    start, *_, end = numbers(times)
+    falls, bits = end < start, 1 - round(math.log2(torch.finfo(dtype).eps))
+    pairs = sorted(zip(values, given, strict=True), key=lambda pair: -pair[0] if falls else pair[0])
+    kept: list[tuple[float, Time]] = []
+    for value, time in pairs:
+        if not min(start, end) <= value <= max(start, end):
+            continue
+        if kept and abs(value - kept[-1][0]) <= math.ldexp(max(abs(value), abs(kept[-1][0])), 3 - bits):
+            if kept[-1][0] == value and not (wants_grad(time) or wants_grad(kept[-1][1])):
+                continue
+            raise ValueError(f"breaks {kept[-1][0]} and {value} are one time for func in {dtype}, or nearly; give it once")
+        kept.append((value, time))
+    inner = tuple(time if wants_grad(time) else value for value, time in kept if value not in (start, end))
+    return inner, Jumps(frozenset(value for value, _ in kept), bits) if kept else None
+
+
+def apart(time: Time, knot: Time) -> bool:
+    """Whether an output time and the break at the same time may move apart: one of them has a gradient, and they are not one tensor."""
+    return time is not knot and (wants_grad(time) or wants_grad(knot))
+
+
+def merged(times: Sequence[Time], breaks: Times) -> Times:
+    """All times in order; a break takes the place of an equal time."""
+    values, at = numbers(tuple(times)), dict(zip(numbers(breaks), breaks, strict=True))
+    found = dict(zip(values, times, strict=True)) | at
+    return tuple(found[value] for value in sorted(found, reverse=values[-1] < values[0]))
