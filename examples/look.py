@@ -45,8 +45,9 @@ class Config:
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     with mistakes_told():
         config, given = parse(Config, argv)
+        named = drawable(config.out) if "out" in given else None
         network = load(config.run).to(choose_device(config.device))
-        picture = drawable(config.out if "out" in given else config.run / "look.png")
+        picture = named if "out" in given else drawable(config.run / "look.png")
         images, rows = images_of(config.run, choose_device(config.device)), history(config.run)
         confusion = confused(network, images)
         accuracy = 100 * (confusion.diagonal().sum() / confusion.sum()).item()
