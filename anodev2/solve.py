@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Literal
@@ -18,11 +19,11 @@ from .integrate.recording import untouched
 from .integrate.refreshed import refreshed
 from .pieces import costs, densely, happenings, joined, met, methods_of, nodes, saved_points, saved_tree, solved_in_pieces
 from .problem import Problem, Run, SolveError, Status, VectorField
-from .pytree import Structure, leaves_of, structure_of
+from .pytree import Structure, build, leaves_of, structure_of
 from .solution import Solution, Stats
 from .solvers import Leapfrog, Leaves, Map, Method, as_method, halves
 from .solvers.tableau import Tableau
-from .stepping import MAX_STEPS, Adaptive, Control, Grid, Step, as_count, times_of_samples
+from .stepping import MAX_STEPS, Adaptive, Control, Grid, Step, as_count, numbers, times_of_samples, without_repeats
 from .steps import stepping_of
 from .torch_private import transformed
 from .torchdiffeq import refuse_unknown
@@ -56,7 +57,8 @@ def odeint(
             shapes of y0. On a grid, keyword-only parameters of func named ``step`` and ``stage`` are filled with the
             integer number of the step (counted over the whole solve) and of the stage within it.
         y0: a floating or complex tensor, or a (nested) tuple, list or dict of them; every leaf keeps its dtype.
-        t: at least two times, strictly rising or falling; any unit. Steps of a grid end there; for error control see ``hit``.
+        t: times that rise or fall, any unit. Steps of a grid end there; for error control see ``hit``. At the first, and at one alone,
+            y is y0; a time may be given more than once where it requires no grad.
         method: a name in ``METHODS`` ("euler", "rk4", "dopri5", "leapfrog", ...), a ``Tableau``, or a ``Method``. "auto" goes from tsit5 to
             rodas5p while the problem is stiff, see ``Auto``; "map" is the recursion y_{n+1} = func(n, y_n), with a pass for each unit of t.
         steps: number of equal steps in each interval between neighbouring times.
@@ -94,10 +96,11 @@ def odeint(
     Source: Hairer, Norsett, Wanner, Solving Ordinary Differential Equations I, II.1, II.4.
     """
     refuse_unknown("odeint", unknown)
+    once, places = without_repeats(t)
     run, problem = run_of(
         func,
         y0,
-        t,
+        once,
         method=method,
         steps=steps,
         step_size=step_size,
@@ -113,7 +116,11 @@ def odeint(
         adjoint=adjoint,
         compile=compile,
     )
-    return joined(run, problem)
+    ys = joined(run, problem)
+    if places is None:
+        return ys
+    structure = problem.field.structure
+    return build(structure, [torch.stack([leaf[place] for place in places]) for leaf in leaves_of(ys, structure)])
 
 
 def solve(
@@ -178,10 +185,11 @@ def solve(
     kind = "times" if callable(save) else save
     if kind not in ("times", "steps", "end"):
         raise ValueError(f"save={save!r} must be 'times', 'steps', 'end' or a function (t, y)")
+    once, places = without_repeats(t)
     problem, args, leaves = problem_of(
         func,
         y0,
-        t,
+        once,
         method=method,
         steps=steps,
         step_size=step_size,
@@ -208,6 +216,9 @@ def solve(
     points = saved_points(pieces, kind)
     if per_sample and kind != "steps":  # there all samples meet
         points = met(pieces[0].run.grid, points, kind)
+    if places is not None and kind == "times":
+        copies = Counter(numbers(tuple(once[place] for place in places)))
+        points = [point for point in points for _ in range(copies[float(point[0])] or 1)]
     last = pieces[-1]
     status = last.run.status or last.run.grid.status or Status()
     if throw and not status.ok:
@@ -317,11 +328,11 @@ def problem_of(
     problem = Problem(field, chosen, stepping, save)
     check_one_method(chosen, isinstance(stepping, Adaptive), per_sample)
     if per_sample:
-        if not isinstance(stepping, Adaptive):
+        if not isinstance(stepping, Adaptive) and len(stepping.times) > 1:
             raise ValueError("per_sample=True is about error control; give rtol and atol instead of a grid")
-        if stepping.control.refresh is not None:
+        if isinstance(stepping, Adaptive) and stepping.control.refresh is not None:
             raise ValueError("per_sample=True finds steps of its own for each sample in every call; leave Control(refresh=...) out")
-        found = find_grid(problem, leaves, args, max_steps)
+        found = find_grid(problem, leaves, args, max_steps) if isinstance(stepping, Adaptive) else stepping
         if throw and found.status is not None:
             raise SolveError(found.status)
         problem = replace(problem, stepping=found)

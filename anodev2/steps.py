@@ -33,7 +33,9 @@ def stepping_of(
         raise ValueError(f"{method.name} has no error estimate for {wanted[0]}; give steps, or take one of {', '.join(able)}")
     if breaks[0] is not None and isinstance(method, Map):
         raise ValueError("method='map' has no times between its passes, at which breaks could be")
-    whole = t if isinstance(t, tuple) and isinstance(t[0], Tensor) and t[0].ndim else as_times(t, endless=True)
+    whole = t if isinstance(t, tuple) and isinstance(t[0], Tensor) and t[0].ndim else as_times(t, endless=True, single=True)
+    if len(whole) == 1 and not (isinstance(whole[0], Tensor) and whole[0].ndim):
+        return Grid(whole, ())  # y0 is all there is
     found = as_breaks(breaks[0], whole, breaks[1])
     if found[1] is not None and (given or not controlled) and not all(0 <= node <= 1 for node in method.nodes):
         raise ValueError(f"{method.name} asks func beyond the end of a step, and must not beyond breaks: take esdirk4, or error control")

@@ -3,7 +3,7 @@
 from .control import ATOL, MAX_STEPS, MORE, RTOL, STRETCH, Adaptive, Control, StepSizes, tolerances
 from .grid import Grid, Step, as_count, given_grid, limited, uniform_grid, unit_grid
 from .jumps import Jumps, apart, as_breaks
-from .times import Time, Times, as_times, numbers, times_of_samples, wants_grad
+from .times import Time, Times, as_times, numbers, times_of_samples, wants_grad, without_repeats
 
 __all__ = [
     "ATOL",
@@ -31,4 +31,5 @@ __all__ = [
     "uniform_grid",
     "unit_grid",
     "wants_grad",
+    "without_repeats",
 ]

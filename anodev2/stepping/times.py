@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any, TypeGuard
 
 import torch
@@ -14,13 +14,13 @@ Times = tuple[Time, ...]  # tensors where they require grad (zero-dimensional) o
 Limits = tuple[Time, Time]  # the least and the largest time, numbers or (compiled) tensors, at which f is asked in a step
 
 
-def as_times(t: Any, name: str = "t", endless: bool = False) -> Times:
+def as_times(t: Any, name: str = "t", endless: bool = False, single: bool = False) -> Times:
     """Check ``t``: at least two finite times, strictly rising or falling; floats but for those that require grad.
 
-    ``endless``: the last may be infinite.
+    ``endless``: the last may be infinite. ``single``: there may be one alone.
     """
     times, values = as_sequence(name, t)
-    if len(values) < 2:
+    if len(values) < 2 - single:
         raise ValueError(f"{name} must hold at least two times (start and end), got {values}")
     if not all(map(math.isfinite, values[:-1] if endless else values)) or math.isnan(values[-1]):
         raise ValueError(f"{name} must be finite, got {values}")
@@ -41,6 +41,26 @@ def as_sequence(name: str, t: Any) -> tuple[Times, tuple[float, ...]]:
         return times, numbers(times)
     except (TypeError, ValueError, RuntimeError):
         raise TypeError(f"{name} must be a sequence of times such as [0.0, 1.0], got {type(t).__name__}") from None
+
+
+def without_repeats(t: Any) -> tuple[Any, list[int] | None]:
+    """t with each of its times once, and the place there of every time of t; None where none is repeated.
+
+    Raises:
+        ValueError: a repeated time that requires grad, of which there are as many derivatives as copies.
+    """
+    if (isinstance(t, Tensor) and t.ndim != 1) or isinstance(t, str):
+        return t, None
+    try:
+        times, values = as_sequence("t", t)
+    except (TypeError, ValueError):
+        return t, None  # what is wrong with it is said where it is used
+    places = [0, *accumulate(int(a != b) for a, b in pairwise(values))]
+    if places[-1] + 1 >= len(values):
+        return t, None
+    if any(a == b and (wants_grad(times[i]) or wants_grad(times[i + 1])) for i, (a, b) in enumerate(pairwise(values))):
+        raise ValueError(f"t repeats a time that requires grad, {values}: give it once, and index what comes out")
+    return tuple(times[places.index(place)] for place in range(places[-1] + 1)), places
 
 
 def times_of_samples(t: Any, y: Tensor) -> Times | None:

@@ -1109,6 +1109,12 @@ MUTATIONS = {
         "self.norm2(z, step)",
         "test_tiny_vit.py::test_a_transformer_layer_is_torchs",
     ),
+    "a repeated time told once": (
+        "solve.py",
+        "for _ in range(copies[float(point[0])] or 1)",
+        "",
+        "test_repeated_times.py::test_a_time_that_is_repeated_is_a_copy",
+    ),
     "every group starting where the first does": (
         "dynamics/depth_groups.py",
         "theta = {name: values[-1] for name, values in path.items()}",
