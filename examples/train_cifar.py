@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None) -> None:
         with joined(config.device, timedelta(minutes=10) if config.compile else timedelta(seconds=50)) as ranks:
             images = load_images(config.data, config.data_dir, ranks.device, config.subset, config.size, config.validation)
             check_shares(config, ranks.size, len(images.y_train))
-            check_stack(config, ranks.size)
+            check_stack(config, ranks)
             if config.resume is None:
                 rehearsal(config, ranks, images)()
                 config = with_precision(config, ranks, images)
@@ -93,16 +93,20 @@ def check_shares(config: Config, processes: int, images: int) -> None:
         raise RunError(f"--batch-size {config.batch_size} must be a multiple of {parts}, and at most the {images} training images")
 
 
-def check_stack(config: Config, processes: int) -> None:
+def check_stack(config: Config, ranks: Ranks) -> None:
     """Refuse what cannot be the same for several seeds as for each of them."""
     reasons = {
-        "several processes": (processes > 1, "each of which trains one network; start one process"),
+        "several processes": (ranks.size > 1, "each of which trains one network; start one process"),
         "--compile": (config.compile, "which goes with one seed at a time"),
         "--adjoint backsolve": (
             config.block != "residual" and config.adjoint == "backsolve",
             "which solves backwards one network at a time",
         ),
-        "--precision float16": (config.precision == "float16", "whose scale of the gradients would be that of all; take bfloat16"),
+        "--precision float16": (config.precision == "float16", "whose scale of the gradients would be that of all; take float32"),
+        "--precision bfloat16 on CUDA": (
+            config.precision == "bfloat16" and ranks.device.type == "cuda",
+            "whose BatchNorm under vmap takes no 16 bits; take float32",
+        ),
     }
     for what, (there, why) in reasons.items():
         if config.stack and there:
@@ -111,6 +115,9 @@ def check_stack(config: Config, processes: int) -> None:
 
 def with_precision(config: Config, ranks: Ranks, images: Images) -> Config:
     """The precision that auto stands for here, the same in all processes and for the rest of the run."""
+    if config.precision == "auto" and config.stack and ranks.device.type == "cuda":
+        print("--precision auto: float32, as the BatchNorm of a stack takes no other on CUDA")
+        return dataclasses.replace(config, precision="float32")
     if config.precision != "auto":
         return config
 

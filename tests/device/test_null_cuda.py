@@ -69,7 +69,7 @@ EPOCHS = [
     "--adjoint backsolve --method rk4 --dynamics fourier",
     "--dynamics constant --seeds 0 1",
     "--seeds 0 1 --stack --ema 0.9 --accumulate 5 --adjoint direct",
-    "--seeds 0 1 --stack --no-cuda-graph --precision bfloat16",
+    "--seeds 0 1 --stack --no-cuda-graph --precision auto",
     "--dynamics linear --model resnet10 --no-cuda-graph",
     "--model resnet18",
     "--model alexnet",

@@ -124,7 +124,7 @@ def test_what_cannot_be_the_same_for_several_is_refused(small: Path, tmp_path: P
         (("--stack",), "--stack has no effect here, only with several --seeds"),
         ((*seeds, "--compile"), "--stack does not go with --compile, which goes with one seed at a time, or leave out --stack"),
         ((*seeds, "--adjoint", "backsolve"), "--stack does not go with --adjoint backsolve"),
-        ((*seeds, "--precision", "float16"), "take bfloat16, or leave out --stack"),
+        ((*seeds, "--precision", "float16"), "take float32, or leave out --stack"),
         ((*seeds, "--channels-last"), "--channels-last has no effect here, only with one seed at a time"),
     ]
     for words, sentence in cases:

@@ -1719,7 +1719,7 @@ MUTATIONS = {
     ),
     "a program that is no function of its inputs": (
         "diagnose/gradients.py",
-        "    _refuse_another_end(program)\n",
+        "        _refuse_another_end(program)\n",
         "",
         "test_diagnose_gradients.py",
     ),
