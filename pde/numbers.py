@@ -56,6 +56,21 @@ def keep(module: nn.Module, name: str, value: Any) -> None:
         setattr(module, name, value)
 
 
+class Seen:
+    """What a tensor was: equal to what it is later if nothing has changed it, which on a CPU its numbers tell, elsewhere its version."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.place = (tensor._version, tensor.dtype, tensor.device, tensor.shape)
+        plain = type(tensor) in (Tensor, nn.Parameter) and not tensor.is_meta
+        self.numbers = tensor.detach().clone() if plain and tensor.is_cpu else None  # .data, .numpy() and the like leave the version
+        self.place += (tensor.data_ptr(),) if plain and self.numbers is None else ()
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Seen) or self.place != other.place:
+            return False
+        return self.numbers is None or other.numbers is None or torch.equal(self.numbers, other.numbers)
+
+
 def same_key(a: Sequence[tuple[Any, ...]], b: Sequence[tuple[Any, ...]]) -> bool:
     """Of tuples that begin with what was given: the same object, or equal numbers."""
     return len(a) == len(b) and all((x[0] is y[0] or _same_number(x[0], y[0])) and x[1:] == y[1:] for x, y in zip(a, b, strict=True))
