@@ -50,7 +50,7 @@ def _matrix(rows: Rows, dtype: torch.dtype, device: torch.device) -> Tensor:
 
 def keep(module: nn.Module, name: str, value: Any) -> None:
     """Make a value an attribute: parameters and modules are registered, tensors without a graph move with the module."""
-    if isinstance(value, Tensor) and not value.requires_grad:
+    if isinstance(value, Tensor) and not (value.requires_grad or isinstance(value, nn.Parameter)):
         module.register_buffer(name, value, persistent=False)
     else:
         setattr(module, name, value)
