@@ -108,6 +108,11 @@ def evaluate(value: Any, t: Any, x: Callable[[], Tensor], u: Tensor) -> Any:
     return value
 
 
+def over_speed(v: Tensor, c: Any) -> Tensor:
+    """v / |c|, and 0 with the slope 0 where c is 0: nothing moves there."""
+    return v / (torch.where(c == 0, math.inf, c.abs()) if isinstance(c, Tensor) else abs(c) or math.inf)
+
+
 def positive(value: Any) -> Any:
     """max(value, 0), with the slope 1 at 0: a learned coefficient that has become negative counts as 0, and has no gradient there."""
     return torch.where(value < 0, 0.0, value) if isinstance(value, Tensor) else max(value, 0.0)
@@ -120,6 +125,24 @@ def need_at_least_0(name: str, value: Diffusivity) -> None:
         least = value.min().item()
     if isinstance(least, int | float) and least < 0:
         raise ValueError(f"{name}={least:g} must be at least 0: negative diffusion grows without bound")
+
+
+def need_positive(name: str, value: Coefficient) -> None:
+    """ValueError for a number or a tensor that is 0 or below anywhere."""
+    least = value
+    if isinstance(value, Tensor) and value.numel() > 0 and readable(value):
+        least = value.min().item()
+    if isinstance(least, int | float) and not least > 0:
+        raise ValueError(f"{name}={least:g} must be positive")
+
+
+def need_uniform(name: str, value: Any, n: int) -> None:
+    """TypeError for a function, ValueError for a tensor that varies along x."""
+    if callable(value) and not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be the same everywhere, a number or a tensor of shape () or (..., 1), got a function")
+    if isinstance(value, Tensor) and value.ndim and value.shape[-1] != 1:
+        cure = f"{name}[..., None]" if value.shape[-1] != n else f"{name}.mean()"
+        raise ValueError(f"{name} of shape {tuple(value.shape)} must be the same everywhere, of shape () or (..., 1); give {cure} say")
 
 
 def as_coefficient(value: float | tuple[float, ...]) -> float | Tensor:
