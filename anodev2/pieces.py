@@ -16,7 +16,7 @@ from .integrate.dense import Dense
 from .problem import Costs, Problem, Run, Status, VectorField
 from .pytree import Structure, build, leaves_of, structure_of
 from .solvers import Leaves
-from .stepping import Adaptive, Grid, Step, Time, numbers
+from .stepping import Adaptive, Grid, Step, Time, numbers, wants_grad
 
 AT_ONCE = 1e-12  # the share of the time within which an event with an effect must not happen again
 
@@ -236,6 +236,12 @@ def changed(problem: Problem, event: Event, t: Time, y: Leaves) -> Leaves:
 def _rest(stepping: Grid | Adaptive, done: int, start: Time) -> tuple[Grid | Adaptive | None, bool]:
     """What is left after ``start``, which lies in the step after those done, and whether it is an output time itself."""
     (number,), ends = numbers((start,)), numbers(stepping.times)
+    more = stepping.breaks if isinstance(stepping, Adaptive) else (time for _, own in stepping.inside for time in own)
+    if any(wants_grad(time) and float(time.detach()) == number for time in (*stepping.times[1:], *more)):
+        raise ValueError(
+            f"an event with an effect happened at t={number:.9g}, at a time of t or breaks that requires grad: there is no derivative "
+            "where the two change places; detach that time (if event and time move together, the event's has the gradient)"
+        )
     sign = 1 if ends[-1] > ends[0] else -1
     beyond = lambda times: [place for place, time in enumerate(numbers(tuple(times))) if sign * time > sign * number]  # noqa: E731
     if isinstance(stepping, Adaptive):

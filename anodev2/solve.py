@@ -209,7 +209,7 @@ def solve(
         raise ValueError("method='map' has no times between its passes: dense and event need an ODE; look at save='steps'")
     own = isinstance(problem.stepping, Grid) and max_steps == MAX_STEPS
     watch = Observer(problem, args, events, callback, progress, None if own else max_steps)
-    kept = "steps" if dense or kind == "steps" else "reached" if events else kind
+    kept = ("all" if kind == "times" else "steps") if dense else "reached" if events and kind != "steps" else kind
     problem = replace(problem, watch=None if per_sample else watch, save=kept, slopes=dense and problem.method.interpolant is not None)
     with watch:
         pieces = solved_in_pieces(problem, leaves, args, in_force(adjoint, None)[0], watch)
