@@ -619,8 +619,8 @@ MUTATIONS = {
     ),
     "the wrong side of a jump": (
         "stepping/jumps.py",
-        "(1 if other > time else -1)",
-        "(-1 if other > time else 1)",
+        "(ASIDE if other > time else -ASIDE)",
+        "(-ASIDE if other > time else ASIDE)",
         "test_breaks.py::test_a_break_at_zero",
     ),
     "a slope carried across a jump": (

@@ -151,6 +151,17 @@ def test_however_f_asks_on_which_side_it_is(choose: Any, before: Any, breaks: tu
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("rising", [True, False])
+def test_a_staircase(rising: bool, dtype: torch.dtype) -> None:
+    """Each stair is seen whole, though i / n is rounded, and n t again."""
+    for n in (3, 6, 10, 11, 12, 25, 29, 49, 60):
+        stairs = lambda t, y, n=n: torch.floor(n * t).to(y.dtype) + 0 * y
+        t, breaks = ([0.0, 1.0] if rising else [1.0, 0.0]), [i / n for i in range(n + 1)]
+        y = odeint(stairs, torch.zeros(1, dtype=dtype), t, method="rk4", steps=1, breaks=breaks)[-1]
+        assert abs(y.item() - (n - 1) / 2 * (1 if rising else -1)) < n * n * torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_break_at_zero(dtype: torch.dtype) -> None:
     """It has no neighbours of its own size, and a GPU none at all."""
     rate = lambda t, y: torch.where(t < 0, 1.0, 3.0).to(y.dtype) + 0 * y
