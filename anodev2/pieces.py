@@ -195,14 +195,17 @@ def met(grid: Grid, points: list[tuple[Tensor, Leaves]], kind: Any) -> list[tupl
 def _reached(own: Tensor, time: Tensor, state: Leaves) -> tuple[Tensor, Leaves]:
     """The time, one or of each sample, and the states of those that have come to it."""
     there = own == time
-    return time if time.ndim == 0 else time.where(there, math.nan).reshape(-1), [leaf.where(there, math.nan) for leaf in state]
+    return time if time.ndim == 0 else time.where(there, math.nan).reshape(-1), [
+        leaf.where(there, complex(math.nan, math.nan) if leaf.is_complex() else math.nan) for leaf in state
+    ]
 
 
 def saved_tree(points: list[tuple[Tensor, Leaves]], structure: Structure, save: Callable[[Tensor, Any], Any] | None) -> Any:
     """The states, or what ``save`` makes of them, stacked in front."""
     results = [build(structure, state) for _, state in points]
     if save is not None:
-        results = [save(time, y) for (time, _), y in zip(points, results, strict=True)]
+        times = [time.reshape(-1, *[1] * (state[0].ndim - 1)) if time.ndim else time for time, state in points]  # as func gets them
+        results = [save(time, y) for time, y in zip(times, results, strict=True)]
     shape = structure_of(results[0])
     for leaf in leaves_of(results[0], shape):
         if not isinstance(leaf, Tensor):

@@ -224,7 +224,7 @@ def solve(
     if throw and not status.ok:
         raise SolveError(status)
     return Solution(
-        torch.stack([time for time, _ in points]),
+        torch.stack([time.reshape(-1) if time.ndim else time for time, _ in points]),
         saved_tree(points, problem.field.structure, save if callable(save) else None),
         Stats(problem.field.evaluations, *costs(pieces)),
         status,
