@@ -151,6 +151,8 @@ class GrayScott(System):
         diffusivities: tuple[Coefficient, Coefficient] = (2e-5, 1e-5),
         scheme: str = "central2",
     ) -> None:
+        if not isinstance(diffusivities, tuple | list) or len(diffusivities) != 2:
+            raise ValueError(f"diffusivities={diffusivities!r} must be a pair (D_u, D_v), one for each field")
         reaction = Reacting(grid, _eat, feed=feed, kill=kill)
         super().__init__({name: Diffusion(grid, D, scheme) for name, D in zip("uv", diffusivities, strict=True)}, reaction)
 

@@ -61,6 +61,9 @@ class SecondOrder(System):
     """
 
     def __init__(self, force: FieldEquation, drag: FieldEquation | None = None) -> None:
+        for name, given in (("force", force), ("drag", drag)):
+            if not (isinstance(given, FieldEquation) or (name == "drag" and given is None)):
+                raise TypeError(f"{name} must be an equation of one field, got {type(given).__name__}")
         moved = {"u": force} if drag is None else {"u": force, "v": drag}
         super().__init__({"u": {"v": Itself(force.grid)}, "v": moved})
 
