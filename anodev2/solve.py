@@ -28,6 +28,8 @@ from .steps import stepping_of
 from .torch_private import transformed
 from .torchdiffeq import refuse_unknown
 
+NO_GRID = "per_sample=True is about error control; give rtol and atol instead of a grid, with a method such as dopri5"
+
 
 def odeint(
     func: Callable[..., Any],
@@ -321,6 +323,8 @@ def problem_of(
     if per_sample and breaks is not None:
         raise ValueError("per_sample=True has no breaks: leave them out, so that error control finds them, or take common steps")
     own, bounds = times_of_samples(t, leaves[0]) if per_sample else None, (rtol, atol, control)
+    if own is not None and (chosen.embedded_order is None or any(value is not None for value in grids.values())):
+        raise ValueError(f"{NO_GRID}; for own times with {chosen.name} and steps, solve sample by sample")
     jumping = breaks, field.time_dtype
     stepping = stepping_of(own or t, chosen, structure, leaves, grids, bounds, between and not per_sample, jumping)
     if isinstance(stepping, Adaptive) and "step" in field.call.names:
@@ -329,7 +333,7 @@ def problem_of(
     check_one_method(chosen, isinstance(stepping, Adaptive), per_sample)
     if per_sample:
         if not isinstance(stepping, Adaptive) and len(stepping.times) > 1:
-            raise ValueError("per_sample=True is about error control; give rtol and atol instead of a grid")
+            raise ValueError(NO_GRID)
         if isinstance(stepping, Adaptive) and stepping.control.refresh is not None:
             raise ValueError("per_sample=True finds steps of its own for each sample in every call; leave Control(refresh=...) out")
         found = find_grid(problem, leaves, args, max_steps) if isinstance(stepping, Adaptive) else stepping

@@ -71,6 +71,11 @@ def times_of_samples(t: Any, y: Tensor) -> Times | None:
     try:
         given = t if isinstance(t, Tensor) else torch.as_tensor(t, dtype=torch.float64)
     except (TypeError, ValueError, RuntimeError):
+        if isinstance(t, (list, tuple)) and t and all(isinstance(row, (list, tuple)) or getattr(row, "ndim", 0) == 1 for row in t):
+            raise ValueError(
+                "the rows of t must be numbers, as many in each: end the shorter with nan, or give "
+                "torch.nn.utils.rnn.pad_sequence(rows, True, float('nan')) of tensors"
+            ) from None
         return None
     if given.ndim != 2 or y.ndim == 0:
         return None

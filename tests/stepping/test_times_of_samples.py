@@ -118,3 +118,19 @@ def test_what_is_saved_of_samples_with_times_of_their_own() -> None:
     assert found.ys.dtype == torch.complex128 and found.ys[~there].real.isnan().all() and found.ys[~there].imag.isnan().all()
     steps = run("steps")
     assert steps.ts.shape == steps.ys.shape[:2] and found.ts.shape == (3, 2)
+
+
+@pytest.mark.parametrize(
+    ("t", "options", "words"),
+    [
+        (RISING, {"method": "rk4"}, "about error control"),
+        (RISING, {"method": "dopri5", "steps": 3}, "about error control"),
+        (RISING, {"method": "dopri5", "grid": [0.0, 1.0]}, "about error control"),
+        (RISING, {"method": "dopri5", "adjoint": "backsolve"}, "take another adjoint"),
+        ([[0.0, 1.0, 2.0], [0.0, 2.0], [0.0, 1.0], [0.0, 1.0]], {"method": "dopri5"}, "end the shorter with nan"),
+        ([torch.arange(2.0), torch.arange(3.0), torch.arange(2.0), torch.arange(2.0)], {"method": "dopri5"}, "pad_sequence"),
+    ],
+)
+def test_a_mistake_is_told_with_its_cure(t: Any, options: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        odeint(field, start(), t, per_sample=True, **options)
