@@ -355,7 +355,8 @@ def check_separable(problem: Problem, y0: Leaves, args: tuple[Any, ...]) -> None
     """Leapfrog's assumption, seen in the graph of one evaluation: q' does not depend on q, v' not on v."""
     (q, v), pair = halves(y0), problem.field.structure.children
     if len(pair) != 2 or pair[0] != pair[1] or [a.shape for a in q] != [b.shape for b in v]:
-        raise ValueError(f"leapfrog needs a state (q, v) of two equal halves, got {problem.field.structure}")
+        given = str(problem.field.structure) if pair else "a single tensor; give a tuple, tuple(u.unbind(-2)) of fields stacked (..., 2, n)"
+        raise ValueError(f"leapfrog needs a state (q, v) of two equal halves, got {given}")
     if torch.is_inference_mode_enabled() or torch.compiler.is_compiling() or transformed():
         return  # no graph to look at
     counted = problem.field.evaluations

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from anodev2 import odeint
 from anodev2.pde import (
     Absorbing,
     Advection,
@@ -195,3 +196,13 @@ def test_mistakes_are_told_in_words(mistake: str) -> None:
     make, error, words = MISTAKES[mistake]
     with pytest.raises(error, match=words):
         make()
+
+
+def test_states_of_the_other_form_are_told_what_to_write() -> None:
+    q, v = torch.ones(2, N, dtype=torch.float64)
+    with pytest.raises(ValueError, match=r"got a single tensor; give a tuple, tuple\(u\.unbind\(-2\)\)"):
+        odeint(ShallowWater(RING), torch.stack([q, v]), [0.0, 0.1], method="leapfrog", steps=2)
+    with pytest.raises(ValueError, match=r"etdrk4 needs a single tensor.*torch\.stack\(y0, -2\)"):
+        odeint(ShallowWater(RING), (q, v), [0.0, 0.1], method="etdrk4", steps=2)
+    with pytest.raises(ValueError, match=r"384 elements.*at most 128; take 'kvaerno5'.*'imex3'"):
+        odeint(Diffusion(Grid1D(384), 1e-4), torch.ones(384), [0.0, 0.1], method="rodas5p", steps=2)
