@@ -37,7 +37,9 @@ def check_splits(func: Callable[..., Any], method: Method, structure: Structure)
             f"data(t, y) and rest(t, y); {type(func).__name__} has none: add it, or use an explicit or implicit method"
         )
     if structure is not LEAF:
-        raise ValueError(f"{method.name} needs a single tensor as y0, got {structure}")
+        fields = structure.kind in (tuple, list) and all(child is LEAF for child in structure.children)
+        cure = "; stack its fields, torch.stack(y0, -2) for a System on a line" if fields else ""
+        raise ValueError(f"{method.name} needs a single tensor as y0, got {structure}{cure}")
 
 
 def check_one_method(method: Method, controlled: bool, per_sample: bool) -> None:

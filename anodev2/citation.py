@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from .dynamics import Dynamics
+from .dynamics import DepthGroups, Dynamics
 from .gradients.adjoint import Adjoint, CheckpointAdjoint, as_adjoint
-from .solvers import METHODS, Method, as_method
+from .solvers import METHODS, Auto, Method, as_method
 from .solvers.tableau import Tableau
 
 ANODE, ANODEV2 = "gholami2019anode", "zhang2019anodev2"
@@ -80,9 +80,11 @@ def bibtex(key: str) -> str:
 
 def _of_method(method: str | Tableau | Method) -> tuple[str, ...]:
     chosen = as_method(method)
+    if isinstance(chosen, Auto):
+        return (*METHOD_KEYS["auto"], *(key for one in chosen.both for key in _of_method(one)))  # pyright: ignore[reportAttributeAccessIssue]
     if isinstance(method, str):
         return METHOD_KEYS[method]
-    same = [name for name, known in METHODS.items() if known is method]
+    same = [name for name, known in METHODS.items() if known is getattr(method, "tableau", method)]
     if same:
         return METHOD_KEYS[same[0]]
     kinds = [name for name, known in METHODS.items() if type(known) is type(chosen)]  # of a BackwardEuler(...) of one's own, say
@@ -101,9 +103,10 @@ def _of_dynamics(dynamics: Dynamics | type[Dynamics] | None) -> tuple[str, ...]:
     kind = dynamics if isinstance(dynamics, type) else type(dynamics)
     if not issubclass(kind, Dynamics):
         raise TypeError(f"dynamics must be a Dynamics or None, got {dynamics!r}; see anodev2.Galerkin and its like")
-    if kind.__name__ == "Static":
-        return ()
-    return (ANODEV2, *DYNAMICS_KEYS.get(kind.__name__, ()))
+    if isinstance(dynamics, DepthGroups):
+        return _of_dynamics(dynamics.groups[0])  # pyright: ignore[reportArgumentType]
+    known = [base.__name__ for base in kind.__mro__ if base.__name__ in DYNAMICS_KEYS]
+    return () if known[:1] == ["Static"] else (ANODEV2, *(DYNAMICS_KEYS[known[0]] if known else ()))
 
 
 def _entry(kind: str, author: str, title: str, where: tuple[str, str], year: int, **more: str) -> tuple[str, dict[str, str]]:

@@ -68,9 +68,8 @@ class Path:
 
     @property
     def breaks(self) -> tuple[float, ...]:
-        """All times strictly between the first and the last at which some sample has a knot, rising: where steps should end."""
-        times = self.times.detach().unique().tolist()
-        return tuple(times[1:-1])
+        """All times at which some sample has a knot, rising: where steps should end. Those at its ends or outside cost nothing."""
+        return tuple(self.times.detach().unique().tolist())
 
     def __call__(self, t: Any) -> Tensor:
         """x(t), (batch, *shape); at a knot of "hold" the new value.

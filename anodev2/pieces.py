@@ -16,7 +16,7 @@ from .integrate.dense import Dense
 from .problem import Costs, Problem, Run, Status, VectorField
 from .pytree import Structure, build, leaves_of, structure_of
 from .solvers import Leaves
-from .stepping import Adaptive, Grid, Step, Time, numbers
+from .stepping import Adaptive, Grid, Step, Time, numbers, wants_grad
 
 AT_ONCE = 1e-12  # the share of the time within which an event with an effect must not happen again
 
@@ -195,14 +195,17 @@ def met(grid: Grid, points: list[tuple[Tensor, Leaves]], kind: Any) -> list[tupl
 def _reached(own: Tensor, time: Tensor, state: Leaves) -> tuple[Tensor, Leaves]:
     """The time, one or of each sample, and the states of those that have come to it."""
     there = own == time
-    return time if time.ndim == 0 else time.where(there, math.nan).reshape(-1), [leaf.where(there, math.nan) for leaf in state]
+    return time if time.ndim == 0 else time.where(there, math.nan).reshape(-1), [
+        leaf.where(there, complex(math.nan, math.nan) if leaf.is_complex() else math.nan) for leaf in state
+    ]
 
 
 def saved_tree(points: list[tuple[Tensor, Leaves]], structure: Structure, save: Callable[[Tensor, Any], Any] | None) -> Any:
     """The states, or what ``save`` makes of them, stacked in front."""
     results = [build(structure, state) for _, state in points]
     if save is not None:
-        results = [save(time, y) for (time, _), y in zip(points, results, strict=True)]
+        times = [time.reshape(-1, *[1] * (state[0].ndim - 1)) if time.ndim else time for time, state in points]  # as func gets them
+        results = [save(time, y) for time, y in zip(times, results, strict=True)]
     shape = structure_of(results[0])
     for leaf in leaves_of(results[0], shape):
         if not isinstance(leaf, Tensor):
@@ -236,6 +239,12 @@ def changed(problem: Problem, event: Event, t: Time, y: Leaves) -> Leaves:
 def _rest(stepping: Grid | Adaptive, done: int, start: Time) -> tuple[Grid | Adaptive | None, bool]:
     """What is left after ``start``, which lies in the step after those done, and whether it is an output time itself."""
     (number,), ends = numbers((start,)), numbers(stepping.times)
+    more = stepping.breaks if isinstance(stepping, Adaptive) else (time for _, own in stepping.inside for time in own)
+    if any(wants_grad(time) and float(time.detach()) == number for time in (*stepping.times[1:], *more)):
+        raise ValueError(
+            f"an event with an effect happened at t={number:.9g}, at a time of t or breaks that requires grad: there is no derivative "
+            "where the two change places; detach that time (if event and time move together, the event's has the gradient)"
+        )
     sign = 1 if ends[-1] > ends[0] else -1
     beyond = lambda times: [place for place, time in enumerate(numbers(tuple(times))) if sign * time > sign * number]  # noqa: E731
     if isinstance(stepping, Adaptive):

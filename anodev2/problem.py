@@ -198,8 +198,8 @@ class Given:
 class Problem:
     """What stays the same whatever the state and the arguments: f, method, steps, and which states are wanted.
 
-    ``save``: the states at the output times, after every step, at the end, or at the output times and the end ("reached"). ``slopes``:
-    those of every step too, for its interpolant.
+    ``save``: the states at the output times, after every step, at the end, at the output times and the end ("reached"), or
+    after every step and at the output times ("all"). ``slopes``: those of every step too, for its interpolant.
     ``watch(step, y, y_next)`` is shown each accepted step with the states before and after it; by returning a status it
     ends the solve before that step. ``also``: after how many steps the state is wanted besides; ``watch`` may add that before its step.
     """
@@ -207,7 +207,7 @@ class Problem:
     field: VectorField
     method: Method
     stepping: Grid | Adaptive
-    save: Literal["times", "steps", "end", "reached"] = "times"
+    save: Literal["times", "steps", "end", "reached", "all"] = "times"
     slopes: bool = False
     watch: Callable[[Step, Leaves, Leaves], Status | None] | None = None
     also: set[int] = made(default_factory=set, compare=False)
@@ -215,7 +215,7 @@ class Problem:
     @property
     def reads(self) -> bool:
         """Whether states within steps are wanted."""
-        return self.slopes or self.save in ("times", "reached")
+        return self.slopes or self.save in ("times", "reached", "all")
 
     def within(self) -> dict[int, Times]:
         """The times within steps of a grid at which states are wanted."""
@@ -274,7 +274,8 @@ class Problem:
         """After how many steps of ``grid`` the state is wanted, rising."""
         times, end = grid.outputs(), len(grid)
         reached = times if times[-1] == end else (*times, end)
-        found = {"times": times, "reached": reached, "steps": tuple(range(end + 1)), "end": (end,)}[self.save]
+        every = tuple(range(end + 1))
+        found = {"times": times, "reached": reached, "steps": every, "all": every, "end": (end,)}[self.save]
         return tuple(sorted({*found, *self.also})) if self.also else found
 
 

@@ -28,6 +28,8 @@ from .steps import stepping_of
 from .torch_private import transformed
 from .torchdiffeq import refuse_unknown
 
+NO_GRID = "per_sample=True is about error control; give rtol and atol instead of a grid, with a method such as dopri5"
+
 
 def odeint(
     func: Callable[..., Any],
@@ -209,7 +211,7 @@ def solve(
         raise ValueError("method='map' has no times between its passes: dense and event need an ODE; look at save='steps'")
     own = isinstance(problem.stepping, Grid) and max_steps == MAX_STEPS
     watch = Observer(problem, args, events, callback, progress, None if own else max_steps)
-    kept = "steps" if dense or kind == "steps" else "reached" if events else kind
+    kept = ("all" if kind == "times" else "steps") if dense else "reached" if events and kind != "steps" else kind
     problem = replace(problem, watch=None if per_sample else watch, save=kept, slopes=dense and problem.method.interpolant is not None)
     with watch:
         pieces = solved_in_pieces(problem, leaves, args, in_force(adjoint, None)[0], watch)
@@ -224,7 +226,7 @@ def solve(
     if throw and not status.ok:
         raise SolveError(status)
     return Solution(
-        torch.stack([time for time, _ in points]),
+        torch.stack([time.reshape(-1) if time.ndim else time for time, _ in points]),
         saved_tree(points, problem.field.structure, save if callable(save) else None),
         Stats(problem.field.evaluations, *costs(pieces)),
         status,
@@ -321,6 +323,8 @@ def problem_of(
     if per_sample and breaks is not None:
         raise ValueError("per_sample=True has no breaks: leave them out, so that error control finds them, or take common steps")
     own, bounds = times_of_samples(t, leaves[0]) if per_sample else None, (rtol, atol, control)
+    if own is not None and (chosen.embedded_order is None or any(value is not None for value in grids.values())):
+        raise ValueError(f"{NO_GRID}; for own times with {chosen.name} and steps, solve sample by sample")
     jumping = breaks, field.time_dtype
     stepping = stepping_of(own or t, chosen, structure, leaves, grids, bounds, between and not per_sample, jumping)
     if isinstance(stepping, Adaptive) and "step" in field.call.names:
@@ -329,7 +333,7 @@ def problem_of(
     check_one_method(chosen, isinstance(stepping, Adaptive), per_sample)
     if per_sample:
         if not isinstance(stepping, Adaptive) and len(stepping.times) > 1:
-            raise ValueError("per_sample=True is about error control; give rtol and atol instead of a grid")
+            raise ValueError(NO_GRID)
         if isinstance(stepping, Adaptive) and stepping.control.refresh is not None:
             raise ValueError("per_sample=True finds steps of its own for each sample in every call; leave Control(refresh=...) out")
         found = find_grid(problem, leaves, args, max_steps) if isinstance(stepping, Adaptive) else stepping
@@ -351,7 +355,8 @@ def check_separable(problem: Problem, y0: Leaves, args: tuple[Any, ...]) -> None
     """Leapfrog's assumption, seen in the graph of one evaluation: q' does not depend on q, v' not on v."""
     (q, v), pair = halves(y0), problem.field.structure.children
     if len(pair) != 2 or pair[0] != pair[1] or [a.shape for a in q] != [b.shape for b in v]:
-        raise ValueError(f"leapfrog needs a state (q, v) of two equal halves, got {problem.field.structure}")
+        given = str(problem.field.structure) if pair else "a single tensor; give a tuple, tuple(u.unbind(-2)) of fields stacked (..., 2, n)"
+        raise ValueError(f"leapfrog needs a state (q, v) of two equal halves, got {given}")
     if torch.is_inference_mode_enabled() or torch.compiler.is_compiling() or transformed():
         return  # no graph to look at
     counted = problem.field.evaluations

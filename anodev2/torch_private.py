@@ -33,6 +33,11 @@ def transformed() -> bool:
     return in_transform() or forward_ad._current_level >= 0
 
 
+def has_tangent(tensor: Tensor) -> bool:
+    """Whether forward mode has a derivative for it. Else: ``forward_ad.unpack_dual`` alone, which is an error outside of a level."""
+    return forward_ad._current_level >= 0 and forward_ad.unpack_dual(tensor).tangent is not None
+
+
 def in_dispatch_mode() -> bool:
     """Whether some mode sees operations, so that tensors made here may be of its kind. Else: keep no tensors across calls."""
     return bool(torch._C._len_torch_dispatch_stack())

@@ -14,11 +14,11 @@ from .coefficient import Coefficient, as_coefficient, attach, evaluate, extremes
 from .equation import Term
 from .extrapolation import Reach
 from .grid import Grid1D
-from .numbers import as_tensor, readable
+from .numbers import Seen, as_tensor, readable
 from .stability import Profile
 from .stencils import Derivative, Spectral, derivative, upwinded
 
-_checked: WeakKeyDictionary[Advection, tuple[ref[Tensor], int]] = WeakKeyDictionary()  # speeds that suit their ends
+_checked: WeakKeyDictionary[Advection, tuple[ref[Tensor], Seen]] = WeakKeyDictionary()  # speeds that suit their ends
 
 
 class Advection(Term):
@@ -119,11 +119,11 @@ class Advection(Term):
         if not readable(u):
             return
         speed = self.speed if isinstance(self.speed, Tensor) and not self.speed.is_inference() else None
-        if speed is not None and (known := _checked.get(self)) and known[0]() is speed and known[1] == speed._version:
+        if speed is not None and (known := _checked.get(self)) and known[0]() is speed and known[1] == Seen(speed):
             return
         check_ends(self.boundary, *self._end_speeds(t, self.grid.points(u)), missing_only=False)
         if speed is not None:
-            _checked[self] = ref(speed), speed._version
+            _checked[self] = ref(speed), Seen(speed)
 
     def _carried(self, t: float | Tensor, profile: Callable[..., Any]) -> Tensor:
         """profile(x - c t)."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable
 from typing import Any
@@ -10,21 +9,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from anodev2.signature import signature_of
+
 from .numbers import keep, readable
 
 Coefficient = float | Tensor | Callable[[Any, Tensor], Any]
 Diffusivity = Coefficient | Callable[[Any, Tensor, Tensor], Any]
 
 
-def attach(module: nn.Module, name: str, value: Diffusivity, n: int) -> None:
+def attach(module: nn.Module, name: str, value: Diffusivity, n: int, of_field: bool = False) -> None:
     """Make a coefficient of fields (..., n) an attribute.
 
     Raises:
-        TypeError: neither a number, a tensor, nor callable.
+        TypeError: neither a number, a tensor, nor a function of (t, x), or, ``of_field``, of (t, x, u).
         ValueError: a number or tensor that is not finite, or a tensor of another number of points.
     """
     if not (isinstance(value, int | float | Tensor) or callable(value)):
         raise TypeError(f"{name}={value!r} must be a number, a tensor (broadcast against (..., n)) or a function of (t, x)")
+    if callable(value) and not isinstance(value, Tensor):
+        _need_arguments(name, value, of_field)
     if isinstance(value, int | float) and not math.isfinite(value):
         raise ValueError(f"{name}={value} must be finite")
     if isinstance(value, Tensor) and readable(value) and not value.detach().isfinite().all():
@@ -63,6 +66,13 @@ def formula(n: int, function: Callable[..., Any], **given: Coefficient) -> Coeff
     return made if any(not is_number(value) for value in given.values()) else function(*given.values())
 
 
+def given_tensors(name: str, value: Any) -> list[tuple[str, Tensor]]:
+    """The tensors that make a coefficient, with their names."""
+    if isinstance(value, Formula):
+        return [found for inner in value.given for found in given_tensors(inner, getattr(value, inner))]
+    return [(name, value)] if isinstance(value, Tensor) else []
+
+
 def shown(value: Any) -> str:
     """A coefficient in a few characters."""
     if isinstance(value, Tensor):
@@ -72,14 +82,27 @@ def shown(value: Any) -> str:
 
 
 def reads_field(value: Any) -> bool:
-    """Whether it is a function (t, x, u): three arguments without a default."""
-    if isinstance(value, Tensor) or not callable(value):
+    """Whether it is a function (t, x, u): three arguments without a default, the third perhaps called u with one; or any number."""
+    signature = None if isinstance(value, Tensor) or not callable(value) else signature_of(value)
+    if signature is None:  # also one that Python cannot look into
         return False
+    given = signature.parameters.values()
+    placed = [part for part in given if part.kind <= part.POSITIONAL_OR_KEYWORD]
+    needed = sum(part.default is part.empty for part in placed)
+    may = any(part.kind is part.VAR_POSITIONAL for part in given) or [part.name for part in placed[2:3]] == ["u"]
+    return needed == 3 or (needed < 3 and may)
+
+
+def _need_arguments(name: str, function: Callable[..., Any], of_field: bool) -> None:
+    signature = signature_of(function)
+    if signature is None:
+        return
     try:
-        given = inspect.signature(value.forward if isinstance(value, nn.Module) else value).parameters.values()
-    except (TypeError, ValueError):  # one that Python cannot look into
-        return False
-    return sum(part.kind <= part.POSITIONAL_OR_KEYWORD and part.default is part.empty for part in given) == 3
+        signature.bind(*range(3 if of_field and reads_field(function) else 2))
+    except TypeError:
+        wanted = "(t, x) or (t, x, u)" if of_field else "(t, x)"
+        cure = "" if of_field else "; what depends on the field is a Source(grid, f) or the diffusivity of a Diffusion"
+        raise TypeError(f"{name} must be a function of {wanted}, got one of {signature}{cure}") from None
 
 
 def is_number(value: Diffusivity) -> bool:
@@ -108,6 +131,11 @@ def evaluate(value: Any, t: Any, x: Callable[[], Tensor], u: Tensor) -> Any:
     return value
 
 
+def over_speed(v: Tensor, c: Any) -> Tensor:
+    """v / |c|, and 0 with the slope 0 where c is 0: nothing moves there."""
+    return v / (torch.where(c == 0, math.inf, c.abs()) if isinstance(c, Tensor) else abs(c) or math.inf)
+
+
 def positive(value: Any) -> Any:
     """max(value, 0), with the slope 1 at 0: a learned coefficient that has become negative counts as 0, and has no gradient there."""
     return torch.where(value < 0, 0.0, value) if isinstance(value, Tensor) else max(value, 0.0)
@@ -120,6 +148,24 @@ def need_at_least_0(name: str, value: Diffusivity) -> None:
         least = value.min().item()
     if isinstance(least, int | float) and least < 0:
         raise ValueError(f"{name}={least:g} must be at least 0: negative diffusion grows without bound")
+
+
+def need_positive(name: str, value: Coefficient) -> None:
+    """ValueError for a number or a tensor that is 0 or below anywhere."""
+    least = value
+    if isinstance(value, Tensor) and value.numel() > 0 and readable(value):
+        least = value.min().item()
+    if isinstance(least, int | float) and not least > 0:
+        raise ValueError(f"{name}={least:g} must be positive")
+
+
+def need_uniform(name: str, value: Any, n: int) -> None:
+    """TypeError for a function, ValueError for a tensor that varies along x."""
+    if callable(value) and not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be the same everywhere, a number or a tensor of shape () or (..., 1), got a function")
+    if isinstance(value, Tensor) and value.ndim and value.shape[-1] != 1:
+        cure = f"{name}[..., None]" if value.shape[-1] != n else f"{name}.mean()"
+        raise ValueError(f"{name} of shape {tuple(value.shape)} must be the same everywhere, of shape () or (..., 1); give {cure} say")
 
 
 def as_coefficient(value: float | tuple[float, ...]) -> float | Tensor:

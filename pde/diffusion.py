@@ -43,7 +43,7 @@ class Diffusion(Term):
     where it changes by a factor of 2). An explicit method needs dt D / h^2 below about 1/2 (Euler, central2); ``max_stable_step``
     tells for any scheme and method.
 
-    A function (t, x, u) makes D depend on the field: at the midpoints it gets the mean of the two neighbours ("central2") or u
+    A function (t, x, u), or (*args), makes D depend on the field: at the midpoints it gets the mean of the two neighbours ("central2") or u
     interpolated, so that fronts move on where D vanishes with u. This is not linear: no symbol and no flow, and all is in the explicit
     part of ``split()``, so IMEX and exponential methods have the limit of explicit ones; implicit ones (rodas5p, kvaerno5) have none.
     ``max_stable_step(method, u)`` takes D at u, without u it knows nothing of this term.
@@ -69,7 +69,7 @@ class Diffusion(Term):
 
     def __init__(self, grid: Grid1D, diffusivity: Diffusivity, scheme: str = "central2") -> None:
         super().__init__(grid)
-        attach(self, "diffusivity", diffusivity, grid.n)
+        attach(self, "diffusivity", diffusivity, grid.n, of_field=True)
         need_at_least_0("diffusivity", diffusivity)
         self.scheme = scheme
         self.linear = not reads_field(diffusivity)

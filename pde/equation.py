@@ -20,11 +20,11 @@ from anodev2 import FourierOperator, LinearOperator
 from anodev2.torch_private import no_dispatch_modes
 
 from .closed_form import dense_flow, elapsed, fourier_flow, line_between, wall_series
-from .coefficient import evaluate, shown
+from .coefficient import evaluate, is_number, shown
 from .conditions import without_field_data
 from .grid import Grid1D
 from .multiples import Multiples
-from .numbers import as_tensor, lasting, present, readable, same_key
+from .numbers import Seen, as_tensor, lasting, present, readable, same_key
 from .rest import PeriodicRest
 from .stability import POINTS, VARYING, Profile, few, matrix_limit, mode_limit, profiles, remembered, scaled
 
@@ -183,8 +183,9 @@ class FieldEquation(Multiples, Equation):
         live = any(source.requires_grad or source.is_inference() for source in sources)
         if live or not (readable() if sources else lasting()) or torch.is_inference_mode_enabled():
             return self._make_split(kept=False)
+        plain = [value for module in self.modules() for name, value in vars(module).items() if is_number(value) and name != "training"]
         coefficients = [getattr(term, term.coefficient) for term in self.terms()]
-        key = [*((source, source._version, source.dtype, source.device) for source in sources), *((value,) for value in coefficients)]
+        key = [*((source, Seen(source)) for source in sources), *((value,) for value in [*plain, *coefficients])]
         key.append((None, self.like().device))
         if self._split is None or not same_key(self._split[0], key):
             with no_dispatch_modes():

@@ -30,7 +30,7 @@ class Grid1D:
 
     Raises:
         ValueError: naming the argument.
-        TypeError: a boundary that is none.
+        TypeError: a boundary that is none, or n that is no whole number.
     """
 
     n: int
@@ -41,6 +41,8 @@ class Grid1D:
     def __init__(
         self, n: int, length: float = 1.0, boundary: Boundary | tuple[Condition | Short, Condition | Short] = PERIODIC, start: float = 0.0
     ) -> None:
+        if not hasattr(n, "__index__"):
+            raise TypeError(f"n={n!r} must be a whole number of points")
         if n < 3:
             raise ValueError(f"n={n} points are too few for a grid; give at least 3")
         if not (math.isfinite(length) and length > 0):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
 
 import torch
@@ -26,7 +27,9 @@ def random_fourier(
 
     Raises:
         ValueError: modes that the grid does not hold.
+        TypeError: a shape that is no tuple, or modes that are no whole number.
     """
+    shape, modes = _lead(shape), _count("modes", modes)
     if not 1 <= modes < grid.n / 2:
         raise ValueError(f"modes={modes} must be at least 1 and below n / 2 = {grid.n / 2:g}: the grid does not hold more")
     m = torch.arange(1, modes + 1, dtype=torch.float64)
@@ -49,7 +52,9 @@ def random_fronts(
 
     Raises:
         ValueError: fewer fronts, or width < 0.
+        TypeError: as for ``random_fourier``.
     """
+    shape, fronts = _lead(shape), _count("fronts", fronts)
     least = 2 if grid.periodic else 1
     if fronts < least or not 0 <= width < math.inf:
         raise ValueError(f"fronts={fronts} must be at least {least} on this grid, and width={width} at least 0")
@@ -78,7 +83,9 @@ def random_pulses(
 
     Raises:
         ValueError: no pulse, or a width that is not positive.
+        TypeError: as for ``random_fourier``.
     """
+    shape, pulses = _lead(shape), _count("pulses", pulses)
     if pulses < 1 or not 0 < width < math.inf:
         raise ValueError(f"pulses={pulses} must be at least 1, and width={width} positive")
     draws = torch.rand(*shape, 2, pulses, dtype=torch.float64, generator=_seeded(seed))
@@ -86,6 +93,18 @@ def random_pulses(
     images = (-1, 0, 1) if grid.periodic else (0,)
     bumps = torch.stack([torch.exp(-(((distance - image * grid.length) / (width * grid.length)) ** 2)) for image in images])
     return _like(((2 * draws[..., 1, :, None] - 1) * bumps.sum(0)).sum(-2), like)
+
+
+def _lead(shape: Sequence[int]) -> tuple[int, ...]:
+    if isinstance(shape, int):
+        raise TypeError(f"shape={shape} must be a tuple, ({shape},) say")
+    return tuple(shape)
+
+
+def _count(name: str, value: int) -> int:
+    if not hasattr(value, "__index__"):
+        raise TypeError(f"{name}={value!r} must be a whole number")
+    return operator.index(value)
 
 
 def _seeded(seed: int) -> torch.Generator:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 from torch import Tensor, nn
 
-from .coefficient import Coefficient, attach, evaluate, formula
+from .coefficient import Coefficient, attach, evaluate, formula, need_positive, need_uniform
 from .diffusion import Diffusion
 from .grid import Grid1D
 from .higher import DerivativeTerm
@@ -34,7 +35,7 @@ class KleinGordon(SecondOrder):
     def __init__(self, grid: Grid1D, speed: Coefficient, mass: Coefficient, scheme: str = "central2") -> None:
         if grid.boundary.absorbs:
             raise ValueError("an Absorbing() end lets waves of one speed out, those of KleinGordon have many; take other ends")
-        super().__init__(Spreading(grid, speed, scheme) + Reaction(grid, formula(grid.n, lambda m: -(m**2), mass=mass)))
+        super().__init__(Spreading(grid, speed, scheme) + Reaction(grid, formula(grid.n, _minus_square, mass=mass)))
 
 
 class DampedWave(SecondOrder):
@@ -54,7 +55,7 @@ class DampedWave(SecondOrder):
 
     def __init__(self, grid: Grid1D, speed: Coefficient, damping: Coefficient, scheme: str = "central2") -> None:
         wave = Wave(grid, speed, scheme).system()._each()
-        drag = Reaction(grid, formula(grid.n, lambda gamma: -gamma, damping=damping))
+        drag = Reaction(grid, formula(grid.n, operator.neg, damping=damping))
         super().__init__(wave[1, 0], wave[1, 1] + drag if (1, 1) in wave else drag)  # pyright: ignore[reportArgumentType]
 
 
@@ -71,7 +72,7 @@ class Maxwell(System):
         magnetic: the grid of H, None for the same; it must have the same points.
 
     Raises:
-        ValueError, TypeError: as for ``System`` and ``DerivativeTerm``.
+        ValueError, TypeError: as for ``System`` and ``DerivativeTerm``; a number or tensor that is not positive.
 
     Source: LeVeque, Finite Volume Methods for Hyperbolic Problems (2002), 2.14.
     """
@@ -85,8 +86,10 @@ class Maxwell(System):
         magnetic: Grid1D | None = None,
     ) -> None:
         across, scheme = magnetic or grid, scheme or ("spectral" if grid.periodic else "central2")
-        of_h = DerivativeTerm(across, 1, formula(grid.n, lambda e: -1 / e, permittivity=permittivity), scheme)
-        of_e = DerivativeTerm(grid, 1, formula(grid.n, lambda m: -1 / m, permeability=permeability), scheme)
+        need_positive("permittivity", permittivity)
+        need_positive("permeability", permeability)
+        of_h = DerivativeTerm(across, 1, formula(grid.n, _minus_inverse, permittivity=permittivity), scheme)
+        of_e = DerivativeTerm(grid, 1, formula(grid.n, _minus_inverse, permeability=permeability), scheme)
         super().__init__({"E": {"H": of_h}, "H": {"E": of_e}})
 
 
@@ -103,7 +106,7 @@ class ShallowWater(System):
         flow: the grid of v, None for the same.
 
     Raises:
-        ValueError, TypeError: as for ``System`` and ``DerivativeTerm``.
+        ValueError, TypeError: as for ``System`` and ``DerivativeTerm``; a depth or gravity that is not positive, or varies.
 
     Source: LeVeque, Finite Volume Methods for Hyperbolic Problems (2002), 13.1.
     """
@@ -117,8 +120,11 @@ class ShallowWater(System):
         flow: Grid1D | None = None,
     ) -> None:
         along, scheme = flow or grid, scheme or ("spectral" if grid.periodic else "central2")
-        of_v = DerivativeTerm(along, 1, formula(1, lambda d: -d, depth=depth), scheme)
-        of_h = DerivativeTerm(grid, 1, formula(1, lambda g: -g, gravity=gravity), scheme)
+        for name, value in (("depth", depth), ("gravity", gravity)):
+            need_uniform(name, value, grid.n)
+            need_positive(name, value)
+        of_v = DerivativeTerm(along, 1, formula(1, operator.neg, depth=depth), scheme)
+        of_h = DerivativeTerm(grid, 1, formula(1, operator.neg, gravity=gravity), scheme)
         super().__init__({"h": {"v": of_v}, "v": {"h": of_h}})
 
 
@@ -145,11 +151,9 @@ class GrayScott(System):
         diffusivities: tuple[Coefficient, Coefficient] = (2e-5, 1e-5),
         scheme: str = "central2",
     ) -> None:
-        def react(F: Any, k: Any, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-            eaten = u * v**2
-            return F * (1 - u) - eaten, eaten - (F + k) * v
-
-        reaction = Reacting(grid, react, feed=feed, kill=kill)
+        if not isinstance(diffusivities, tuple | list) or len(diffusivities) != 2:
+            raise ValueError(f"diffusivities={diffusivities!r} must be a pair (D_u, D_v), one for each field")
+        reaction = Reacting(grid, _eat, feed=feed, kill=kill)
         super().__init__({name: Diffusion(grid, D, scheme) for name, D in zip("uv", diffusivities, strict=True)}, reaction)
 
 
@@ -178,10 +182,7 @@ class FitzHughNagumo(System):
         current: Coefficient = 0.0,
         scheme: str = "central2",
     ) -> None:
-        def react(epsilon: Any, a: Any, b: Any, current: Any, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-            return u - u**3 / 3 - v + current, epsilon * (u + a - b * v)
-
-        reaction = Reacting(grid, react, epsilon=epsilon, a=a, b=b, current=current)
+        reaction = Reacting(grid, _fire, epsilon=epsilon, a=a, b=b, current=current)
         super().__init__({"u": Diffusion(grid, diffusivity, scheme), "v": None}, reaction)
 
 
@@ -209,13 +210,31 @@ class Schroedinger(System):
         scheme = scheme or ("spectral" if grid.periodic else "central2")
         free = isinstance(potential, int | float) and isinstance(nonlinearity, int | float) and potential == nonlinearity == 0
 
-        def react(V: Any, g: Any, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-            energy = V + g * (u**2 + v**2)
-            return energy * v, -energy * u
-
-        reaction = None if free else Reacting(grid, react, potential=potential, nonlinearity=nonlinearity)
+        reaction = None if free else Reacting(grid, _turn, potential=potential, nonlinearity=nonlinearity)
         rows = {"real": {"imaginary": DerivativeTerm(grid, 2, -0.5, scheme)}, "imaginary": {"real": DerivativeTerm(grid, 2, 0.5, scheme)}}
         super().__init__(rows, reaction)
+
+
+def _minus_square(m: Any) -> Any:
+    return -(m**2)
+
+
+def _minus_inverse(e: Any) -> Any:
+    return -1 / e
+
+
+def _eat(F: Any, k: Any, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    eaten = u * v**2
+    return F * (1 - u) - eaten, eaten - (F + k) * v
+
+
+def _fire(epsilon: Any, a: Any, b: Any, current: Any, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    return u - u**3 / 3 - v + current, epsilon * (u + a - b * v)
+
+
+def _turn(V: Any, g: Any, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    energy = V + g * (u**2 + v**2)
+    return energy * v, -energy * u
 
 
 class Reacting(nn.Module):

@@ -50,10 +50,25 @@ def _matrix(rows: Rows, dtype: torch.dtype, device: torch.device) -> Tensor:
 
 def keep(module: nn.Module, name: str, value: Any) -> None:
     """Make a value an attribute: parameters and modules are registered, tensors without a graph move with the module."""
-    if isinstance(value, Tensor) and not value.requires_grad:
+    if isinstance(value, Tensor) and not (value.requires_grad or isinstance(value, nn.Parameter)):
         module.register_buffer(name, value, persistent=False)
     else:
         setattr(module, name, value)
+
+
+class Seen:
+    """What a tensor was: equal to what it is later if nothing has changed it, which on a CPU its numbers tell, elsewhere its version."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.place = (tensor._version, tensor.dtype, tensor.device, tensor.shape)
+        plain = type(tensor) in (Tensor, nn.Parameter) and not tensor.is_meta
+        self.numbers = tensor.detach().clone() if plain and tensor.is_cpu else None  # .data, .numpy() and the like leave the version
+        self.place += (tensor.data_ptr(),) if plain and self.numbers is None else ()
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Seen) or self.place != other.place:
+            return False
+        return self.numbers is None or other.numbers is None or torch.equal(self.numbers, other.numbers)
 
 
 def same_key(a: Sequence[tuple[Any, ...]], b: Sequence[tuple[Any, ...]]) -> bool:

@@ -28,13 +28,15 @@ def plot(grid: Grid1D, u: Tensor, *, axes: Any = None, path: str | Path | None =
         The figure.
 
     Raises:
-        ValueError: another shape.
+        ValueError: another shape, or labels of another number.
         ImportError: no matplotlib.
     """
     rows = _numbers(grid, u, 1, 2, f"(n,) or (fields, n) with at most {LINES} fields")
     rows = rows.reshape(-1, grid.n)
     if len(rows) > LINES:
         raise ValueError(f"{len(rows)} fields are too many lines; give at most {LINES}, u[:: {-(-len(rows) // LINES)}] say")
+    if labels is not None and len(labels) != len(rows):
+        raise ValueError(f"{len(labels)} labels do not match {len(rows)} fields; give one for each")
     figure, axes = _axes(axes)
     for number, row in enumerate(rows):
         axes.plot(_x(grid), row.numpy(), label=None if labels is None else str(labels[number]))
@@ -62,8 +64,9 @@ def space_time(grid: Grid1D, times: Sequence[float] | Tensor, u: Tensor, *, axes
     """
     values, t = _film(grid, times, u)
     figure, axes = _axes(axes)
-    extreme = values.abs().max().item()
-    colours = {"cmap": "RdBu_r", "vmin": -extreme, "vmax": extreme} if values.min() < 0 < values.max() else {"cmap": "viridis"}
+    low, high = _range(values)
+    extreme = max(-low, high)
+    colours = {"cmap": "RdBu_r", "vmin": -extreme, "vmax": extreme} if low < 0 < high else {"cmap": "viridis"}
     image = axes.pcolormesh(_x(grid), t.numpy(), values.numpy(), shading="nearest", rasterized=True, **colours)
     figure.colorbar(image, ax=axes, label="u")
     axes.set(xlabel="x", ylabel="t")
@@ -83,17 +86,20 @@ def animate(grid: Grid1D, times: Sequence[float] | Tensor, u: Tensor, *, path: s
         matplotlib's FuncAnimation; keep it as long as it is shown. ``animation.to_jshtml()`` is for a notebook.
 
     Raises:
-        ValueError: another shape, or seconds that are not positive.
+        ValueError: another shape, no times, seconds that are not positive, or no ffmpeg for what it is to write.
         ImportError: no matplotlib.
     """
     if not seconds > 0:
         raise ValueError(f"seconds={seconds} must be positive")
     values, t = _film(grid, times, u, fields=True)
-    from matplotlib.animation import FuncAnimation
+    from matplotlib.animation import FuncAnimation, writers
+
+    if path is not None and not str(path).endswith(".gif") and not writers.is_available("ffmpeg"):
+        raise ValueError(f"path={str(path)!r} needs ffmpeg, which is not installed; write a .gif")
 
     figure, axes = _axes(None)
     lines = axes.plot(_x(grid), values[0].reshape(-1, grid.n).mT.numpy())
-    low, high = values.min().item(), values.max().item()
+    low, high = _range(values)
     margin = 0.05 * (high - low) or 1.0
     axes.set(xlabel="x", ylabel="u", xlim=(grid.start, grid.start + grid.length), ylim=(low - margin, high + margin))
 
@@ -114,7 +120,15 @@ def _film(grid: Grid1D, times: Sequence[float] | Tensor, u: Tensor, fields: bool
     values = _numbers(grid, u, 2, 3 if fields else 2, "(times, n)" + (" or (times, fields, n)" if fields else ", one field"))
     if t.shape != values.shape[:1]:
         raise ValueError(f"times of shape {tuple(t.shape)} and u of shape {tuple(u.shape)} do not match; give a time per field")
+    if not len(t):
+        raise ValueError("there is no time to draw; give at least one")
     return values, t
+
+
+def _range(values: Tensor) -> tuple[float, float]:
+    """The smallest and the largest finite value; others leave gaps."""
+    seen = values[values.isfinite()]
+    return (seen.min().item(), seen.max().item()) if len(seen) else (0.0, 0.0)
 
 
 def _numbers(grid: Grid1D, u: Tensor, least: int, most: int, shapes: str) -> Tensor:

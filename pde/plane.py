@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from anodev2 import LinearOperator, stability_function
 
 from .closed_form import elapsed
+from .coefficient import given_tensors
 from .equation import FieldEquation
 from .stability import some_modes
 from .system import System
@@ -32,7 +33,7 @@ class Plane(nn.Module):
 
     Raises:
         TypeError: an equation and a system, or something else.
-        ValueError: systems of different fields.
+        ValueError: systems of different fields, or a coefficient tensor of more than one axis.
 
     Source: LeVeque, Finite Difference Methods for Ordinary and Partial Differential Equations (2007), 3.
     """
@@ -54,6 +55,8 @@ class Plane(nn.Module):
             raise ValueError("a complex field on a plane is not known; give its two parts as the fields of a System")
         if reaction is not None and not callable(reaction):
             raise TypeError(f"reaction={reaction!r} must be a function of (t, x, y, {', '.join(self.names)})")
+        for axis, part in (("along_x", along_x), ("along_y", along_y)):
+            _need_one_axis(axis, part)
         self.along_x, self.along_y, self.reaction = along_x, along_y, reaction
         self.several = isinstance(along_x, System)
         self.shape = (along_y.grid.n, along_x.grid.n)
@@ -184,12 +187,27 @@ class Plane(nn.Module):
             raise ValueError(
                 f"reaction must return a tuple of {len(fields)} tensors, for {', '.join(self.names)}; got {type(found).__name__}"
             )
+        for name, f in zip(self.names, found, strict=True):
+            if not isinstance(f, Tensor | int | float):
+                raise TypeError(f"reaction must return tensors or numbers, got {type(f).__name__} for {name}; give 0.0 for nothing")
         return [torch.as_tensor(f, dtype=u.dtype, device=u.device) for f, u in zip(found, fields, strict=True)]
 
     def _formed(self, fields: Sequence[Tensor], state: Any) -> Any:
         if not isinstance(state, Tensor):
             return tuple(fields)
         return torch.stack(tuple(fields), -3) if self.several else fields[0]
+
+
+def _need_one_axis(axis: str, part: FieldEquation | System) -> None:
+    """ValueError for coefficients of more axes than that of their term: which axis of the plane the others are is not known."""
+    for equation in part.equations if isinstance(part, System) else (part,):
+        for term in equation.terms():  # pyright: ignore[reportCallIssue]
+            for name, value in given_tensors(term.coefficient, getattr(term, term.coefficient)):
+                if value.ndim > 1:
+                    raise ValueError(
+                        f"{name} of {term.name} {axis} has shape {tuple(value.shape)}; on a plane a coefficient is one number, or one per "
+                        "point of its axis: solve fields with others one by one, or give what varies over the plane as reaction"
+                    )
 
 
 class PlaneModes(LinearOperator):

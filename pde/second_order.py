@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .coefficient import Coefficient, as_coefficient, attach, evaluate, extremes, formula, is_constant
+from .coefficient import Coefficient, as_coefficient, attach, evaluate, extremes, formula, is_constant, over_speed
 from .conditions import without_field_data
 from .equation import FieldEquation, Term
 from .grid import Grid1D
@@ -17,6 +17,10 @@ from .reaction import Reaction
 from .stability import Profile
 from .stencils import Derivative, derivative
 from .system import System
+
+
+def square(c: Any) -> Any:
+    return c**2
 
 
 class Itself(Reaction):
@@ -35,7 +39,7 @@ class Spreading(DerivativeTerm):
     name, need = "Wave", "wave"
 
     def __init__(self, grid: Grid1D, speed: Coefficient, scheme: str) -> None:
-        super().__init__(grid, 2, formula(grid.n, lambda c: c**2, speed=speed), scheme)
+        super().__init__(grid, 2, formula(grid.n, square, speed=speed), scheme)
 
     def on(self, grid: Grid1D, value: Profile) -> Term:
         root = as_coefficient(value)
@@ -57,6 +61,9 @@ class SecondOrder(System):
     """
 
     def __init__(self, force: FieldEquation, drag: FieldEquation | None = None) -> None:
+        for name, given in (("force", force), ("drag", drag)):
+            if not (isinstance(given, FieldEquation) or (name == "drag" and given is None)):
+                raise TypeError(f"{name} must be an equation of one field, got {type(given).__name__}")
         moved = {"u": force} if drag is None else {"u": force, "v": drag}
         super().__init__({"u": {"v": Itself(force.grid)}, "v": moved})
 
@@ -99,7 +106,7 @@ class Absorbed(Term):
         c = evaluate(self.speed, t, lambda: self.grid.points(u), u)
         still = torch.zeros_like(u)
         with without_field_data(self.boundary):
-            return c**2 * (self.second(still, self.grid, t, u / abs(c)) - self.second(still, self.grid, t))
+            return c**2 * (self.second(still, self.grid, t, over_speed(u, c)) - self.second(still, self.grid, t))
 
     def symbol(self, k: Tensor) -> Tensor:
         k = as_tensor(k)

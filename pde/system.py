@@ -49,6 +49,8 @@ class System(Equation):
     packed = False  # whether the two fields are one complex field
 
     def __init__(self, rows: Mapping[str, Row], reaction: Callable[..., Any] | None = None) -> None:
+        if not isinstance(rows, Mapping):
+            raise TypeError(f'rows must be a mapping from fields to equations, {{"u": Diffusion(grid, 1)}} say, got {type(rows).__name__}')
         names = tuple(rows)
         pairs = _pairs(names, rows)
         grids = _grids(names, pairs)
@@ -256,6 +258,9 @@ class System(Equation):
                 what = f"{len(found)}" if isinstance(found, tuple | list) else type(found).__name__
                 raise ValueError(f"reaction must return a tuple of {self.components} tensors, for {', '.join(self.names)}; got {what}")
             for i, slope in enumerate(found):
+                if not isinstance(slope, Tensor | int | float):
+                    what = f"{type(slope).__name__} for {self.names[i]}"
+                    raise TypeError(f"reaction must return tensors or numbers, got {what}; give 0.0 for nothing")
                 if isinstance(slope, Tensor) or slope != 0:
                     total[i] = (torch.zeros_like(fields[i]) if total[i] is None else total[i]) + slope
         return total
@@ -337,7 +342,7 @@ class Pointwise(nn.Module):
         found = self.function(t, x, *fields)
         if self.factor == 1 or not isinstance(found, tuple | list):
             return found
-        return tuple(self.factor * slope for slope in found)
+        return tuple(slope if slope is None else self.factor * slope for slope in found)
 
 
 def _idle(equation: FieldEquation) -> bool:
@@ -351,6 +356,10 @@ def _pairs(names: tuple[str, ...], rows: Mapping[str, Row]) -> dict[Pair, FieldE
     """What moves which field by which."""
     found = {}
     for i, (name, row) in enumerate(rows.items()):
+        if not isinstance(row, FieldEquation | Mapping | None):
+            raise TypeError(
+                f"what moves {name} must be an equation of one field, a mapping from fields to such, or None, got {type(row).__name__}"
+            )
         for of, equation in ({name: row} if isinstance(row, FieldEquation) else row or {}).items():
             if of not in names:
                 raise ValueError(f"{name} is moved by {of!r}, which is none of the fields {', '.join(names)}")

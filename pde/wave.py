@@ -12,7 +12,7 @@ from torch import Tensor
 from anodev2 import stability_function
 
 from .closed_form import dense_flow, elapsed, line_between, wall_series
-from .coefficient import Coefficient, attach, evaluate, extremes, is_constant
+from .coefficient import Coefficient, attach, evaluate, extremes, is_constant, over_speed
 from .conditions import without_field_data
 from .equation import Equation
 from .grid import Grid1D
@@ -60,7 +60,7 @@ class Wave(Equation):
         """(du/dt, dv/dt)."""
         u, v = self._pair(state)
         c = evaluate(self.speed, t, lambda: self.grid.points(u), u)
-        return v, c**2 * self.second(u, self.grid, t, v / abs(c) if self.boundary.absorbs else None)
+        return v, c**2 * self.second(u, self.grid, t, over_speed(v, c) if self.boundary.absorbs else None)
 
     def energy(self, state: Pair, t: Any = 0.0) -> Tensor:
         """h/2 sum(v^2 / c^2 - u D2 u) >= 0, shape (...,).
@@ -211,7 +211,7 @@ class Wave(Equation):
     def _absorbed(self, c: Tensor, like: Tensor) -> Tensor:
         """What v adds to dv/dt through absorbing ends, as a matrix."""
         speed = c[..., None, :] if c.ndim else c
-        unit = torch.eye(self.grid.n, dtype=like.dtype, device=like.device) / speed.abs()
+        unit = over_speed(torch.eye(self.grid.n, dtype=like.dtype, device=like.device), speed)
         zero = torch.zeros_like(unit)
         with without_field_data(self.grid.boundary):
             found = self.second(zero, self.grid, 0.0, unit) - self.second(zero, self.grid)

@@ -47,6 +47,25 @@ def test_adjoints() -> None:
     assert citation("map", "direct") == citation("map", "direct", Static()) == ""
 
 
+def test_what_is_made_of_others_cites_them() -> None:
+    """Both methods of "auto", the dynamics of groups, and the base of a dynamics of one's own."""
+
+    class Own(Galerkin):
+        pass
+
+    assert set(keys(citation("auto", "direct"))) == {
+        "hairer1996stiff",
+        *keys(citation("tsit5", "direct")),
+        *keys(citation("rodas5p", "direct")),
+    }
+    given = citation(anodev2.Auto("dopri5", "kvaerno5"), "direct")
+    assert {"dormand1980family", "kvaerno2004singly"} < set(keys(given)) and "tsitouras2011pairs" not in given
+    expected = citation("map", "direct", Galerkin)
+    assert "massaroli2020dissecting" in keys(expected)
+    for dynamics in (Own, Own("linear", 2), anodev2.DepthGroups(Galerkin("linear", 2))):
+        assert citation("map", "direct", dynamics) == expected
+
+
 def test_each_entry_once_and_none_is_left_over() -> None:
     text = citation("dopri8", CheckpointAdjoint(slots=2), Galerkin("linear", 2))
     assert len(keys(text)) == len(set(keys(text))) == 7

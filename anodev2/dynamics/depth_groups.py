@@ -27,18 +27,21 @@ class DepthGroups(Dynamics):
     Parameters beside theta_0: those of ``dynamics``, once per group. It accepts the weights that ``dynamics`` accepts.
 
     Raises:
-        TypeError: dynamics is none, or reads the features.
+        TypeError: dynamics is none, or reads the features; ends are no sequence of times.
         ValueError: ends are not above 0, finite and increasing; or, once it is asked for weights, ``dynamics`` has none in closed form.
     """
 
-    def __init__(self, dynamics: Dynamics, ends: Sequence[float] = (0.5,)) -> None:
+    def __init__(self, dynamics: Dynamics, ends: Sequence[float] | Tensor = (0.5,)) -> None:
         super().__init__()
         if not isinstance(dynamics, Dynamics) or dynamics.reads_features:
             raise TypeError(f"dynamics must be a Dynamics that does not read the features, got {type(dynamics).__name__}")
-        self.starts = (0.0, *map(float, ends))
-        if not ends or not all(a < b < math.inf for a, b in pairwise(self.starts)):
+        try:
+            self.starts = (0.0, *map(float, ends))
+        except (TypeError, ValueError):
+            raise TypeError(f"ends must be a sequence of times, such as (0.5,), got {ends!r}") from None
+        if len(self.starts) == 1 or not all(a < b < math.inf for a, b in pairwise(self.starts)):
             raise ValueError(f"ends must be increasing times above 0, such as (0.5,), got {ends!r}")
-        self.groups = nn.ModuleList([dynamics, *(copy.deepcopy(dynamics) for _ in ends)])
+        self.groups = nn.ModuleList([dynamics, *(copy.deepcopy(dynamics) for _ in self.starts[1:])])
 
     def accepts(self, name: str, weight: Tensor) -> bool:
         """Those that the dynamics of the groups accepts."""

@@ -143,8 +143,8 @@ class Loop:
 
     def wants(self, index: int) -> bool:
         """Whether the state after so many steps is an output."""
-        if self.problem.save in ("steps", "end") or index in self.problem.also:
-            return self.problem.save == "steps" or index in self.problem.also
+        if self.problem.save in ("steps", "all", "end") or index in self.problem.also:
+            return self.problem.save != "end" or index in self.problem.also
         stepping = self.problem.stepping
         return index in (self._wanted[-2:] if isinstance(stepping, Adaptive) else self._places)
 

@@ -81,7 +81,9 @@ class _Search:
         self.rejected = self.failed = self._column(0.0).bool()
         self.failures: list[Status] = []
         self.taken = self._column(0.0)  # steps accepted
-        self.least = max(self.adaptive.control.min_step, 8 * max(math.ulp(float(end.nan_to_num().abs().max())) for end in self.ends))
+        largest = torch.stack([end.double().nan_to_num().abs() for end in self.ends]).amax(0)
+        unit = torch.nextafter(largest, torch.full_like(largest, math.inf)) - largest
+        self.least = (8 * unit).clamp_min(self.adaptive.control.min_step).expand(self.lead)
         self.first: Tensor | None = self._slope(self.time, self.y)
         self.size = self._first_size(self.first)
 
@@ -122,7 +124,7 @@ class _Search:
         while bool((waiting := (self.time != end) & ~end.isnan() & ~self.failed).any()):
             left, shortest = (end - self.time).abs(), self.size <= self.least  # what was asked for; the length taken is rounded
             size = torch.where(left < 2 * self.size, left / 2, self.size)
-            near = left <= (self.size * STRETCH).clamp_max(max(self.adaptive.control.max_step, self.least) * (1 + 1e-9))
+            near = left <= (self.size * STRETCH).clamp_max(self.least.clamp_min(self.adaptive.control.max_step) * (1 + 1e-9))
             stop = torch.where(waiting, torch.where(near, end, self.time + self.sign * size), self.time)
             step = Step(len(self.nodes) - 1, (self.time, stop), 0, 0, 1)
             ends, slopes = self.method.attempt(self.field, step, [self.y], None if self.first is None else [self.first])

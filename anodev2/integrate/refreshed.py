@@ -12,10 +12,11 @@ from collections.abc import Hashable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import ref
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
 from ..problem import Problem, SolveError
 from ..solvers import Leaves
@@ -52,7 +53,7 @@ class _Kept:
                 del self.grids[next(iter(self.grids))]
 
 
-_KEPT: WeakKeyDictionary[Any, _Kept] = WeakKeyDictionary()
+_KEPT: Any = WeakIdKeyDictionary()  # of _Kept, by what each func lasts as, equal to another or not
 _GUARD = threading.Lock()
 
 
@@ -66,17 +67,20 @@ def refreshed(problem: Problem, y0: Leaves, args: tuple[Any, ...], max_steps: in
         )
     if torch.compiler.is_compiling() or transformed():
         raise ValueError("Control(refresh=...) looks for steps now and then, which torch.compile and torch.func cannot follow: give grid=")
-    func = _holder(problem.field.func)
+    holder, which = _holder(problem.field.func)
     try:
         with _GUARD:
-            kept = _KEPT.setdefault(func, _Kept())
+            kept: _Kept = _KEPT.setdefault(holder, _Kept())
     except TypeError:
-        name = type(func).__name__
-        raise TypeError(f"Control(refresh=...) needs a function, method or nn.Module, which can be found again, got a {name}") from None
+        name = type(holder).__name__
+        raise TypeError(
+            f"Control(refresh=...) cannot keep a grid for {name} objects, which take no weak references; where {name} is a class with "
+            "__slots__, add '__weakref__' to them, or give a function"
+        ) from None
     method = getattr(problem.method, "tableau", problem.method)  # made anew by its name, from the same tableau
     weights = tuple(tuple(one.reshape(-1).tolist()) if isinstance(one, Tensor) else one for one in (*adaptive.rtol, *adaptive.atol))
     shapes = tuple((leaf.shape, leaf.dtype) for leaf in y0)
-    key = id(method), str(adaptive.control), numbers(adaptive.times), numbers(adaptive.ends), weights, shapes
+    key = which, id(method), str(adaptive.control), numbers(adaptive.times), numbers(adaptive.ends), weights, shapes
     found = kept.take(key)
     if found is None:
         found = _search(problem, y0, args, max_steps)
@@ -88,11 +92,11 @@ def refreshed(problem: Problem, y0: Leaves, args: tuple[Any, ...], max_steps: in
     return replace(given_grid(times, nodes, adaptive.stops is not None), by=by)
 
 
-def _holder(func: Any) -> Any:
-    """What lasts from call to call: the object of a method, else as for what is compiled."""
-    while isinstance(func, partial):
-        func = func.func
-    return func.__self__ if isinstance(func, types.MethodType) else owner(func)
+def _holder(func: Any) -> tuple[Any, Hashable]:
+    """What lasts from call to call, and which of its methods it is: an object, a partial, else as for what is compiled."""
+    if isinstance(func, types.MethodType):
+        return func.__self__, ref(func.__func__)
+    return (func if isinstance(func, partial) else owner(func)), None
 
 
 def _search(problem: Problem, y0: Leaves, args: tuple[Any, ...], max_steps: int | None) -> tuple[tuple[float, ...], tuple[int, ...]] | None:

@@ -76,7 +76,10 @@ class Rosenbrock(Method):
         flat, parts = Flat(y), blocks(step, y, self.independent)
         start, h = flat.join(y), step.dt
         if len(start) > DENSE * parts:
-            raise ValueError(f"{self.name} makes a matrix of the state's {len(start)} elements, and this is for at most {DENSE}")
+            raise ValueError(
+                f"{self.name} makes a matrix of the state's {len(start)} elements, and this is for at most {DENSE}; take 'kvaerno5', which "
+                "iterates, or, for a func with split(), 'imex3'"
+            )
         at = linearise(field, step, flat, start, parts, graph=_needed(field, step, y))
         scale = self.gamma * h
         factors, shaped = Factors(at.matrix, scale), start.reshape(parts, -1)

@@ -45,7 +45,8 @@ class Control:
             func, method, times, tolerances and shapes of y0, whatever its values and those of args. So ``compile=True``, ``memory=`` and
             every adjoint for grids go with error control, whose errors are looked at in every k-th call. Gradients are those of the
             grid taken. Kept as long as func lives, not in a state_dict; a copy of a module begins anew, functions of the same code (a
-            lambda that each call makes anew) are one. None: found in every call.
+            lambda that each call makes anew) are one, each method of an object and each ``functools.partial`` object is by itself.
+            None: found in every call.
 
     Raises:
         ValueError: naming the argument.

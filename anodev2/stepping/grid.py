@@ -126,7 +126,9 @@ class Grid:
     def nodes(self) -> tuple[float, ...]:
         """The times between the steps, as numbers: what ``grid=`` takes."""
         if any(isinstance(time, Tensor) and time.numel() > 1 for time in self.times):
-            raise ValueError("per_sample=True gives every sample times of its own; this needs common times")
+            raise ValueError(
+                "per_sample=True gives every sample times of its own, where common times are needed: leave it out, or take another adjoint"
+            )
         return numbers(tuple(replace(self, times=numbers(self.times)).ends()))
 
 

@@ -11,13 +11,15 @@ import torch
 
 from .times import Limits, Time, Times, as_sequence, numbers, wants_grad
 
+ASIDE = 3  # where b = i / n, the roundings of b and of n t move floor(n t) by two; two breaks are more than twice that apart
+
 
 @dataclass(frozen=True)
 class Jumps:
     """The times as numbers; ``bits``: of the numbers that f is told as times.
 
-    f's limit at a jump is its value a unit of round-off within the step, so that ``t < b``, ``t <= b``, ``torch.where`` and ``floor``
-    all tell on which side of b they are asked.
+    f's limit at a jump is its value ``ASIDE`` units of round-off within the step, so that ``t < b``, ``t <= b``, ``torch.where`` and
+    ``floor`` all tell on which side of b they are asked.
     """
 
     values: frozenset[float]
@@ -33,7 +35,7 @@ class Jumps:
         if time not in self.values or time == other:
             return None
         unit = math.ldexp(1.0, max(math.frexp(time)[1], math.frexp(other)[1]) - self.bits)
-        return (round(time / unit) + (1 if other > time else -1)) * unit
+        return (round(time / unit) + (ASIDE if other > time else -ASIDE)) * unit
 
 
 def as_breaks(breaks: Any, times: Times, dtype: torch.dtype) -> tuple[Times, Jumps | None]:
@@ -50,7 +52,7 @@ def as_breaks(breaks: Any, times: Times, dtype: torch.dtype) -> tuple[Times, Jum
     for value, time in pairs:
         if not min(start, end) <= value <= max(start, end):
             continue
-        if kept and abs(value - kept[-1][0]) <= math.ldexp(max(abs(value), abs(kept[-1][0])), 3 - bits):
+        if kept and abs(value - kept[-1][0]) <= math.ldexp(max(abs(value), abs(kept[-1][0])), 4 - bits):
             if kept[-1][0] == value and not (wants_grad(time) or wants_grad(kept[-1][1])):
                 continue
             raise ValueError(f"breaks {kept[-1][0]} and {value} are one time for func in {dtype}, or nearly; give it once")

@@ -9,6 +9,8 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor
 
+from ..torch_private import has_tangent
+
 Time = float | Tensor
 Times = tuple[Time, ...]  # tensors where they require grad (zero-dimensional) or differ from sample to sample (batch, 1, ...)
 Limits = tuple[Time, Time]  # the least and the largest time, numbers or (compiled) tensors, at which f is asked in a step
@@ -36,6 +38,10 @@ def as_sequence(name: str, t: Any) -> tuple[Times, tuple[float, ...]]:
         raise ValueError(f"{name} must be one-dimensional and real, got shape {tuple(t.shape)} of {t.dtype}; write {name}=[0.0, 1.0]")
     if isinstance(t, str):
         raise TypeError(f"{name} must be a sequence of times such as [0.0, 1.0], got str")
+    if not torch.compiler.is_compiling() and any(
+        isinstance(time, Tensor) and has_tangent(time) for time in (t if isinstance(t, (list, tuple)) else (t,))
+    ):
+        raise ValueError(f"{name} has no derivative in forward mode (jvp, jacfwd, dual tensors): take reverse mode (jacrev), or detach it")
     try:
         times: Times = tuple(t.unbind() if isinstance(t, Tensor) and t.requires_grad else t.tolist() if isinstance(t, Tensor) else t)
         return times, numbers(times)
@@ -71,6 +77,11 @@ def times_of_samples(t: Any, y: Tensor) -> Times | None:
     try:
         given = t if isinstance(t, Tensor) else torch.as_tensor(t, dtype=torch.float64)
     except (TypeError, ValueError, RuntimeError):
+        if isinstance(t, (list, tuple)) and t and all(isinstance(row, (list, tuple)) or getattr(row, "ndim", 0) == 1 for row in t):
+            raise ValueError(
+                "the rows of t must be numbers, as many in each: end the shorter with nan, or give "
+                "torch.nn.utils.rnn.pad_sequence(rows, True, float('nan')) of tensors"
+            ) from None
         return None
     if given.ndim != 2 or y.ndim == 0:
         return None

@@ -372,3 +372,13 @@ def test_what_jumps_has_no_derivative_and_says_so(family: str) -> None:
         dynamics(0.3, theta)
     with pytest.raises(ValueError, match=f"length=1.0 of this {type(dynamics).__name__} does not reach the time 1.5"):
         dynamics.flow(theta, [1.5])
+
+
+def test_ends_of_groups_may_be_any_sequence_of_times() -> None:
+    for ends in ((0.25, 0.5), [0.25, 0.5], torch.tensor([0.25, 0.5])):
+        groups = DepthGroups(Galerkin("linear", 2), ends)
+        assert groups.starts == (0.0, 0.25, 0.5) and len(groups.groups) == 3
+    wrong: list[Any] = [0.5, torch.tensor(0.5), "half"]
+    for ends in wrong:
+        with pytest.raises(TypeError, match="ends must be a sequence of times"):
+            DepthGroups(Galerkin("linear", 2), ends)

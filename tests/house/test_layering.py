@@ -87,7 +87,7 @@ ALLOWED = {
 }
 
 PARTS = {  # besides the public names
-    "pde": ("anodev2.tables", "anodev2.torch_private"),
+    "pde": ("anodev2.signature", "anodev2.tables", "anodev2.torch_private"),
     "models": ("anodev2.pde",),
     "examples": ("anodev2.pde", "anodev2.models", "anodev2.diagnose", "anodev2.testing"),
 }

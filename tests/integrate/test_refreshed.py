@@ -6,6 +6,8 @@ import copy
 import gc
 import threading
 import weakref
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pytest
@@ -175,3 +177,65 @@ REFUSED: list[tuple[Any, str]] = [
 def test_what_cannot_take_recorded_steps_is_refused(call: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@dataclass
+class Two:
+    """Equal to any of its kind with the same speed, and without a hash; of one object, two methods."""
+
+    speed: float = 1.0
+
+    def slow(self, t: Tensor, y: Tensor) -> Tensor:
+        return -y * self.speed
+
+    def fast(self, t: Tensor, y: Tensor) -> Tensor:
+        return 50 * torch.cos(50 * t) - y * self.speed
+
+
+class Same:
+    """Whatever its speed, equal to any other."""
+
+    def __init__(self, speed: float) -> None:
+        self.speed = speed
+
+    def __call__(self, t: Tensor, y: Tensor) -> Tensor:
+        return self.speed * torch.cos(self.speed * t) - y
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Same)
+
+    def __hash__(self) -> int:
+        return 1
+
+
+def scaled(speed: float, t: Tensor, y: Tensor) -> Tensor:
+    return Same(speed)(t, y)
+
+
+TWO = Two()
+PAIRS = {
+    "methods": (TWO.slow, TWO.fast),
+    "partials": (partial(scaled, 1.0), partial(scaled, 50.0)),
+    "equal": (Same(1.0), Same(50.0)),
+}
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+def test_no_two_funcs_share_a_grid(pair: str) -> None:
+    """However alike they are; each keeps its own."""
+    own = [steps(f, start(), None) for f in PAIRS[pair]]
+    assert [steps(f, start()) for f in PAIRS[pair] * 2] == own * 2 and own[0] != own[1]
+    others = [steps(f, start(), Control(refresh=3), t=(0.0, 0.5)) for f in PAIRS[pair]]
+    assert others[0] != others[1]
+    assert len({id(refreshed._KEPT[refreshed._holder(f)[0]]) for f in PAIRS[pair]}) == 1 + (pair != "methods")
+
+
+def test_what_takes_no_weak_reference_is_refused() -> None:
+    class Slots:
+        __slots__ = ()
+
+        def __call__(self, t: Tensor, y: Tensor) -> Tensor:
+            return -y
+
+    with pytest.raises(TypeError, match="__weakref__"):
+        steps(Slots(), start())

@@ -75,6 +75,9 @@ def test_a_pulse_holds_its_height_times_its_width() -> None:
         (lambda g: space_time(g, [0.0], torch.zeros(1, 2, 16)), "one field"),
         (lambda g: animate(g, [0.0], torch.zeros(1, 16), seconds=0.0), "seconds=0.0 must be positive"),
         (lambda g: plot(g, torch.zeros(15)), "15 points in its last axis, the grid 16"),
+        (lambda g: plot(g, torch.zeros(3, 16), labels=["a", "b"]), "2 labels do not match 3 fields"),
+        (lambda g: animate(g, [], torch.zeros(0, 16)), "no time to draw"),
+        (lambda g: space_time(g, [], torch.zeros(0, 16)), "no time to draw"),
     ],
 )
 def test_what_cannot_be_drawn_is_told(make: Callable[[Grid1D], Any], message: str) -> None:
@@ -101,3 +104,38 @@ def test_pictures_show_the_numbers_that_they_were_given(tmp_path: Path) -> None:
     assert own is axes.figure and len(axes.lines) == 1
     for name in ("plot.png", "space_time.png", "film.gif"):
         assert 1000 < (tmp_path / name).stat().st_size < 200_000
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda g: random_fourier(g, 3), r"shape=3 must be a tuple, \(3,\)"),  # pyright: ignore[reportArgumentType]
+        (lambda g: random_fourier(g, modes=2.5), "modes=2.5 must be a whole number"),  # pyright: ignore[reportArgumentType]
+        (lambda g: random_fronts(g, fronts=2.5), "fronts=2.5 must be a whole number"),  # pyright: ignore[reportArgumentType]
+        (lambda g: random_pulses(g, pulses=2.5), "pulses=2.5 must be a whole number"),  # pyright: ignore[reportArgumentType]
+    ],
+)
+def test_counts_and_shapes_of_another_kind_are_told(make: Callable[[Grid1D], Any], message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        make(Grid1D(16))
+
+
+def test_a_field_that_has_blown_up_is_drawn_as_far_as_it_is_finite(tmp_path: Path) -> None:
+    grid, u = Grid1D(16), random_fourier(Grid1D(16), (3,), like=DOUBLE)
+    last = u[:2].abs().max().item()
+    for bad in (math.nan, math.inf):
+        u[2] = bad
+        axes = space_time(grid, [0.0, 0.5, 2.0], u, path=tmp_path / "space_time.png").axes[0]
+        assert axes.collections[0].get_clim() == (-last, last)
+        film = animate(grid, [0.0, 0.5, 2.0], u, path=tmp_path / "film.gif", seconds=0.3)
+        low, high = film._fig.axes[0].get_ylim()
+        assert low < u[:2].min() and high > u[:2].max() and high - low < 3 * last
+        animate(grid, [0.0], torch.full((1, 16), bad), path=tmp_path / "film.gif")
+
+
+def test_a_film_without_ffmpeg_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from matplotlib.animation import writers
+
+    monkeypatch.setattr(writers, "is_available", lambda name: False)
+    with pytest.raises(ValueError, match=r"needs ffmpeg, which is not installed; write a \.gif"):
+        animate(Grid1D(16), [0.0], torch.zeros(1, 16), path=tmp_path / "film.mp4")

@@ -151,6 +151,17 @@ def test_however_f_asks_on_which_side_it_is(choose: Any, before: Any, breaks: tu
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("rising", [True, False])
+def test_a_staircase(rising: bool, dtype: torch.dtype) -> None:
+    """Each stair is seen whole, though i / n is rounded, and n t again."""
+    for n in (3, 6, 10, 11, 12, 25, 29, 49, 60):
+        stairs = lambda t, y, n=n: torch.floor(n * t).to(y.dtype) + 0 * y
+        t, breaks = ([0.0, 1.0] if rising else [1.0, 0.0]), [i / n for i in range(n + 1)]
+        y = odeint(stairs, torch.zeros(1, dtype=dtype), t, method="rk4", steps=1, breaks=breaks)[-1]
+        assert abs(y.item() - (n - 1) / 2 * (1 if rising else -1)) < n * n * torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_break_at_zero(dtype: torch.dtype) -> None:
     """It has no neighbours of its own size, and a GPU none at all."""
     rate = lambda t, y: torch.where(t < 0, 1.0, 3.0).to(y.dtype) + 0 * y
@@ -271,6 +282,23 @@ def test_dense_output_has_both_sides(method: str) -> None:
         assert abs(found.rate(time + 1e-9)[0] - after) < 1e-3
 
 
+@pytest.mark.parametrize("method", ["rk4", "euler", "dopri5", "rodas5p", "auto"])
+@pytest.mark.parametrize("adjoint", ["checkpoint", "direct"])
+def test_dense_output_changes_nothing_of_a_moving_break_at_an_output_time(method: str, adjoint: str) -> None:
+    """y' = -y, and 2 more from b on: dy(1)/db = -2 exp(b - 1), and none of the output before."""
+    options: dict[str, Any] = {"steps": 60} if method in ("rk4", "euler") else {"rtol": 1e-9, "atol": 1e-9}
+    found = []
+    for dense in (False, True):
+        at = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
+        rate = lambda t, y: torch.where(t < 0.5, 1.0, 3.0) - y
+        run = solve(rate, vector(0.0), [0.0, 0.5, 1.0], breaks=[at], method=method, adjoint=adjoint, dense=dense, **options)
+        found.append((run.ys.detach(), *torch.autograd.grad(run.ys[1], at, retain_graph=True), *torch.autograd.grad(run.ys[2], at)))
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one, other)
+    tolerance = 2e-2 if method == "euler" else 1e-6
+    assert abs(found[1][1]) < tolerance and abs(found[1][2] + 2 * math.exp(-0.5)) < tolerance
+
+
 @pytest.mark.parametrize("options", [{"method": "rk4", "steps": 200}, {"method": "dopri5", "rtol": 1e-10, "atol": 1e-10}])
 def test_a_ball_whose_gravity_jumps(options: dict[str, Any]) -> None:
     """Dropped from 1 under g = 2, it lands at 1 with speed 2; gravity is 4 from t = 1.5 on, between two bounces."""
@@ -284,6 +312,28 @@ def test_a_ball_whose_gravity_jumps(options: dict[str, Any]) -> None:
     landed = lambda b: b + ((2 - 2 * b + 1) + math.sqrt((3 - 2 * b) ** 2 + 8 * ((b - 1) - (b - 1) ** 2))) / 4
     (got,) = torch.autograd.grad(found.t_events[0][1], break_at)
     assert abs(got - (landed(1.5 + h) - landed(1.5 - h)) / (2 * h)) < 1e-6
+
+
+ON_THE_WAY: list[dict[str, Any]] = [
+    {"method": "rk4", "steps": 5},
+    {"method": "dopri5"},
+    {"method": "dopri5", "hit": "exact"},
+    {"method": "rk4", "grid": [0.0, 0.2, 0.5, 1.0]},
+]
+
+
+@pytest.mark.parametrize("options", ON_THE_WAY, ids=str)
+def test_an_effect_at_a_break_or_an_output_time_with_a_gradient(options: dict[str, Any]) -> None:
+    """There is a derivative only where both move together, y(1) = b + 1 + 3 (1 - b): that of the event's time. Else it is refused."""
+    both = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
+    rate = lambda t, y: torch.where(t < 0.5, 1.0, 3.0) + 0 * y
+    event = Event(lambda t, y: t - both, effect=lambda t, y: y + 1)
+    run = lambda t, breaks: solve(rate, torch.zeros(1, dtype=torch.float64), t, event=event, breaks=breaks, **options).ys[-1].sum()
+    (gradient,) = torch.autograd.grad(run([0.0, 1.0], [both.detach()]), both)
+    torch.testing.assert_close(gradient, torch.tensor(-2.0, dtype=torch.float64), rtol=1e-12, atol=0)
+    for t, breaks in (([0.0, 1.0], [both]), ([0.0, both, 1.0], None), ([0.0, both, 1.0], [0.5])):
+        with pytest.raises(ValueError, match="detach that time"):
+            run(t, breaks)
 
 
 @pytest.mark.parametrize(

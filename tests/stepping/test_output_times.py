@@ -10,6 +10,7 @@ import pytest
 import torch
 from scipy.integrate import solve_ivp
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.utils._pytree import tree_leaves
 
 from anodev2 import METHODS, CheckpointAdjoint, Tableau, odeint, solve
@@ -254,3 +255,34 @@ def test_a_solve_that_ends_early_has_the_output_times_that_it_reached() -> None:
     assert not found.status.ok and found.ts.tolist() == pytest.approx([0.1 * i for i in range(11)])
     assert found.ys[:10, 0].tolist() == pytest.approx([1 / (1 - 0.1 * i) for i in range(10)], rel=1e-5)
     assert math.isfinite(found.ys.sum().item()) and len(tree_leaves(found.ys)) == 1
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script:FutureWarning")
+@pytest.mark.parametrize("what", ["t", "stacked", "breaks", "grid"])
+@pytest.mark.parametrize("how", ["jacfwd", "jvp", "dual"])
+def test_forward_mode_has_no_derivative_of_times(what: str, how: str) -> None:
+    """It is refused; reverse mode has it, and so has forward over reverse."""
+    y0, rate = torch.zeros(1, dtype=torch.float64), lambda t, y: torch.cos(t) + 0 * y
+
+    def run(time: Tensor) -> Tensor:
+        t = {"t": [0.0, time, 1.0], "stacked": torch.stack([torch.zeros_like(time), time])}.get(what, [0.0, 1.0])
+        more: dict[str, Any] = (
+            {"grid": [0.0, time, 1.0]} if what == "grid" else {"steps": 2, "breaks": [time] if what == "breaks" else None}
+        )
+        return odeint(rate, y0, t, method="rk4", adjoint="direct", **more)[1].sum()
+
+    def dual(time: Tensor) -> None:
+        with forward_ad.dual_level():
+            run(forward_ad.make_dual(time, torch.ones_like(time)))
+
+    at = torch.tensor(0.5, dtype=torch.float64)
+    ways: dict[str, Any] = {
+        "jacfwd": lambda: torch.func.jacfwd(run)(at),
+        "jvp": lambda: torch.func.jvp(run, (at,), (at,)),
+        "dual": lambda: dual(at),
+    }
+    with pytest.raises(ValueError, match=r"no derivative in forward mode.*reverse"):
+        ways[how]()
+    if what in ("t", "stacked"):
+        torch.testing.assert_close(torch.func.jacrev(run)(at), at.cos(), rtol=1e-3, atol=0)
+        torch.testing.assert_close(torch.func.hessian(run)(at), -at.sin(), rtol=5e-2, atol=0)

@@ -97,3 +97,40 @@ def test_times_that_cannot_be_are_refused(t: Any, message: str) -> None:
         odeint(field, torch.ones(2, 2), t, method="dopri5", per_sample=True)
     with pytest.raises((ValueError, TypeError), match=r"one-dimensional|sequence of times"):
         odeint(field, torch.ones(2, 2), [t, t], method="dopri5")
+
+
+def test_a_clock_of_one_sample_is_nothing_to_the_others() -> None:
+    """A sample that needs short steps passes beside one whose times are seconds since 1970."""
+    y0, rate = torch.ones(2, 1, dtype=torch.float64), torch.tensor([[1e4], [1.0]], dtype=torch.float64)
+    t = torch.tensor([[0.0, 1e-3], [1.7e12, 1.7e12 + 1]], dtype=torch.float64)
+    y = odeint(lambda t, y: -rate * y, y0, t, method="dopri5", per_sample=True, rtol=1e-8, atol=1e-10)[-1]
+    torch.testing.assert_close(y.flatten(), torch.tensor([-10.0, -1.0], dtype=torch.float64).exp(), rtol=1e-6, atol=1e-9)
+
+
+def test_what_is_saved_of_samples_with_times_of_their_own() -> None:
+    """A function of time gets it as func does; complex states that are missing are nan in both parts; times are (k, batch)."""
+    y0, t = torch.ones(2, 2, dtype=torch.complex128), torch.tensor([[0.0, 1.0, 3.0], [0.0, 2.0, NAN]], dtype=torch.float64)
+    run = lambda save: solve(lambda t, y: 1j * y, y0, t, method="dopri5", per_sample=True, rtol=1e-9, atol=1e-9, save=save)
+    found = run("times")
+    saved = run(lambda t, y: y * torch.exp(-1j * t)).ys
+    there = ~t.T.isnan()
+    torch.testing.assert_close(saved[there], torch.ones(5, 2, dtype=torch.complex128), rtol=1e-6, atol=1e-6)
+    assert found.ys.dtype == torch.complex128 and found.ys[~there].real.isnan().all() and found.ys[~there].imag.isnan().all()
+    steps = run("steps")
+    assert steps.ts.shape == steps.ys.shape[:2] and found.ts.shape == (3, 2)
+
+
+@pytest.mark.parametrize(
+    ("t", "options", "words"),
+    [
+        (RISING, {"method": "rk4"}, "about error control"),
+        (RISING, {"method": "dopri5", "steps": 3}, "about error control"),
+        (RISING, {"method": "dopri5", "grid": [0.0, 1.0]}, "about error control"),
+        (RISING, {"method": "dopri5", "adjoint": "backsolve"}, "take another adjoint"),
+        ([[0.0, 1.0, 2.0], [0.0, 2.0], [0.0, 1.0], [0.0, 1.0]], {"method": "dopri5"}, "end the shorter with nan"),
+        ([torch.arange(2.0), torch.arange(3.0), torch.arange(2.0), torch.arange(2.0)], {"method": "dopri5"}, "pad_sequence"),
+    ],
+)
+def test_a_mistake_is_told_with_its_cure(t: Any, options: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        odeint(field, start(), t, per_sample=True, **options)
