@@ -76,7 +76,7 @@ def test_what_surrounds_one_time() -> None:
 
 
 def test_a_copy_that_would_have_a_derivative_of_its_own_is_refused() -> None:
-    end = torch.tensor(1.0, dtype=torch.float64, requires_grad=True)
+    end: Any = torch.tensor(1.0, dtype=torch.float64, requires_grad=True)
     with pytest.raises(ValueError, match=r"t repeats a time that requires grad, \(0.0, 1.0, 1.0\): give it once, and index"):
         odeint(field, start(), [0.0, end, end], steps=2)
     with pytest.raises(ValueError, match="strictly rising"):
