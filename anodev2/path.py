@@ -85,16 +85,12 @@ class Path:
 
     def within(self, fraction: float) -> tuple[Tensor, Tensor]:
         """x and dx/dt at a fraction of every interval between two knots, (batch, length - 1, *shape) both."""
-        pieces = self._pieces()
-        c = self.times.new_tensor(fraction).reshape(1, 1)
-        return _value(self.kind, _like(c, pieces[0]), *pieces), _rate(self.kind, _like(c, pieces[0]), *pieces)
-
-    def _pieces(self) -> tuple[Tensor, ...]:
-        """Of all intervals x_n, D, s, and how long they are in units that divide."""
-        after, gaps = self.values.diff(dim=1), self.gaps
-        previous = torch.cat([gaps[:, :1], gaps[:, :-1]], 1)
-        before = torch.cat([after[:, :1], after[:, :-1]], 1) / _like(_safe(previous), after)
-        return self.values[:, :-1], after, before * _like(gaps, after), _like(_safe(gaps), after)
+        values, times = self.values, self.times
+        before = [torch.cat([knots[:, :1], knots[:, :-2]], 1) for knots in (values, times)]
+        first = torch.arange(len(self) - 1, device=times.device)[None] == 0
+        pieces = _pieces(first, *before, values[:, :-1], times[:, :-1], values[:, 1:], times[:, 1:])
+        c = times.new_tensor(fraction).reshape(1, 1)
+        return _value(self.kind, _like(c, values), *pieces), _rate(self.kind, _like(c, values), *pieces)
 
     def _at(self, t: Any, what: Callable[..., Tensor], alone: Tensor) -> Tensor:
         batch, last = len(self.values), len(self) - 2
@@ -107,10 +103,12 @@ class Path:
         place = (torch.searchsorted(times.detach().contiguous(), t.detach().contiguous(), right=True) - 1).clamp(0, last)
         if self.lengths is not None:
             place = place.minimum((self.lengths[:, None] - 2).clamp_min(0))
-        c = ((t - times.gather(1, place)) / _safe(self.gaps.expand(batch, -1).gather(1, place))).clamp(0, 1)
         rows = torch.arange(batch, device=place.device)[:, None]
-        pieces = [part.expand(batch, *part.shape[1:])[rows, place] for part in self._pieces()]
-        found, end = what(self.kind, _like(c, pieces[0]), *pieces), times[:, -1:]
+        knots = [(self.values[rows, at], times.gather(1, at)) for at in ((place - 1).clamp_min(0), place, place + 1)]
+        start, end = knots[1][1], times[:, -1:]
+        c = ((t - start) / _safe(knots[2][1] - start)).clamp(0, 1)
+        pieces = _pieces(place == 0, *knots[0], *knots[1], *knots[2])
+        found = what(self.kind, _like(c, self.values), *pieces)
         if what is _rate:
             return torch.where(_like((times[:, :1] <= t) & (t <= end), found), found, 0)[:, 0]
         return torch.where(_like(t >= end, found), self.values[:, -1:], found)[:, 0]
@@ -118,6 +116,13 @@ class Path:
     def __repr__(self) -> str:
         batch, length, *shape = self.values.shape
         return f"Path({self.kind!r}, {batch} samples, {length} knots, values of shape {tuple(shape)})"
+
+
+def _pieces(first: Tensor, x0: Tensor, t0: Tensor, x1: Tensor, t1: Tensor, x2: Tensor, t2: Tensor) -> tuple[Tensor, ...]:
+    """Of intervals from x1 to x2, x0 the knot before: x_n, D, s, and how long they are in units that divide."""
+    after, gap = x2 - x1, t2 - t1
+    before = (x1 - x0) * _like(gap, x1) / _like(_safe(t1 - t0), x1)
+    return x1, after, torch.where(_like(first, x1), after, before), _like(_safe(gap), x1)
 
 
 def _value(kind: str, c: Tensor, value: Tensor, after: Tensor, step: Tensor, span: Tensor) -> Tensor:

@@ -331,17 +331,7 @@ def problem_of(
         raise ValueError("func takes the number of the step, which error control does not know beforehand; give steps or a grid")
     problem = Problem(field, chosen, stepping, save)
     check_one_method(chosen, isinstance(stepping, Adaptive), per_sample)
-    if per_sample:
-        if not isinstance(stepping, Adaptive) and len(stepping.times) > 1:
-            raise ValueError(NO_GRID)
-        if isinstance(stepping, Adaptive) and stepping.control.refresh is not None:
-            raise ValueError("per_sample=True finds steps of its own for each sample in every call; leave Control(refresh=...) out")
-        found = find_grid(problem, leaves, args, max_steps) if isinstance(stepping, Adaptive) else stepping
-        if throw and found.status is not None:
-            raise SolveError(found.status)
-        problem = replace(problem, stepping=found)
-    elif isinstance(stepping, Adaptive) and stepping.control.refresh is not None:
-        problem = replace(problem, stepping=refreshed(problem, leaves, args, max_steps))
+    problem = replace(problem, stepping=found_steps(problem, leaves, args, per_sample, max_steps, throw))
     if chosen.splits:
         check_splits(func, chosen, structure)
     if isinstance(chosen, Leapfrog):
@@ -349,6 +339,26 @@ def problem_of(
     if grid is None and isinstance(stepping, Grid):
         warn_of_instability(func, chosen, stepping, leaves)
     return *problem.prepared(leaves, args), leaves
+
+
+def found_steps(
+    problem: Problem, leaves: Leaves, args: tuple[Any, ...], per_sample: bool, max_steps: int | None, throw: bool
+) -> Grid | Adaptive:
+    """The grid, where the steps are found before they are taken: for each sample, or for several calls; else what there is."""
+    stepping = problem.stepping
+    recorded = isinstance(stepping, Adaptive) and stepping.control.refresh is not None
+    if not per_sample:
+        return refreshed(problem, leaves, args, max_steps) if recorded else stepping
+    if recorded:
+        raise ValueError("per_sample=True finds steps of its own for each sample in every call; leave Control(refresh=...) out")
+    if not isinstance(stepping, Adaptive):
+        if len(stepping.times) > 1:
+            raise ValueError(NO_GRID)
+        return stepping
+    found = find_grid(problem, leaves, args, max_steps)
+    if throw and found.status is not None:
+        raise SolveError(found.status)
+    return found
 
 
 def check_separable(problem: Problem, y0: Leaves, args: tuple[Any, ...]) -> None:

@@ -42,11 +42,11 @@ def stepping_of(
     if grids["grid"] is not None:
         if len(given) > 1:
             raise ValueError(f"give either grid or {given[0]}, not both")
-        return given_grid(t, grids["grid"], between, *found)
+        return given_grid(whole, grids["grid"], between, *found)
     if controlled and not given:
         times = whole
         stops = (times[0], times[-1]) if between else None
         return Adaptive(times, *tolerances(control[0], control[1], structure, leaves), control[2] or Control(), stops, *found)
     if isinstance(method, Map) and not given:
-        return unit_grid(t)
-    return uniform_grid(t, grids["steps"], grids["step_size"], *found)
+        return unit_grid(whole)
+    return uniform_grid(whole, grids["steps"], grids["step_size"], *found)

@@ -1,14 +1,17 @@
-"""What train_cifar.py can be told, where each option acts, and the network that it makes."""
+"""What train_cifar.py can be told, where each option acts, and the network and optimizer that they make."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import torch
 import tyro
-from torch import nn
+from torch import Tensor, nn
 
+from anodev2 import ReactionDiffusionAdvection
 from anodev2.models import made_from
 from image_classes import KNOWN
 from images import DOWNLOADED
@@ -157,3 +160,24 @@ def dynamics_of(config: Config) -> dict[str, Any]:
     if config.dynamics == "static":
         return {"class": "Static"}
     return {"class": "Galerkin", "basis": config.dynamics, "size": config.basis_size}
+
+
+def sgd(config: Config, parameters: Mapping[str, Tensor]) -> torch.optim.Optimizer:
+    dynamics = [p for name, p in parameters.items() if ".dynamics." in name]
+    rest = [p for name, p in parameters.items() if ".dynamics." not in name]
+    groups = [{"params": rest}, {"params": dynamics, "weight_decay": 0.0}]
+    return torch.optim.SGD(groups, config.lr, config.momentum, weight_decay=config.weight_decay, fused=True)
+
+
+def make_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
+    optimizer = sgd(config, dict(model.named_parameters()))
+    for moving in (module for module in model.modules() if isinstance(module, ReactionDiffusionAdvection)):
+        optimizer.register_step_post_hook(moving.project)
+    return optimizer
+
+
+def make_scheduler(config: Config, optimizer: torch.optim.Optimizer, batches: int) -> torch.optim.lr_scheduler.LRScheduler:
+    total = config.epochs * batches
+    if config.schedule == "paper":
+        return torch.optim.lr_scheduler.MultiStepLR(optimizer, [total * 3 // 7, total * 5 // 7])
+    return torch.optim.lr_scheduler.OneCycleLR(optimizer, config.lr, total_steps=max(total, 2), cycle_momentum=False)

@@ -14,7 +14,8 @@ from torch.func import functional_call
 from cuda_graph import Replayed
 from images import Draws, augment
 from ranks import peak_memory
-from training import Training, dealt, means, one_pass, sgd
+from settings import sgd
+from training import Training, dealt, means, one_pass
 
 
 def train_stacked(runs: Sequence[Training]) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import anodev2
-from anodev2 import CoupledODEBlock, ReactionDiffusionAdvection
+from anodev2 import CoupledODEBlock
 from anodev2.models.saved import weights_file
 from average import Average
 from cuda_graph import Replayed
@@ -37,7 +37,7 @@ from runs import (
     write_json,
     write_tensorboard,
 )
-from settings import Config, make_model, network_of
+from settings import Config, make_model, make_optimizer, make_scheduler, network_of
 
 
 class Training:
@@ -275,27 +275,6 @@ def lay_out(model: nn.Module) -> None:
     for tensor in (*model.parameters(), *model.buffers()):
         if tensor.ndim == 4:
             tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
-
-
-def sgd(config: Config, parameters: Mapping[str, Tensor]) -> torch.optim.Optimizer:
-    dynamics = [p for name, p in parameters.items() if ".dynamics." in name]
-    rest = [p for name, p in parameters.items() if ".dynamics." not in name]
-    groups = [{"params": rest}, {"params": dynamics, "weight_decay": 0.0}]
-    return torch.optim.SGD(groups, config.lr, config.momentum, weight_decay=config.weight_decay, fused=True)
-
-
-def make_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
-    optimizer = sgd(config, dict(model.named_parameters()))
-    for moving in (module for module in model.modules() if isinstance(module, ReactionDiffusionAdvection)):
-        optimizer.register_step_post_hook(moving.project)
-    return optimizer
-
-
-def make_scheduler(config: Config, optimizer: torch.optim.Optimizer, batches: int) -> torch.optim.lr_scheduler.LRScheduler:
-    total = config.epochs * batches
-    if config.schedule == "paper":
-        return torch.optim.lr_scheduler.MultiStepLR(optimizer, [total * 3 // 7, total * 5 // 7])
-    return torch.optim.lr_scheduler.OneCycleLR(optimizer, config.lr, total_steps=max(total, 2), cycle_momentum=False)
 
 
 def train_epoch(training: Training) -> tuple[float, float]:

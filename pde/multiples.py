@@ -3,34 +3,34 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from .equation import FieldEquation
-
 
 class Multiples:
-    """Multiplication by numbers, of equations that are sums of terms."""
+    """Multiplication by numbers, of equations that are sums of terms, or tell their multiples by ``_times``."""
 
-    def __mul__(self: Any, factor: Any) -> FieldEquation:
-        from .equation import Sum
-        from .scaled import Scaled
-
+    def __mul__(self, factor: Any) -> Any:
         if isinstance(factor, Tensor):
             raise TypeError(f"an equation is multiplied by numbers, got a tensor of shape {tuple(factor.shape)}; multiply its coefficient")
         if not isinstance(factor, int | float):
             return NotImplemented
         if not math.isfinite(factor):
             raise ValueError(f"the factor {factor} of an equation must be finite")
+        return self._times(factor)
+
+    def _times(self: Any, factor: float) -> Any:
+        from .equation import Sum
+        from .scaled import Scaled
+
         return Sum(*(Scaled(term, factor) for term in self.terms()))
 
-    def __rmul__(self, factor: Any) -> FieldEquation:
+    def __rmul__(self, factor: Any) -> Any:
         return self * factor
 
-    def __neg__(self) -> FieldEquation:
+    def __neg__(self) -> Any:
         return self * -1.0
 
-    def __sub__(self: Any, other: Any) -> FieldEquation:
+    def __sub__(self: Any, other: Any) -> Any:
         return self + -other if isinstance(other, Multiples) else NotImplemented

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from anodev2 import LinearOperator, stability_function
 
+from .blocks import Blocks
 from .closed_form import elapsed
 from .coefficient import given_tensors
 from .equation import FieldEquation
 from .stability import some_modes
-from .system import System
+from .system import System, check_reaction
 
 
 class Plane(nn.Module):
@@ -183,13 +184,7 @@ class Plane(nn.Module):
         x, y = self.along_x.grid.points(fields[0]), self.along_y.grid.points(fields[0])[:, None]
         found = self.reaction(t, x, y, *fields)
         found = found if self.several else (found,)
-        if not isinstance(found, tuple | list) or len(found) != len(fields):
-            raise ValueError(
-                f"reaction must return a tuple of {len(fields)} tensors, for {', '.join(self.names)}; got {type(found).__name__}"
-            )
-        for name, f in zip(self.names, found, strict=True):
-            if not isinstance(f, Tensor | int | float):
-                raise TypeError(f"reaction must return tensors or numbers, got {type(f).__name__} for {name}; give 0.0 for nothing")
+        check_reaction(found, self.names)
         return [torch.as_tensor(f, dtype=u.dtype, device=u.device) for f, u in zip(found, fields, strict=True)]
 
     def _formed(self, fields: Sequence[Tensor], state: Any) -> Any:
@@ -224,28 +219,15 @@ class PlaneModes(LinearOperator):
         return torch.fft.irfft2(v, s=self.shape)
 
 
-class PlaneBlocks(PlaneModes):
+class PlaneBlocks(Blocks):
     """The same of several fields, the symbol a matrix per mode."""
 
     def __init__(self, symbol: Callable[[], Tensor], shape: tuple[int, int]) -> None:
-        super().__init__(symbol, shape)
-        self.dense = LinearOperator.of(symbol)
+        super().__init__(symbol, shape, None, False)
+        self.modes = PlaneModes(symbol, shape)
 
     def forward(self, u: Tensor) -> Tensor:
-        return super().forward(u).movedim(-3, -1) if u.numel() else torch.complex(u, u)
+        return self.modes.forward(u).movedim(-3, -1) if u.numel() else torch.complex(u, u)
 
     def inverse(self, v: Tensor) -> Tensor:
-        return super().inverse(v.movedim(-1, -3))
-
-    def apply(self, table: Any, v: Tensor) -> Tensor:
-        return self.dense.apply(table, v)
-
-    def resolvent(self, scale: Any) -> Any:
-        return self.dense.resolvent(scale)
-
-    def phi(self, scale: Any, count: int) -> list[Tensor]:
-        return self.dense.phi(scale, count)
-
-    def preconditioner(self, scale: float, transposed: bool = False) -> Callable[[Tensor], Tensor]:
-        act = self.dense.preconditioner(scale, transposed)
-        return lambda u: self.inverse(act(self.forward(u)))
+        return self.modes.inverse(v.movedim(-1, -3))

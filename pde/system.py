@@ -16,6 +16,7 @@ from .blocks import ModeBlocks, Pair, PointBlocks, along_fields, matrix_of
 from .closed_form import dense_flow, elapsed
 from .equation import NEAR, Equation, FieldEquation
 from .grid import Grid1D
+from .multiples import Multiples
 from .numbers import as_tensor, present
 from .system_stability import coupled_limit
 
@@ -23,7 +24,7 @@ Row = FieldEquation | Mapping[str, FieldEquation] | None
 Fields = tuple[Tensor, ...]
 
 
-class System(Equation):
+class System(Multiples, Equation):
     """du_i/dt = sum_j A_ij u_j + f_i(t, x, u_1, u_2, ...): several fields, A_ij an equation of one field, a sum of terms.
 
     ``System({"u": Diffusion(grid, 0.1), "v": {"u": Reaction(grid, 1.0)}})`` is du/dt = 0.1 d2u/dx2, dv/dt = u. The state is a tensor
@@ -211,24 +212,9 @@ class System(Equation):
             return self
         return self + other if hasattr(other, "system") else NotImplemented
 
-    def __mul__(self, factor: Any) -> System:
-        if isinstance(factor, Tensor):
-            raise TypeError(f"a system is multiplied by numbers, got a tensor of shape {tuple(factor.shape)}; multiply its coefficients")
-        if not isinstance(factor, int | float):
-            return NotImplemented
-        if not math.isfinite(factor):
-            raise ValueError(f"the factor {factor} of a system must be finite")
+    def _times(self, factor: float) -> System:
         pairs = {pair: equation * factor for pair, equation in self._each().items()}
         return self._made(pairs, [Pointwise(own.function, factor * own.factor) for own in self.reactions])  # pyright: ignore
-
-    def __rmul__(self, factor: Any) -> System:
-        return self * factor
-
-    def __neg__(self) -> System:
-        return self * -1.0
-
-    def __sub__(self, other: Any) -> System:
-        return self + -other if hasattr(other, "system") or isinstance(other, FieldEquation) else NotImplemented
 
     def extra_repr(self) -> str:
         return ", ".join([f"n={self.grid.n}", f"length={self.grid.length:g}", f"fields={', '.join(self.names)}"])
@@ -254,13 +240,8 @@ class System(Equation):
             total[i] = slope if total[i] is None else total[i] + slope
         for reaction in self.reactions if react else ():
             found = reaction(t, self.grid.points(fields[0]), *fields)
-            if not isinstance(found, tuple | list) or len(found) != self.components:
-                what = f"{len(found)}" if isinstance(found, tuple | list) else type(found).__name__
-                raise ValueError(f"reaction must return a tuple of {self.components} tensors, for {', '.join(self.names)}; got {what}")
+            check_reaction(found, self.names)
             for i, slope in enumerate(found):
-                if not isinstance(slope, Tensor | int | float):
-                    what = f"{type(slope).__name__} for {self.names[i]}"
-                    raise TypeError(f"reaction must return tensors or numbers, got {what}; give 0.0 for nothing")
                 if isinstance(slope, Tensor) or slope != 0:
                     total[i] = (torch.zeros_like(fields[i]) if total[i] is None else total[i]) + slope
         return total
@@ -343,6 +324,16 @@ class Pointwise(nn.Module):
         if self.factor == 1 or not isinstance(found, tuple | list):
             return found
         return tuple(slope if slope is None else self.factor * slope for slope in found)
+
+
+def check_reaction(found: Any, names: Sequence[str]) -> None:
+    """ValueError or TypeError for what is no tuple of slopes, one for each field."""
+    if not isinstance(found, tuple | list) or len(found) != len(names):
+        what = f"{len(found)}" if isinstance(found, tuple | list) else type(found).__name__
+        raise ValueError(f"reaction must return a tuple of {len(names)} tensors, for {', '.join(names)}; got {what}")
+    for name, slope in zip(names, found, strict=True):
+        if not isinstance(slope, Tensor | int | float):
+            raise TypeError(f"reaction must return tensors or numbers, got {type(slope).__name__} for {name}; give 0.0 for nothing")
 
 
 def _idle(equation: FieldEquation) -> bool:

@@ -16,6 +16,7 @@ from .coefficient import Coefficient, attach, evaluate, extremes, is_constant, o
 from .conditions import without_field_data
 from .equation import Equation
 from .grid import Grid1D
+from .multiples import Multiples
 from .numbers import as_tensor, present
 from .second_order import Absorbed, SecondOrder, Spreading
 from .stability import few, remembered, some_modes, told_from_round_off
@@ -25,7 +26,7 @@ from .system import System
 Pair = tuple[Tensor, Tensor]
 
 
-class Wave(Equation):
+class Wave(Multiples, Equation):
     """du/dt = v, dv/dt = c^2 d2u/dx2: the state is the pair (u, v) of fields (..., n), called as (t, (u, v)).
 
     du/dt is v itself, the same tensor, as "leapfrog" likes it: symplectic, and stable for dt c / h <= 1 (central2). rk4 damps short
@@ -162,17 +163,8 @@ class Wave(Equation):
     def __radd__(self, other: Any) -> Any:
         return self if isinstance(other, int) and other == 0 else self.system() + other
 
-    def __mul__(self, factor: Any) -> System:
+    def _times(self, factor: float) -> System:
         return self.system() * factor
-
-    def __rmul__(self, factor: Any) -> System:
-        return self.system() * factor
-
-    def __neg__(self) -> System:
-        return self.system() * -1.0
-
-    def __sub__(self, other: Any) -> System:
-        return self.system() - other
 
     def _pair(self, state: Pair) -> Pair:
         if not isinstance(state, tuple | list) or len(state) != 2:

@@ -198,6 +198,18 @@ def gradients(layer: FastWeights, path: Path) -> list[Tensor]:
     return [y, *torch.autograd.grad(y.sin().sum(), [x, *layer.parameters()])]
 
 
+def check_rate(layer: FastWeights, path: Path, found: list[Tensor]) -> None:
+    """The gradient of the rule's rate among those found is that of differences."""
+    rate, ends = next(iter(layer.rule.rates.values())), []
+    with torch.no_grad():
+        for move in (1e-5, -1e-5):
+            rate += move
+            ends.append(layer(path).sin().sum().item())
+            rate -= move
+    place = 2 + [q is rate for q in layer.parameters()].index(True)
+    assert found[place].item() == pytest.approx((ends[0] - ends[1]) / 2e-5, abs=1e-7)
+
+
 @pytest.mark.parametrize(("rule", "method", "kind"), CASES)
 def test_gradients_are_those_of_plain_autograd(rule: str, method: str, kind: Any) -> None:
     layer, path = layer_of(rule, method=method), inputs(kind)
@@ -210,14 +222,7 @@ def test_gradients_are_those_of_plain_autograd(rule: str, method: str, kind: Any
         assert torch.equal(y, exact[0])
         for a, b in zip(found, exact[1:], strict=True):
             torch.testing.assert_close(a, b, rtol=0, atol=1e-13)
-    with torch.no_grad():  # and those of differences
-        p, ends = next(iter(layer.rule.rates.values())), []
-        for move in (1e-5, -1e-5):
-            p += move
-            ends.append(layer(path).sin().sum().item())
-            p -= move
-    place = 2 + [q is p for q in layer.parameters()].index(True)
-    assert exact[place].item() == pytest.approx((ends[0] - ends[1]) / 2e-5, abs=1e-7)
+    check_rate(layer, path, exact)
 
 
 @pytest.mark.slow
@@ -236,15 +241,7 @@ def test_the_way_back_evaluates_the_path_where_the_way_there_did() -> None:
     found, right = (own(inputs("cubic", irregular=False)) for own in layers)
     assert (found - right).abs().max() < 4e-3
     layer, path = layer_of(method="heun2", steps=2, adjoint=ReversibleAdjoint()), inputs("cubic")
-    grads, rate = gradients(layer, path), next(iter(layer.rule.rates.values()))
-    ends = []
-    with torch.no_grad():
-        for move in (1e-5, -1e-5):
-            rate += move
-            ends.append(layer(path).sin().sum().item())
-            rate -= move
-    place = 2 + [q is rate for q in layer.parameters()].index(True)
-    assert grads[place].item() == pytest.approx((ends[0] - ends[1]) / 2e-5, abs=1e-7)
+    check_rate(layer, path, gradients(layer, path))
 
 
 @pytest.mark.parametrize("kind", ["hold", "linear", "cubic"])

@@ -75,7 +75,7 @@ class _Search:
         self.lead = (len(self.y), *(1,) * (self.y.ndim - 1))
         self.time = self.ends[0]
         self.nodes = [self.time]
-        self.sign = -1.0 if any(bool((end < self.ends[0]).any()) for end in self.ends) else 1.0
+        self.sign = -1.0 if (torch.stack(list(self.ends)) < self.ends[0]).any() else 1.0
         self.k = (self.method.embedded_order or 0) + 1
         self.errors = [self._column(1.0), self._column(1.0)]
         self.rejected = self.failed = self._column(0.0).bool()

@@ -16,7 +16,7 @@ from weakref import ref
 
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakIdKeyDictionary
+from torch.utils.weak import WeakIdKeyDictionary, WeakIdRef
 
 from ..problem import Problem, SolveError
 from ..solvers import Leaves
@@ -93,10 +93,30 @@ def refreshed(problem: Problem, y0: Leaves, args: tuple[Any, ...], max_steps: in
 
 
 def _holder(func: Any) -> tuple[Any, Hashable]:
-    """What lasts from call to call, and which of its methods it is: an object, a partial, else as for what is compiled."""
+    """What lasts from call to call, and which of its methods it is, or what it has captured."""
     if isinstance(func, types.MethodType):
         return func.__self__, ref(func.__func__)
-    return (func if isinstance(func, partial) else owner(func)), None
+    if not isinstance(func, types.FunctionType):
+        return (func if isinstance(func, partial) else owner(func)), None
+    given = [*(func.__closure__ or ()), *(func.__defaults__ or ()), *(func.__kwdefaults__ or {}).values()]
+    return owner(func), tuple(map(_same, given))
+
+
+def _same(value: Any) -> Hashable:
+    """Equal for one number or one object, and never again for what tells nobody that it is gone."""
+    if isinstance(value, types.CellType):
+        try:
+            return _same(value.cell_contents)
+        except ValueError:  # nothing is in it yet
+            return None
+    if value is None or isinstance(value, (int, float, complex, str, bytes)):
+        return type(value), value
+    if isinstance(value, tuple):
+        return tuple(map(_same, value))
+    try:
+        return WeakIdRef(value)
+    except TypeError:
+        return object()
 
 
 def _search(problem: Problem, y0: Leaves, args: tuple[Any, ...], max_steps: int | None) -> tuple[tuple[float, ...], tuple[int, ...]] | None:

@@ -44,8 +44,9 @@ class Control:
         refresh: k: the steps are found without a graph, recorded, and taken as a grid by this call and the k - 1 that follow with the same
             func, method, times, tolerances and shapes of y0, whatever its values and those of args. So ``compile=True``, ``memory=`` and
             every adjoint for grids go with error control, whose errors are looked at in every k-th call. Gradients are those of the
-            grid taken. Kept as long as func lives, not in a state_dict; a copy of a module begins anew, functions of the same code (a
-            lambda that each call makes anew) are one, each method of an object and each ``functools.partial`` object is by itself.
+            grid taken. Kept as long as func lives, not in a state_dict; a copy of a module begins anew. A function that each call makes
+            anew is the same while it captures the same objects and equal numbers (one that captures a list, or another tensor each time,
+            looks each time: hand that over in args); each method of an object and each ``functools.partial`` object is by itself.
             None: found in every call.
 
     Raises:

@@ -63,7 +63,7 @@ def without_repeats(t: Any) -> tuple[Any, list[int] | None]:
         return t, None  # what is wrong with it is said where it is used
     places = [0, *accumulate(int(a != b) for a, b in pairwise(values))]
     if places[-1] + 1 >= len(values):
-        return t, None
+        return (times if values else t), None  # numbers, so that nobody waits for a device again
     if any(a == b and (wants_grad(times[i]) or wants_grad(times[i + 1])) for i, (a, b) in enumerate(pairwise(values))):
         raise ValueError(f"t repeats a time that requires grad, {values}: give it once, and index what comes out")
     return tuple(times[places.index(place)] for place in range(places[-1] + 1)), places
@@ -74,15 +74,16 @@ def times_of_samples(t: Any, y: Tensor) -> Times | None:
 
     Each sample's times rise or fall strictly, all in one direction, and may end early with nan.
     """
+    rows = isinstance(t, (list, tuple)) and t and all(isinstance(row, (list, tuple)) or getattr(row, "ndim", 0) == 1 for row in t)
+    if not (rows or getattr(t, "ndim", 0) == 2):
+        return None
     try:
         given = t if isinstance(t, Tensor) else torch.as_tensor(t, dtype=torch.float64)
     except (TypeError, ValueError, RuntimeError):
-        if isinstance(t, (list, tuple)) and t and all(isinstance(row, (list, tuple)) or getattr(row, "ndim", 0) == 1 for row in t):
-            raise ValueError(
-                "the rows of t must be numbers, as many in each: end the shorter with nan, or give "
-                "torch.nn.utils.rnn.pad_sequence(rows, True, float('nan')) of tensors"
-            ) from None
-        return None
+        raise ValueError(
+            "the rows of t must be numbers, as many in each: end the shorter with nan, or give "
+            "torch.nn.utils.rnn.pad_sequence(rows, True, float('nan')) of tensors"
+        ) from None
     if given.ndim != 2 or y.ndim == 0:
         return None
     if given.requires_grad or given.is_complex() or given.dtype == torch.bool:

@@ -3,28 +3,17 @@
 from __future__ import annotations
 
 import importlib.util
-import sys
 import zipfile
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
+import fast_weights
 import fast_weights_speed
 
 ROOT = Path(__file__).parents[2]
 ALL = ("hebb", "delta", "exact delta", "gradient flow", "GRU", "neural ODE", "Galerkin")
-
-
-@pytest.fixture(scope="module")
-def script() -> Any:
-    spec = importlib.util.spec_from_file_location("fast_weights_example", ROOT / "examples" / "fast_weights.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")
@@ -43,22 +32,22 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("names", [("delta", "neural ODE"), pytest.param(ALL, marks=pytest.mark.slow)], ids=len)
 def test_networks_learn_and_have_the_size_asked_for(
-    names: tuple[str, ...], script: Any, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    names: tuple[str, ...], folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     table = tmp_path / "table.md"
     options = ["--parameters", "250", "--epochs", "16", "--seeds", "1", "--seed", "3", "--lr", "0.05", "--out", str(table)]
-    found = script.main(["--data", str(folder), "--models", *names, *options])
-    assert tuple(found) == names and set(script.Config().models) == set(ALL)
+    found = fast_weights.main(["--data", str(folder), "--models", *names, *options])
+    assert tuple(found) == names and set(fast_weights.Config().models) == set(ALL)
     for name, own in found.items():
         assert own["whole"][0] >= 90 and 150 < own["parameters"] < 350, (name, own)
     printed = capsys.readouterr().out
     assert table.read_text() in printed and "seeds 3 to 3" in printed and "30% of the frames missing" in printed
-    again = script.main(["--data", str(folder), *options[:-2], "--models", "delta"])
+    again = fast_weights.main(["--data", str(folder), *options[:-2], "--models", "delta"])
     assert again["delta"] == found["delta"]
 
 
-def test_dropped_frames_leave_the_others_at_their_times(script: Any, folder: Path) -> None:
-    _, test = script.load(folder, torch.device("cpu"))
+def test_dropped_frames_leave_the_others_at_their_times(folder: Path) -> None:
+    _, test = fast_weights.load(folder, torch.device("cpu"))
     fewer = test.dropped(0.3, 0)
     assert fewer.lengths.tolist() == [3, 4, 4, 5] * 5 and test.dropped(0.9, 0).lengths.min() == 2
     for i, length in enumerate(fewer.lengths.tolist()):
@@ -69,34 +58,36 @@ def test_dropped_frames_leave_the_others_at_their_times(script: Any, folder: Pat
     assert torch.equal(fewer.path().values[:, 1:3, 2], fewer.times.diff(dim=1)[:, :2])  # the time since the last frame
 
 
-def test_steps_beyond_the_longest_sequence_change_nothing(script: Any, folder: Path) -> None:
-    data, _ = script.load(folder, torch.device("cpu"))
+def test_steps_beyond_the_longest_sequence_change_nothing(folder: Path) -> None:
+    data, _ = fast_weights.load(folder, torch.device("cpu"))
     for name in ("neural ODE", "Galerkin"):
         torch.manual_seed(0)
-        model = script.network(name, 3, 12, 2, 250)
+        model = fast_weights.network(name, 3, 12, 2, 250)
         few = data.these(data.lengths.argsort()[:5])
         torch.testing.assert_close(model(few.path()), model(data.path())[data.lengths.argsort()[:5]])
 
 
-def test_where_the_data_are_not_the_script_says_what_to_install(script: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_the_data_are_not_the_script_says_what_to_install(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     for options, words in (([], 'pip install --no-deps "aeon>=1.6"'), (["--data", str(folder / "nowhere")], "holds no JapaneseVowels")):
         with pytest.raises(SystemExit, match="error: ") as caught:
-            script.main(options)
+            fast_weights.main(options)
         assert words in str(caught.value)
 
 
-def test_a_wheel_is_read_as_a_folder_is(script: Any, folder: Path, tmp_path: Path) -> None:
+def test_a_wheel_is_read_as_a_folder_is(folder: Path, tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "aeon-1.6.0-py3-none-any.whl", "w") as wheel:
         for file in folder.glob("*.ts"):
-            wheel.write(file, f"aeon/{script.FILES}/{file.name}")
-    (packed, _), (plain, _) = (script.load(place, torch.device("cpu")) for place in (tmp_path / "aeon-1.6.0-py3-none-any.whl", folder))
+            wheel.write(file, f"aeon/{fast_weights.FILES}/{file.name}")
+    (packed, _), (plain, _) = (
+        fast_weights.load(place, torch.device("cpu")) for place in (tmp_path / "aeon-1.6.0-py3-none-any.whl", folder)
+    )
     assert torch.equal(packed.frames, plain.frames) and torch.equal(packed.speakers, plain.speakers)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("aeon") is None, reason="the data come with aeon, which is not installed")
-def test_the_real_sequences_are_those_of_the_source(script: Any) -> None:
-    train, test = script.load(None, torch.device("cpu"))
+def test_the_real_sequences_are_those_of_the_source() -> None:
+    train, test = fast_weights.load(None, torch.device("cpu"))
     assert (len(train), len(test), train.frames.shape[2]) == (270, 370, 12)
     lengths = torch.cat([train.lengths, test.lengths])
     assert (lengths.min(), lengths.max()) == (7, 29) and train.speakers.bincount().tolist() == [30] * 9

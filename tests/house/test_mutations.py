@@ -1438,19 +1438,19 @@ MUTATIONS = {
         "test_train_cifar_steps.py::test_an_option_sets_what_it_says[memory]",
     ),
     "--lr without effect": (
-        "../examples/training.py",
+        "../examples/settings.py",
         "SGD(groups, config.lr,",
         "SGD(groups, 0.1,",
         "test_train_cifar_steps.py::test_an_option_sets_what_it_says[lr]",
     ),
     "--momentum without effect": (
-        "../examples/training.py",
+        "../examples/settings.py",
         "config.lr, config.momentum, weight_decay",
         "config.lr, 0.9, weight_decay",
         "test_train_cifar_steps.py::test_an_option_sets_what_it_says[momentum]",
     ),
     "--weight-decay without effect": (
-        "../examples/training.py",
+        "../examples/settings.py",
         "config.momentum, weight_decay=config.weight_decay",
         "config.momentum, weight_decay=5e-4",
         "test_train_cifar_steps.py::test_an_option_sets_what_it_says[weight_decay]",
@@ -1468,7 +1468,7 @@ MUTATIONS = {
         "test_train_cifar_steps.py::test_an_option_sets_what_it_says[channels_last]",
     ),
     "weights of the dynamics decay": (
-        "../examples/training.py",
+        "../examples/settings.py",
         '"params": dynamics, "weight_decay": 0.0',
         '"params": dynamics',
         "test_train_cifar_steps.py::test_an_option_sets_what_it_says[weight_decay]",
@@ -1558,13 +1558,13 @@ MUTATIONS = {
         "test_cuda_graph.py::test_replayed_steps_are_those_taken[residual]",
     ),
     "a rate that falls too early": (
-        "../examples/training.py",
+        "../examples/settings.py",
         "[total * 3 // 7, total * 5 // 7]",
         "[total * 2 // 7, total * 5 // 7]",
         "test_train_cifar_steps.py::test_rates_are_those_of_the_paper_or_of_one_cycle",
     ),
     "a cycle of another length": (
-        "../examples/training.py",
+        "../examples/settings.py",
         "total_steps=max(total, 2)",
         "total_steps=2 * total",
         "test_train_cifar_steps.py::test_rates_are_those_of_the_paper_or_of_one_cycle",

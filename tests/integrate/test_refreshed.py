@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import gc
 import threading
 import weakref
@@ -212,8 +213,32 @@ def scaled(speed: float, t: Tensor, y: Tensor) -> Tensor:
     return Same(speed)(t, y)
 
 
+def closed(speed: Any) -> Any:
+    return lambda t, y: scaled(sum(speed) if isinstance(speed, list) else speed, t, y)
+
+
+def with_default(speed: float) -> Any:
+    def field(t: Tensor, y: Tensor, *, speed: float = speed) -> Tensor:
+        return scaled(speed, t, y)
+
+    return field
+
+
+def logged(func: Any) -> Any:
+    @functools.wraps(func)
+    def inner(t: Tensor, y: Tensor) -> Tensor:
+        return func(t, y)
+
+    return inner
+
+
 TWO = Two()
 PAIRS = {
+    "closures": (closed(1.0), closed(50.0)),
+    "closures of lists": (closed([1.0]), closed([20.0, 30.0])),
+    "closures of tensors": (closed(torch.tensor(1.0)), closed(torch.tensor(50.0))),
+    "defaults": (with_default(1.0), with_default(50.0)),
+    "decorated": (logged(closed(1.0)), logged(closed(50.0))),
     "methods": (TWO.slow, TWO.fast),
     "partials": (partial(scaled, 1.0), partial(scaled, 50.0)),
     "equal": (Same(1.0), Same(50.0)),
@@ -227,7 +252,15 @@ def test_no_two_funcs_share_a_grid(pair: str) -> None:
     assert [steps(f, start()) for f in PAIRS[pair] * 2] == own * 2 and own[0] != own[1]
     others = [steps(f, start(), Control(refresh=3), t=(0.0, 0.5)) for f in PAIRS[pair]]
     assert others[0] != others[1]
-    assert len({id(refreshed._KEPT[refreshed._holder(f)[0]]) for f in PAIRS[pair]}) == 1 + (pair != "methods")
+    assert len({id(refreshed._KEPT[refreshed._holder(f)[0]]) for f in PAIRS[pair]}) == 1 + (pair in ("partials", "equal"))
+
+
+def test_a_function_made_anew_around_the_same_things_keeps_its_grid() -> None:
+    f, scale = Field(), 0.5
+    make = lambda: lambda t, y, more=(scale, "x"): more[0] * f(t, y)
+    found = [solve(make(), start(), [0.0, 1.0], **OPTIONS, control=EVERY_3) for _ in range(4)]
+    assert [one.stats.rejected for one in found[1:3]] == [0, 0] and len({one.grid for one in found}) == 1
+    assert found[1].stats.evaluations_forward == found[2].stats.evaluations_forward < found[0].stats.evaluations_forward
 
 
 def test_what_takes_no_weak_reference_is_refused() -> None:

@@ -164,29 +164,31 @@ def by_scipy(name: str, u: Tensor) -> Tensor:
     return torch.from_numpy(solve_ivp(slope, (0, 1), u.flatten().numpy(), method="DOP853", rtol=1e-10, atol=1e-11).y[:, -1].reshape(-1, N))
 
 
-def solved(name: str, methods: dict[str, tuple[int, float]]) -> Tensor:
-    """scipy's solution, which all of the methods must come near."""
+def solved(name: str, methods: dict[str, tuple[int, float]]) -> tuple[Tensor, list[str]]:
+    """scipy's solution, and the methods that do not come near it."""
     system = SYSTEMS[name].make()
     u = start(system)
     wanted = by_scipy(name, as_fields(u))
     assert (wanted - as_fields(u)).abs().max() > 0.05
+    missed = []
     with torch.no_grad():
         for method, (steps, tolerance) in methods.items():
             found = odeint(system, u, [0.0, 1.0], method=method, steps=steps, adjoint="direct")[-1]
-            assert (as_fields(found) - wanted).abs().max() < tolerance, method
-    return wanted
+            missed += [] if (as_fields(found) - wanted).abs().max() < tolerance else [method]
+    return wanted, missed
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_every_method_solves_every_system(name: str) -> None:
-    solved(name, OTHERS)
+    assert solved(name, OTHERS)[1] == []
 
 
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_systems_are_solved_as_scipy_does(name: str) -> None:
-    wanted, system = solved(name, QUICK), SYSTEMS[name].make()
+    (wanted, missed), system = solved(name, QUICK), SYSTEMS[name].make()
     u = start(system)
+    assert missed == []
     for found, plain in zip(system(ZERO + 0.3, tuple(as_fields(u))), as_fields(system(ZERO + 0.3, u)), strict=True):
         assert torch.equal(found, plain)
     closed = system.flow(u, [0.0, 1.0])
