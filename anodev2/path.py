@@ -86,9 +86,9 @@ class Path:
     def within(self, fraction: float) -> tuple[Tensor, Tensor]:
         """x and dx/dt at a fraction of every interval between two knots, (batch, length - 1, *shape) both."""
         values, times = self.values, self.times
-        before = [torch.cat([knots[:, :1], knots[:, :-2]], 1) for knots in (values, times)]
+        x0, t0 = (torch.cat([knots[:, :1], knots[:, :-2]], 1) for knots in (values, times))
         first = torch.arange(len(self) - 1, device=times.device)[None] == 0
-        pieces = _pieces(first, *before, values[:, :-1], times[:, :-1], values[:, 1:], times[:, 1:])
+        pieces = _pieces(first, x0, t0, values[:, :-1], times[:, :-1], values[:, 1:], times[:, 1:])
         c = times.new_tensor(fraction).reshape(1, 1)
         return _value(self.kind, _like(c, values), *pieces), _rate(self.kind, _like(c, values), *pieces)
 
@@ -104,10 +104,9 @@ class Path:
         if self.lengths is not None:
             place = place.minimum((self.lengths[:, None] - 2).clamp_min(0))
         rows = torch.arange(batch, device=place.device)[:, None]
-        knots = [(self.values[rows, at], times.gather(1, at)) for at in ((place - 1).clamp_min(0), place, place + 1)]
-        start, end = knots[1][1], times[:, -1:]
-        c = ((t - start) / _safe(knots[2][1] - start)).clamp(0, 1)
-        pieces = _pieces(place == 0, *knots[0], *knots[1], *knots[2])
+        (x0, t0), (x1, t1), (x2, t2) = ((self.values[rows, at], times.gather(1, at)) for at in ((place - 1).clamp_min(0), place, place + 1))
+        c, end = ((t - t1) / _safe(t2 - t1)).clamp(0, 1), times[:, -1:]
+        pieces = _pieces(place == 0, x0, t0, x1, t1, x2, t2)
         found = what(self.kind, _like(c, self.values), *pieces)
         if what is _rate:
             return torch.where(_like((times[:, :1] <= t) & (t <= end), found), found, 0)[:, 0]

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import anodev2
-from anodev2 import CoupledODEBlock
+from anodev2 import CoupledODEBlock, ReactionDiffusionAdvection
 from anodev2.models.saved import weights_file
 from average import Average
 from cuda_graph import Replayed
