@@ -1,23 +1,29 @@
 """What mkdocs shows besides docs/: README.md as the home page, and the scripts and results that pages link to.
 
 Links in the pages are those of the repository, so that they lead somewhere on a forge too; here they are turned into links of the site.
-A script becomes a page with its source. Formulas become MathML, which browsers render by themselves.
+A script becomes a page with its source; a notebook of docs/notebooks, which is a script in jupytext's percent format, a page with what its
+cells print and draw, run when the site is built, and an .ipynb to take along. Formulas become MathML, which browsers render by themselves.
 A public function that a module of its own name hides from mkdocstrings is looked up in that module.
 """
 
 from __future__ import annotations
 
 import html
-import os.path
+import os
 import re
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import jupytext
 from latex2mathml.converter import convert
 from mkdocs.structure.files import File, Files, InclusionLevel
+from nbclient import NotebookClient
+from nbconvert import MarkdownExporter
 
 ROOT = Path(__file__).parent.parent
+NOTEBOOKS = "docs/notebooks/"
 FENCED = re.compile(r"(^```.*?^```$)", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"(?<=\]\()[^)#\s:]+")
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\s*\\[(\[](.*?)\\[)\]]\s*</\1>', re.DOTALL)
@@ -30,6 +36,10 @@ def on_files(files: Files, config: Any) -> Files:
     origins.update({file.src_uri: f"docs/{file.src_uri}" for file in files.documentation_pages()})
     origins["index.md"] = "README.md"
     files.append(File.generated(config, "index.md", content=(ROOT / "README.md").read_text()))
+    for path in sorted((ROOT / NOTEBOOKS).glob("*.py")):
+        origins[f"notebooks/{path.stem}.md"] = f"{NOTEBOOKS}{path.name}"
+        for name, content in converted(path.stem, path.read_text(), config["extra"]["run_notebooks"]).items():
+            files.append(File.generated(config, f"notebooks/{name}", content=content))
     waiting = list(origins)
     while waiting:
         page = waiting.pop()
@@ -53,6 +63,20 @@ def on_page_content(content: str, **_: Any) -> str:
     return FORMULA.sub(lambda found: convert(html.unescape(found[2]), display="block" if found[1] == "div" else "inline"), content)
 
 
+@cache  # while pages are written a notebook runs once
+def converted(name: str, source: str, run: bool) -> dict[str, str | bytes]:
+    """The files of a notebook: its page, the pictures on it, and itself as .ipynb."""
+    notebook = jupytext.reads(source, "py:percent")
+    if run:
+        place = {"metadata": {"path": str(ROOT / NOTEBOOKS)}}
+        client = NotebookClient(notebook, timeout=600, record_timing=False, resources=place, extra_arguments=["--log-level=ERROR"])
+        client.execute(env={**os.environ, "MPLBACKEND": "module://matplotlib_inline.backend_inline"})
+    body, kept = MarkdownExporter().from_notebook_node(notebook, {"unique_key": name, "output_files_dir": f"{name}_files"})
+    title, rest = body.lstrip().split("\n", 1)
+    page = f"{title}\n\n[as a notebook]({name}.ipynb)\n{rest}"
+    return {f"{name}.md": page, f"{name}.ipynb": jupytext.writes(notebook, "ipynb"), **kept["outputs"]}
+
+
 def added(place: str, path: Path, config: Any) -> File:
     level = InclusionLevel.NOT_IN_NAV
     if path.suffix == ".py":
@@ -71,7 +95,7 @@ def place_of(target: str) -> str:
 
 def links(page: str) -> Iterator[str]:
     found: list[str] = []
-    if not origins[page].endswith(".py"):
+    if not origins[page].endswith(".py") or origins[page].startswith(NOTEBOOKS):
         rewritten((ROOT / origins[page]).read_text(), page, lambda target: found.append(target) or "")
     return iter(found)
 

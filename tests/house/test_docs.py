@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
+from mkdocs.utils.yaml import yaml_load
 
 import anodev2
 from anodev2 import diagnose, models, pde, testing
@@ -21,7 +21,9 @@ from anodev2 import diagnose, models, pde, testing
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
+NOTEBOOKS = sorted((DOCS / "notebooks").glob("*.py"))
 BLOCK = re.compile(r"^```python\n(.*?)^```\n(?:\n```text\n(.*?)^```)?", re.MULTILINE | re.DOTALL)
+CODE = re.compile(r"^(?!# ).*$", re.MULTILINE)  # of a notebook
 FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -58,9 +60,10 @@ def test_a_page_that_prints_something_else_is_seen(tmp_path: Path) -> None:
     assert run(page) == [("", ""), ("2\n", "3\n")]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+@pytest.mark.parametrize("page", [*PAGES, *NOTEBOOKS], ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_within_the_repository_lead_somewhere(page: Path) -> None:
-    for target in re.findall(r"\]\((?!https?:)([^)#]+)(?:#[^)]*)?\)", FENCED.sub("", page.read_text())):
+    code = FENCED if page.suffix == ".md" else CODE
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)(?:#[^)]*)?\)", code.sub("", page.read_text())):
         assert (page.parent / target).exists(), target
 
 
@@ -80,8 +83,9 @@ def nav(entry: Any) -> Iterator[str]:
 
 
 def test_every_page_is_in_the_navigation_once() -> None:
-    pages = list(nav(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]))
-    assert sorted(pages) == sorted(["index.md", *(str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md"))])
+    pages = list(nav(yaml_load((ROOT / "mkdocs.yml").read_text())["nav"]))
+    written = [*DOCS.rglob("*.md"), *(path.with_suffix(".md") for path in NOTEBOOKS)]
+    assert sorted(pages) == sorted(["index.md", *(str(page.relative_to(DOCS)) for page in written)])
 
 
 def public(module: ModuleType) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import re
 from pathlib import Path
 from xml.etree import ElementTree
@@ -22,6 +23,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
         patch.setenv("NO_MKDOCS_2_WARNING", "1")  # of the theme, about a version of mkdocs to come
+        patch.setenv("RUN_NOTEBOOKS", "false")  # that is a test of its own
         build(load_config(str(ROOT / "mkdocs.yml"), strict=True, site_dir=str(folder)))
     return folder
 
@@ -47,6 +49,13 @@ def test_a_script_is_shown_with_its_source_and_results_with_what_they_link_to(si
     assert "travelled" in (site / "examples" / "coupled_speed.html").read_text()
     results = site / "benchmarks" / "results"
     assert {"resnet4_cifar10_10_epochs.csv", "resnet4_cifar10_10_epochs.png"} <= {path.name for path in results.iterdir()}
+
+
+def test_a_notebook_is_a_page_and_a_file_to_take_along(site: Path) -> None:
+    for script in (ROOT / "docs" / "notebooks").glob("*.py"):
+        page = site / "notebooks" / f"{script.stem}.html"
+        assert {f"{script.stem}.ipynb"} < set(links(page)) and "What this notebook promised" in page.read_text()
+        assert json.loads(page.with_suffix(".ipynb").read_text())["nbformat"] == 4
 
 
 def test_formulas_are_mathml(site: Path) -> None:
