@@ -1,11 +1,8 @@
 """Spectral Burgers by exponax, for an interpreter that has it: one line of JSON says what, each further line asks for a run."""
 
 import json
-import os
 import sys
 import time
-
-os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
 
 
 def main() -> None:
@@ -22,11 +19,13 @@ def main() -> None:
     u0 = jnp.array(order["u0"])[:, None, :]
     begin = time.perf_counter()
     found = run(u0).block_until_ready()
-    print(json.dumps({"version": exponax.__version__, "compile": time.perf_counter() - begin, "u": found[0, 0].tolist()}), flush=True)
+    print(
+        "=>" + json.dumps({"version": exponax.__version__, "compile": time.perf_counter() - begin, "u": found[0, 0].tolist()}), flush=True
+    )
     for _ in sys.stdin:
         begin = time.process_time()
         run(u0).block_until_ready()
-        print(json.dumps(time.process_time() - begin), flush=True)
+        print("=>" + json.dumps(time.process_time() - begin), flush=True)
 
 
 if __name__ == "__main__":

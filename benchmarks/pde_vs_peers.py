@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import platform
 import statistics
 import subprocess
@@ -37,6 +36,7 @@ import scripts  # noqa: F401 # isort: split
 from anodev2 import odeint
 from anodev2.pde import Advection, Burgers, Diffusion, Equation, Grid1D, Nonlinearity
 from options import DIFFERENT, Count, script
+from workers import ONE_THREAD, Worker, without_ours
 
 STEPS, ROUNDS = 200, 7
 SPEED, DIFFUSIVITY, VISCOSITY = 1.0, 1.0, 0.05
@@ -123,11 +123,6 @@ def py_pde(python: str, case: Case) -> dict[str, Any] | None:
     return json.loads(run.stdout.decode().strip().splitlines()[-1])
 
 
-def without_ours() -> dict[str, str]:
-    """The environment, in which no folder of ours is another's pde."""
-    return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-
-
 def against_exponax(python: str, n: int, batch: int, backward: bool) -> str:
     """A row: CPU microseconds per step of both, and the ratio of every round."""
     equation = Diffusion(Grid1D(n), VISCOSITY, "spectral") + Nonlinearity(Grid1D(n), lambda u: -(u**2) / 2, 2, 1)
@@ -141,18 +136,15 @@ def against_exponax(python: str, n: int, batch: int, backward: bool) -> str:
             u = odeint(equation, start, [0.0, end], method="etdrk4", steps=steps)[-1]
             return torch.autograd.grad(u.square().sum(), start)[0] if backward else u
 
-    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "env": without_ours()}
-    with subprocess.Popen([python, str(Path(__file__).with_name("exponax_worker.py"))], **pipes) as worker:
-        ask = lambda line: print(line, file=worker.stdin, flush=True) or json.loads(worker.stdout.readline())  # noqa: E731 # pyright: ignore
-        peer, found = ask(json.dumps(order)), run()
-        differ = (found[0] - torch.tensor(peer["u"], dtype=torch.float64)).abs().max() / found.abs().max()
-        seconds: list[tuple[float, float]] = []
-        for _ in range(ROUNDS):
-            begin = time.process_time()
-            run()
-            seconds.append((time.process_time() - begin, ask("")))
-        assert worker.stdin is not None
-        worker.stdin.close()
+    worker = Worker([python, Path(__file__).with_name("exponax_worker.py")], without_ours() | ONE_THREAD)
+    peer, found = worker.ask(order), run()
+    differ = (found[0] - torch.tensor(peer["u"], dtype=torch.float64)).abs().max() / found.abs().max()
+    seconds: list[tuple[float, float]] = []
+    for _ in range(ROUNDS):
+        begin = time.process_time()
+        run()
+        seconds.append((time.process_time() - begin, worker.ask({})))
+    worker.close()
     own, other = (statistics.median(column) / steps * 1e6 for column in zip(*seconds, strict=True))
     ratio = statistics.median(a / b for a, b in seconds)
     what = "forward and backward" if backward else "forward"

@@ -28,6 +28,7 @@ from typing import Any
 import torch
 
 from benchmarks import scripts  # noqa: F401 (finds the examples)
+from benchmarks.workers import ONE_THREAD, Worker, cpu
 from options import Count, mistakes_told, parse
 
 from .workloads import JAX, WORKLOADS, Workload
@@ -58,40 +59,21 @@ class Config:
     """folder for speed.md and speed.json; none: printed alone"""
 
 
-class Contender:
+class Contender(Worker):
     """A process that runs one contender when told."""
 
     def __init__(self, name: str, order: dict[str, Any], options: Config) -> None:
-        self.name = name
         jax = name in JAX
         environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads), "MKL_NUM_THREADS": str(options.threads)}
         if jax:
-            environment |= {"XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false", "JAX_PLATFORMS": "cpu"}
+            environment |= ONE_THREAD
         if name in ("torchode", "torchdyn") and options.peers:
             environment["PYTHONPATH"] = str(options.peers)
-        command = [str(options.jax_python) if jax else sys.executable, str(HERE / ("worker_jax.py" if jax else "worker.py"))]
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
-        )
+        script = HERE / ("worker_jax.py" if jax else "worker.py")
+        super().__init__([str(options.jax_python) if jax else sys.executable, script], environment)
+        self.name = name
         self.seconds: list[float] = []
         self.ready = self.ask(order)
-
-    def ask(self, order: dict[str, Any]) -> dict[str, Any]:
-        assert self.process.stdin is not None and self.process.stdout is not None and self.process.stderr is not None
-        try:
-            self.process.stdin.write(json.dumps(order) + "\n")
-            self.process.stdin.flush()
-        except BrokenPipeError:
-            pass
-        for line in self.process.stdout:
-            if line.startswith("=>"):
-                return json.loads(line[2:])
-        raise RuntimeError(f"{self.name}: {self.process.stderr.read().strip().splitlines()[-1:]}")
-
-    def close(self) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait()
 
 
 def measured(workload: Workload, options: Config) -> dict[str, Any]:
@@ -159,14 +141,6 @@ def machine(options: Config) -> str:
         versions.append(subprocess.run([str(options.jax_python), "-c", code], capture_output=True, text=True).stdout.strip())
     what = torch.cuda.get_device_name() if options.device == "cuda" else cpu()
     return f"{time.strftime('%Y-%m-%d')}, {what}, {options.threads} thread(s), Python {platform.python_version()}, {', '.join(versions)}"
-
-
-def cpu() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor()
 
 
 def main(options: Config) -> None:

@@ -1079,6 +1079,18 @@ MUTATIONS = {
         'float(base[min(base)]["accuracy"])',
         "test_depth.py::test_differences_are_within_pairs_and_intervals_are_those_of_the_t_test",
     ),
+    "planets that fall twice towards the sun": (
+        "../benchmarks/ode_vs_peers/problems.py",
+        " - SUN * inwards",
+        " - (SUN + mass)[:, None] * inwards",
+        "test_ode_vs_peers.py::test_five_bodies_by_loops",
+    ),
+    "times divided by those of another problem": (
+        "../benchmarks/ode_vs_peers/report.py",
+        '("problem", "family", "tolerance")',
+        '("family", "tolerance")',
+        "test_ode_vs_peers.py::test_a_table_divides_by_the_row_of_the_same_problem",
+    ),
     "an idx file that is cut short": (
         "../examples/images.py",
         "if not axes or len(content) != 4 + 4 * axes + math.prod(shape):",
