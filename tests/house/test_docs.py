@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import inspect
 import io
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -41,10 +45,23 @@ def run(page: Path) -> list[tuple[str, str]]:
 
 
 LONG = ("docs/speed.md", "docs/tutorial.md")
+NEEDS = {"docs/recipes/lightning.md": "lightning", "docs/recipes/hugging_face.md": "transformers"}  # libraries that are no dependencies
+LAUNCHED = "docs/recipes/distributed.md"
+
+
+def marks(name: str) -> list[pytest.MarkDecorator]:
+    found = [pytest.mark.slow] if name in LONG or name in NEEDS else []
+    if name in NEEDS:
+        missing = importlib.util.find_spec(NEEDS[name]) is None
+        found += [pytest.mark.skipif(missing, reason=f"{NEEDS[name]} is no dependency and is not installed")]
+        found += [pytest.mark.filterwarnings("ignore")]  # its own
+    return found
+
+
 with_code = [
-    pytest.param(page, id=(name := str(page.relative_to(ROOT))), marks=pytest.mark.slow if name in LONG else ())
+    pytest.param(page, id=name, marks=marks(name))
     for page in PAGES
-    if BLOCK.search(page.read_text())
+    if BLOCK.search(page.read_text()) and (name := str(page.relative_to(ROOT))) != LAUNCHED
 ]
 
 
@@ -52,6 +69,18 @@ with_code = [
 def test_the_code_of_a_page_prints_what_the_page_says(page: Path) -> None:
     for printed, said in run(page):
         assert not said or printed == said
+
+
+@pytest.mark.slow
+def test_the_script_of_several_processes_prints_what_the_page_says(tmp_path: Path) -> None:
+    page = (ROOT / LAUNCHED).read_text()
+    line, options = re.findall(r"^(    torchrun (--standalone .*)\n\n)", page, re.MULTILINE)[0]
+    ((code, said),) = BLOCK.findall(page.replace(line, ""))
+    (tmp_path / "sharded.py").write_text(code)
+    command = [sys.executable, "-m", "torch.distributed.run", *options.split()]
+    hidden = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=hidden, timeout=300)
+    assert done.stdout == said, done.stderr
 
 
 def test_a_page_that_prints_something_else_is_seen(tmp_path: Path) -> None:
