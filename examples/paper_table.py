@@ -1,11 +1,12 @@
 """The papers' table of CIFAR-10 accuracies, with our figures beside theirs.
 
-    python examples/paper_table.py --data cifar10                          # five variants, three networks, three seeds: days on a CPU
+    python examples/paper_table.py                                                       # resnet4 on the small set, in some minutes
     python examples/paper_table.py --models resnet4 --seeds 0 --epochs 10 --data cifar10
-    python examples/paper_table.py --models resnet4 --seeds 0 --epochs 1 --subset 1000 --steps 2   # a look, in a minute
+    python examples/paper_table.py --models alexnet resnet4 resnet10 --epochs 350 --data cifar10      # theirs: days on a CPU
 
-Each network, variant and seed is a run of train_cifar.py in a process and a folder of its own. What is finished, or has diverged, is
-kept and what was interrupted goes on when the same command is given again. Writes table.md, runs.csv and curves.png.
+Each network, variant and seed is a run of train_cifar.py in a process and a folder of its own. How many there are, and how long they
+will take by a few steps of each, is told before the first. What is finished, or has diverged, is kept and what was interrupted goes on
+when the same command is given again. Writes table.md, runs.csv and curves.png.
 """
 
 from __future__ import annotations
@@ -16,16 +17,21 @@ import shlex
 import statistics
 import subprocess
 import sys
+import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from images import DOWNLOADED
+import torch
+
+from images import DOWNLOADED, load_images
 from options import DIFFERENT, Acts, Count, Seed, acting, mistakes_told, option, parse, refuse_idle
+from ranks import Ranks, choose_device
 from runs import RunError, in_words, read_json, replacing, write, write_json
 from settings import ACTS as TRAINING_ACTS
 from settings import Config as TrainingConfig
+from training import rehearsal
 
 Variant = Literal["residual", "ode", "coupled-1", "coupled-2", "ode-backsolve"]
 Model = Literal["resnet4", "resnet10", "alexnet", "resnet18", "squeezenext"]
@@ -66,13 +72,13 @@ PAPER: dict[tuple[str, str], str] = {
 class Config:
     """The papers' table of CIFAR-10 accuracies, with our figures beside theirs."""
 
-    models: Annotated[tuple[Model, ...], DIFFERENT] = ("alexnet", "resnet4", "resnet10")
-    """networks"""
+    models: Annotated[tuple[Model, ...], DIFFERENT] = ("resnet4",)
+    """networks; the papers' are alexnet resnet4 resnet10"""
     variants: Annotated[tuple[Variant, ...], DIFFERENT] = ("residual", "ode", "coupled-1", "coupled-2", "ode-backsolve")
     """rows of the table"""
     seeds: Annotated[tuple[Seed, ...], DIFFERENT] = (0, 1, 2)
     """runs of each"""
-    epochs: Count = 350
+    epochs: Count = 3
     """of each run; the papers' figures are after 350"""
     steps: Count = 5
     """steps of every block but those of coupled-2"""
@@ -121,10 +127,11 @@ def main(argv: list[str] | None = None) -> None:
         check_recipe(config)
         made = remember(config)
         try:
+            foretell(config)
             for model, variant in [(m, v) for m in config.models for v in config.variants if together(config, v)]:
                 train_together(config, model, variant)
                 report(config)
-            for run in [(model, variant, seed) for seed in config.seeds for model in config.models for variant in config.variants]:
+            for run in runs_of(config):
                 train(config, run)
                 report(config)
         except RunError:
@@ -179,6 +186,61 @@ def together(config: Config, variant: str) -> bool:
     return config.stack and len(config.seeds) > 1 and variant != "ode-backsolve"
 
 
+def runs_of(config: Config) -> list[Run]:
+    """All of them, in the order in which they are trained."""
+    return [(model, variant, seed) for seed in config.seeds for model in config.models for variant in config.variants]
+
+
+def over(place: Path) -> bool:
+    """Whether the run in this folder is finished, or has diverged."""
+    return (place / "result.json").exists() or (place / "failed.txt").exists()
+
+
+def foretell(config: Config) -> None:
+    """Say how many runs there are and how long they will take, by the start of this process and a few steps of each kind of run."""
+    runs = runs_of(config)
+    left = [run for run in runs if not over(folder(config, run))]
+    if not left:
+        return
+    start, total = time.process_time(), 0.0
+    for model, variant in dict.fromkeys(run[:2] for run in left):
+        own = [run for run in left if run[:2] == (model, variant)]
+        epoch = seconds_per_epoch(config, own[0])
+        total += sum(start + epoch * (config.epochs - epochs_of(folder(config, run))) for run in own)
+        print(f"{model}, {TITLES[variant]}: {epoch:.3g} s per epoch")
+    done = f", {len(runs) - len(left)} of them over" if len(left) < len(runs) else ""
+    print(f"{len(runs)} runs of {config.epochs} epochs{done}: about {in_time(total)}; interrupted, the same command goes on", flush=True)
+
+
+def seconds_per_epoch(config: Config, run: Run) -> float:
+    """By the quickest of a few first steps; testing is a pass forward, a third of a step."""
+    settings, _ = parse(TrainingConfig, options_of(config, run))
+    ranks = Ranks(choose_device(settings.device))
+    images = load_images(settings.data, settings.data_dir, ranks.device, settings.subset, settings.size, settings.validation)
+    step, part = rehearsal(settings, ranks, images), settings.batch_size // settings.accumulate
+    took: list[float] = []
+    while len(took) < 4 and sum(took) < 5:  # the first one is slower
+        began = time.perf_counter()
+        step()
+        if ranks.device.type == "cuda":
+            torch.cuda.synchronize()
+        took.append(time.perf_counter() - began)
+    return min(took) / part * (len(images.y_train) + len(images.y_test) / 3 + len(images.y_valid) / 3)
+
+
+def epochs_of(place: Path) -> int:
+    """How many epochs of the run in this folder are done."""
+    rows = place / "metrics.csv"
+    return len(rows.read_text().splitlines()) - 1 if rows.exists() else 0
+
+
+def in_time(seconds: float) -> str:
+    """In the largest unit of which there are two."""
+    units = (("days", 86400), ("hours", 3600), ("minutes", 60), ("seconds", 1))
+    name, length = next((unit for unit in units if seconds >= 2 * unit[1]), units[-1])
+    return f"{seconds / length:.0f} {name}"
+
+
 def folder(config: Config, run: Run) -> Path:
     model, variant, seed = run
     return config.out / f"{model}-{variant}" / f"seed-{seed}" if together(config, variant) else config.out / f"{model}-{variant}-{seed}"
@@ -196,7 +258,7 @@ def options_of(config: Config, run: Run) -> list[str]:
 def train(config: Config, run: Run) -> None:
     """Begin a run, go on with it, or leave it where it is finished; one that fails (a loss that is not finite) leaves its last words."""
     place = folder(config, run)
-    if (place / "result.json").exists() or (place / "failed.txt").exists():
+    if over(place):
         return
     options = ["--resume", str(place)]
     if not (place / "config.json").exists():
@@ -237,10 +299,9 @@ def failure(place: Path, options: list[str]) -> str:
 
 def report(config: Config) -> None:
     """table.md, runs.csv and curves.png of the runs that are there."""
-    runs: list[Run] = [(m, v, s) for m in config.models for v in config.variants for s in config.seeds]
     results = {
         run: read_json(folder(config, run) / "result.json", f"{folder(config, run)}", "test_accuracy")
-        for run in runs
+        for run in sorted(runs_of(config), key=lambda run: (config.models.index(run[0]), config.variants.index(run[1])))
         if (folder(config, run) / "result.json").exists()
     }
     write(config.out / "table.md", table(config, results).encode())

@@ -21,7 +21,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from anodev2.models.saved import HEADER
+from anodev2.models.files import HEADER
 
 
 class RunError(Exception):

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 import anodev2
 from anodev2 import CoupledODEBlock, ReactionDiffusionAdvection
-from anodev2.models.saved import weights_file
+from anodev2.models.files import weights_file
 from average import Average
 from cuda_graph import Replayed
 from images import Draws, Images, augment, drawn

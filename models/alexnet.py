@@ -10,14 +10,16 @@ from typing import Any
 from torch import nn
 
 from .blocks import BlockMaker, Stem, WideBranch
+from .pretrained import pretrainable
 
 
+@pretrainable
 def alexnet(num_classes: int = 10, **block: Any) -> nn.Sequential:
     """AlexNet: conv5x5 3->64, block of conv5x5 64->64, three linear layers.
 
     1,756,682 parameters with 10 classes and block="residual". Arguments and shapes as for ``resnet4``.
     """
-    make = BlockMaker.of(block)
+    make = BlockMaker(**block)
     return nn.Sequential(
         Stem(64, 5, bias=True, side=32),
         nn.BatchNorm2d(64),

@@ -4,9 +4,8 @@ ways to put a branch in a block."""
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
-from difflib import get_close_matches
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -47,19 +46,22 @@ class Stem(nn.Conv2d):
         self.side, self.parts = side, parts
 
     def forward(self, input: Tensor) -> Tensor:
-        if not isinstance(input, Proxy):
-            self._check(input)
+        check_images(input, self.side, self.parts)
         return super().forward(input)
 
-    def _check(self, input: Tensor) -> None:
-        shape = tuple(input.shape)
-        if input.ndim != 4 or shape[1] != 3:
-            cure = "; make grey images x.expand(-1, 3, -1, -1)" if input.ndim == 4 and shape[1] == 1 else ""
-            raise ValueError(f"this network maps images (batch, 3, height, width), got {shape}{cure}")
-        if any(side != self.side if self.side else side % self.parts or not side for side in shape[2:]):
-            sides = f"{self.side}x{self.side} pixels" if self.side else f"a multiple of {self.parts} pixels high and wide"
-            cure = "resize them with torch.nn.functional.interpolate, or take resnet18 or squeezenext, which read any size"
-            raise ValueError(f"this network maps images of {sides}, got {shape}; {cure}")
+
+def check_images(input: Tensor, side: int | None = None, parts: int = 1) -> None:
+    """ValueError where they are not (batch, 3, height, width) with ``side`` pixels, or a multiple of ``parts``, as height and width."""
+    if isinstance(input, Proxy):
+        return
+    shape = tuple(input.shape)
+    if input.ndim != 4 or shape[1] != 3:
+        cure = "; make grey images x.expand(-1, 3, -1, -1)" if input.ndim == 4 and shape[1] == 1 else ""
+        raise ValueError(f"this network maps images (batch, 3, height, width), got {shape}{cure}")
+    if any(length != side if side else length % parts or not length for length in shape[2:]):
+        sides = f"{side}x{side} pixels" if side else f"a multiple of {parts} pixels high and wide"
+        cure = "resize them with torch.nn.functional.interpolate, or take resnet18 or squeezenext, which read any size"
+        raise ValueError(f"this network maps images of {sides}, got {shape}; {cure}")
 
 
 class GridPool(nn.Module):
@@ -189,18 +191,6 @@ class BlockMaker:
             raise ValueError(f"dynamics only act with block='coupled', got block={self.block!r}")
         if self.time and self.block == "residual":
             raise ValueError("time=True needs block='ode' or 'coupled', got block='residual', which reads t = 0 alone")
-
-    @classmethod
-    def of(cls, options: Mapping[str, Any]) -> BlockMaker:
-        """BlockMaker(**options), or a TypeError that names the argument meant."""
-        names = [field.name for field in fields(cls)]
-        for name in options:
-            if name not in names:
-                near = get_close_matches(name, names, 1)
-                raise TypeError(
-                    f"a network has no argument {name!r}{f', did you mean {near[0]!r}' if near else ''}; it has {', '.join(names)}"
-                )
-        return cls(**options)
 
     def __call__(self, branch: Callable[[int, NormKind, int, bool], nn.Module], channels: int) -> nn.Module:
         """A block around ``branch(channels, norm, steps, time)``; each block has its own copy of the dynamics."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
@@ -14,9 +13,7 @@ import anodev2
 from anodev2 import Adjoint, Dynamics
 
 from . import MODELS
-
-Facts = dict[str, Any]
-HEADER = "anodev2"  # where the header of a safetensors file has what is known of its weights, as JSON
+from .files import facts, weights_file
 
 
 def made_from(network: Mapping[str, Any]) -> nn.Module:
@@ -40,7 +37,8 @@ def load(run: str | Path) -> nn.Module:
     """The network of a training run, in evaluation mode, with its weights of the best epoch.
 
     Args:
-        run: the folder of a run of examples/train_cifar.py, or one of its files best.safetensors and last.safetensors.
+        run: the folder of a run of examples/train_cifar.py, or one of its files best.safetensors and last.safetensors; or "resnet4" or
+            "resnet10", whose weights come with the library.
 
     Raises:
         ValueError: what is there holds no weights of a network.
@@ -55,38 +53,6 @@ def load(run: str | Path) -> nn.Module:
     except RuntimeError as error:
         raise ValueError(f"{weights_file(run)} does not hold the weights of the network that it describes: {error}") from None
     return network.eval()
-
-
-def facts(run: str | Path) -> Facts:
-    """What is known of the weights of a run, or of a file of them: ``network`` (see ``made_from``), ``classes`` (names), ``mean`` and
-    ``std`` of each channel of its images in 0 ... 255, their ``size`` in pixels, ``data``, ``seed``, ``epoch``, ``test_accuracy`` (%),
-    ``versions``, ``revision``.
-
-    Raises:
-        ValueError: a file that holds no such facts.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    file = weights_file(run)
-    try:
-        with safe_open(str(file), "pt") as opened:
-            header = opened.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{file} is no readable file of weights: {error}") from None
-    if HEADER not in header:
-        raise ValueError(f"{file} does not say which network its weights are of; make the network and use load_state_dict")
-    return json.loads(header[HEADER])
-
-
-def weights_file(run: str | Path) -> Path:
-    """The file itself, or that of the folder of a run: of its best epoch where one was chosen, else of its last."""
-    path = Path(run)
-    found = [path] if path.is_file() else [path / name for name in ("best.safetensors", "last.safetensors") if (path / name).is_file()]
-    if found:
-        return found[0]
-    inside = sorted(str(file.parent) for file in path.glob("seed-*/best.safetensors"))
-    there = f"it holds the runs {', '.join(inside)}" if inside else "it has no best.safetensors"
-    raise ValueError(f"{path} is no folder of a finished epoch of a run: {there}")
 
 
 def _object(described: Mapping[str, Any]) -> Any:

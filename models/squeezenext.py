@@ -10,7 +10,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .blocks import BlockMaker, BranchConv2d, NormKind, norm2d
+from .blocks import BlockMaker, BranchConv2d, NormKind, check_images, norm2d
+from .pretrained import pretrainable
 
 
 class ConvNormReLU(nn.Module):
@@ -33,6 +34,14 @@ class ConvNormReLU(nn.Module):
 
     def forward(self, z: Tensor, t: Any = 0.0, step: int = 0) -> Tensor:
         return self.relu(self.norm(self.conv(z, t), step))
+
+
+class FirstConvNormReLU(ConvNormReLU):
+    """That which images come to."""
+
+    def forward(self, z: Tensor, t: Any = 0.0, step: int = 0) -> Tensor:
+        check_images(z)
+        return super().forward(z, t, step)
 
 
 class SqueezeBranch(nn.Module):
@@ -76,6 +85,7 @@ class Transition(nn.Module):
         return self.shortcut(z) + self.branch(z)
 
 
+@pretrainable
 def squeezenext(num_classes: int = 10, **block: Any) -> nn.Sequential:
     """SqueezeNext of width 1: stem 3->64, stages of 32, 64, 128, 256 channels, two blocks each, conv1x1 to 128, average pooling, linear.
 
@@ -85,9 +95,9 @@ def squeezenext(num_classes: int = 10, **block: Any) -> nn.Sequential:
 
     Maps (batch, 3, height, width), of any size, to (batch, num_classes).
     """
-    make = BlockMaker.of(block)
+    make = BlockMaker(**block)
     return nn.Sequential(
-        ConvNormReLU(3, 64, 3),
+        FirstConvNormReLU(3, 64, 3),
         Transition(64, 32, stride=1),
         make(SqueezeBranch, 32),
         Transition(32, 64, stride=2),

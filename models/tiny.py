@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .blocks import BlockMaker, NormKind
+from .blocks import BlockMaker, NormKind, Stem
 from .layer_norm import layer_norm
+from .pretrained import pretrainable
 
 
 class TinyBranch(nn.Module):
@@ -49,6 +50,7 @@ class ChannelNorm(nn.LayerNorm):
         return super().forward(input.movedim(1, -1)).movedim(-1, 1)
 
 
+@pretrainable
 def tiny(num_classes: int = 10, *, repeats: int = 3, **block: Any) -> nn.Sequential:
     """Stem 3->48, ``repeats`` blocks of 48, halving to 80 channels, ``repeats`` blocks of 80, average pooling, linear.
 
@@ -62,13 +64,13 @@ def tiny(num_classes: int = 10, *, repeats: int = 3, **block: Any) -> nn.Sequent
 
     Maps (batch, 3, height, width) of even sides to (batch, num_classes).
     """
-    make = BlockMaker.of({"steps": repeats, **block})
+    make = BlockMaker(**{"steps": repeats, **block})
 
     def stage(channels: int) -> list[nn.Module]:
         return [make(TinyBranch, channels) for _ in range(repeats if make.block == "residual" else 1)]
 
     return nn.Sequential(
-        nn.Conv2d(3, 48, 3, padding=1),
+        Stem(48, 3, bias=True, parts=2),
         ChannelNorm(48),
         *stage(48),
         nn.Conv2d(48, 80, 4, stride=2, padding=1, groups=16),

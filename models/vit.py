@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from anodev2 import LowRank
 
-from .blocks import BlockMaker, NormKind
+from .blocks import BlockMaker, NormKind, check_images
 from .layer_norm import layer_norm
+from .pretrained import pretrainable
 
 
 class TransformerBranch(nn.Module):
@@ -50,6 +51,7 @@ class Patches(nn.Module):
         self.positions = nn.Parameter(0.02 * torch.randn(64, features))
 
     def forward(self, x: Tensor) -> Tensor:
+        check_images(x, side=32)
         return self.project(rearrange(x, "b c (h p) (w q) -> b (h w) (p q c)", p=4, q=4)) + self.positions
 
 
@@ -58,6 +60,7 @@ class MeanOfTokens(nn.Module):
         return z.mean(1)
 
 
+@pretrainable
 def vit(num_classes: int = 10, *, features: int = 64, depth: int = 4, **block: Any) -> nn.Sequential:
     """Patches of 4x4, ``depth`` transformer layers of ``features``, LayerNorm, the mean of all tokens, linear.
 
@@ -76,7 +79,7 @@ def vit(num_classes: int = 10, *, features: int = 64, depth: int = 4, **block: A
     """
     if features % 16 or features < 16:
         raise ValueError(f"features={features} must be a positive multiple of 16, the size of a head")
-    make = BlockMaker.of({"steps": depth, **block})
+    make = BlockMaker(**{"steps": depth, **block})
     if make.block == "coupled" and make.dynamics is None:
         make = replace(make, dynamics=LowRank(4))
     layers = [make(TransformerBranch, features) for _ in range(depth if make.block == "residual" else 1)]

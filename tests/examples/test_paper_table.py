@@ -13,6 +13,7 @@ import train_cifar
 from options import parse, refuse_idle
 from settings import ACTS
 from settings import Config as TrainingConfig
+from trained import write_small
 
 SMALL = ["--models", "resnet4", "--seeds", "0", "1", "--epochs", "1", "--subset", "40", "--recipe=--batch-size 20"]
 
@@ -134,8 +135,9 @@ def test_variants_are_options_of_the_training_script(monkeypatch: pytest.MonkeyP
         return subprocess.CompletedProcess(command, 0, stderr="")
 
     monkeypatch.setattr(subprocess, "run", pretend)
+    monkeypatch.setattr(paper_table, "seconds_per_epoch", lambda *_: 1.0)
     recipe = "--recipe=--slots 2 --tau 0.1 --norm shared --lr 0.2"  # each run gets what has an effect in it, and all understand it
-    paper_table.main(["--models", "alexnet", "--seeds", "7", "--out", str(tmp_path), recipe])
+    paper_table.main(["--models", "alexnet", "--seeds", "7", "--epochs", "350", "--out", str(tmp_path), recipe])
     assert set(seen) == {f"alexnet-{variant}-7" for variant in paper_table.OPTIONS}
     exact, reverse = seen["alexnet-ode-7"], seen["alexnet-ode-backsolve-7"]
     assert (exact.block, exact.steps, exact.adjoint, reverse.block, reverse.steps, reverse.adjoint) == (
@@ -149,3 +151,49 @@ def test_variants_are_options_of_the_training_script(monkeypatch: pytest.MonkeyP
     assert all(config.lr == 0.2 for config in seen.values()) and seen["alexnet-coupled-1-7"].tau == 0.1 and exact.slots == 2
     assert seen["alexnet-coupled-1-7"].steps == 5 and seen["alexnet-coupled-2-7"].steps == 2
     assert all(config.epochs == 350 and config.seed == 7 for config in seen.values())
+
+
+def test_how_many_runs_and_how_long_is_told_before_the_first(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By steps of each kind of run that is left; a run that is over, or an epoch that is done, takes no time."""
+    monkeypatch.setattr(paper_table.time, "process_time", lambda: 10.0)
+    monkeypatch.setattr(paper_table, "seconds_per_epoch", lambda _, run: {"residual": 20.0, "ode": 100.0}[run[1]])
+
+    def diverges(place: Path, _: list[str]) -> str:
+        place.mkdir(exist_ok=True)
+        return capsys.readouterr().out or "diverged"
+
+    monkeypatch.setattr(paper_table, "failure", diverges)
+    arguments = ["--variants", "residual", "ode", "--epochs", "3", "--out", str(tmp_path)]
+    began = tmp_path / "resnet4-ode-1"
+    began.mkdir()
+    (began / "metrics.csv").write_text("epoch\n1\n2\n")
+    (tmp_path / "resnet4-residual-0").mkdir()
+    (tmp_path / "resnet4-residual-0" / "failed.txt").write_text("the loss became nan")
+    paper_table.main(arguments)
+    told = (tmp_path / "resnet4-ode-0" / "failed.txt").read_text()  # what was printed before the first run
+    assert "resnet4, residual: 20 s per epoch" in told and (tmp_path / "resnet4-ode-2" / "failed.txt").read_text() == "diverged"
+    assert told.splitlines()[-1].startswith(
+        "6 runs of 3 epochs, 1 of them over: about 15 minutes"
+    )  # 2 * (10 + 60) + 2 * (10 + 300) + 10 + 100 = 870 s
+    assert [paper_table.in_time(seconds) for seconds in (0.4, 119, 121, 7300, 200000)] == [
+        "0 seconds",
+        "119 seconds",
+        "2 minutes",
+        "2 hours",
+        "2 days",
+    ]
+
+
+def test_the_time_of_an_epoch_is_that_of_its_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """200 images of which 50 are for validation, 100 for testing; a step of 20 takes 1 s, the first ones more."""
+    clock, seen = iter([0.0, 3.0, 10.0, 11.0, 20.0, 21.5]), list[int]()
+    monkeypatch.setattr(paper_table.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(paper_table, "rehearsal", lambda settings, *_: lambda: seen.append(settings.batch_size))
+    config, _ = parse(
+        paper_table.Config,
+        ["--data", "cifar10", "--data-dir", str(write_small(tmp_path)), "--recipe=--batch-size 20 --validation 0.25"],
+    )
+    assert paper_table.seconds_per_epoch(config, ("resnet4", "ode", 0)) == pytest.approx(1.0 / 20 * (150 + 100 / 3 + 50 / 3))
+    assert seen == [20, 20, 20]

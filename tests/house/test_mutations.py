@@ -1371,6 +1371,30 @@ MUTATIONS = {
         "weights_only=False",
         "test_train_cifar.py::test_a_checkpoint_that_holds_code_is_refused",
     ),
+    "runs that are over, foretold": (
+        "../examples/paper_table.py",
+        "if not over(folder(config, run))]",
+        "if True]",
+        "test_paper_table.py::test_how_many_runs_and_how_long_is_told_before_the_first",
+    ),
+    "weights given to another network": (
+        "../models/pretrained.py",
+        "    if other:",
+        "    if False:",
+        "test_pretrained.py::test_weights_of_another_network_are_not_given",
+    ),
+    "a run that has the name of weights": (
+        "../models/files.py",
+        "in TRAINED and not path.exists()",
+        "in TRAINED",
+        "test_pretrained.py::test_a_file_or_a_run_of_that_name_goes_before",
+    ),
+    "images of any shape": (
+        "../models/blocks.py",
+        "if input.ndim != 4 or shape[1] != 3:",
+        "if False:",
+        "test_pretrained.py::test_images_that_a_network_does_not_take_are_told_their_shape",
+    ),
     "--model without effect": (
         "../models/saved.py",
         "return MODELS[name](",

@@ -165,7 +165,5 @@ def test_mistakes_are_named() -> None:
     for network in NETWORKS.values():
         with pytest.raises(ValueError, match="time=True needs a network"):
             network(block="ode", time=True)
-        with pytest.raises(TypeError, match="a network has no argument 'stepss', did you mean 'steps'"):
-            network(stepss=3)
     with pytest.raises(ValueError, match="features=40 must be a positive multiple of 16"):
         vit(features=40)
