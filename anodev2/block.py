@@ -20,11 +20,12 @@ from .integrate.sample_weights import Together
 from .pieces import stacked
 from .plan import Plan, plan
 from .pytree import Structure, build
+from .readings import ReadingPlan
 from .signature import CountedCall
 from .solve import integrate, odeint
 from .solvers import Leaves, Method, as_method
 from .solvers.tableau import Tableau
-from .stepping import as_count, as_times, numbers, uniform_grid
+from .stepping import Grid, as_breaks, as_count, as_sequence, as_times, numbers, uniform_grid, wants_grad
 from .system import check_call
 from .unroll import Jointly, Unrollable, Unrolled, with_weights
 
@@ -37,11 +38,12 @@ class ODEBlock(Unrollable):
     Args:
         f: a module called as ``f(t, z)``, z a tensor or a tree of tensors; a keyword-only parameter ``step`` of its
             forward is filled with the integer number of the step.
-        steps: number of equal steps; five, as in the first configuration of ANODEV2.
+        steps: number of equal steps, in each interval between breaks; five, as in the first configuration of ANODEV2.
         method: a name in ``METHODS``, a ``Tableau`` or a ``Method``.
         t: start and end time.
         adjoint: "checkpoint", "direct", "reversible", "backsolve" or an ``Adjoint``.
         compile: as for ``odeint``.
+        breaks: times at which f may jump, as for ``odeint``: numbers, or a trained ``nn.Parameter`` (K,), which f may own as well.
 
     Raises:
         ValueError, TypeError: naming the argument, what was given and the cure.
@@ -58,6 +60,7 @@ class ODEBlock(Unrollable):
         t: Sequence[float] = (0.0, 1.0),
         adjoint: str | Adjoint = "checkpoint",
         compile: bool | Compile = False,
+        breaks: Sequence[float] | Tensor | None = None,
     ) -> None:
         super().__init__()
         _check_field(f)
@@ -70,6 +73,8 @@ class ODEBlock(Unrollable):
         self.t = numbers(times)
         self.adjoint = as_adjoint(adjoint)
         self.compiling = as_compile(compile) or False
+        self.breaks: tuple[float, ...] | Tensor | None = _own(breaks)
+        self._grid()
 
     def forward(self, z0: Any) -> Any:
         """z(t1), in the structure, shapes and dtypes of z0."""
@@ -77,19 +82,19 @@ class ODEBlock(Unrollable):
         return build(structure, states[0])
 
     def trajectory(self, z0: Any) -> Any:
-        """z after 0, 1, ..., ``steps`` steps, stacked in front: leaves of shape ``(steps + 1, *leaf.shape)``."""
+        """z after 0, 1, ..., ``steps`` steps (of all intervals), stacked in front: leaves of shape ``(steps + 1, *leaf.shape)``."""
         return stacked(*self._integrate(z0, "steps"))
 
     def written_out(self) -> nn.Module:
         """The solve as a module of fixed weights, which shares f; see ``unroll``."""
-        return self._like_this(self._unrolled([self.f], _ReadingPlan(self.method, self.t, self.steps, end_only=True, both_ways=True)))
+        return self._like_this(self._unrolled([self.f], ReadingPlan(self.method, self._grid(), end_only=True, both_ways=True)))
 
-    def _unrolled(self, copies: list[nn.Module], plan: _ReadingPlan) -> Unrolled:
+    def _unrolled(self, copies: list[nn.Module], plan: ReadingPlan) -> Unrolled:
         if type(self).forward is not ODEBlock.forward:
             raise ValueError(
                 f"{type(self).__name__} has a forward of its own, which unroll would lose; put it in a module around the block"
             )
-        unrolled = Unrolled(copies, plan, self.method, uniform_grid(self.t, self.steps), self.adjoint)
+        unrolled = Unrolled(copies, plan, self.method, self._grid(), self.adjoint)
         for part in (unrolled, *([unrolled.f] if len(copies) > 1 else [])):
             part.training = self.training
         return unrolled
@@ -104,20 +109,30 @@ class ODEBlock(Unrollable):
         """func, y0 and args of ``odeint``."""
         return self.f, z0, ()
 
+    def _grid(self) -> Grid:
+        """The steps, whose times are numbers."""
+        breaks = self.breaks.detach() if isinstance(self.breaks, Tensor) else self.breaks
+        return uniform_grid(self.t, self.steps, None, *as_breaks(breaks, self.t, torch.float64))
+
+    @property
+    def _stepping(self) -> dict[str, Any]:
+        """The options of ``odeint`` that tell the steps."""
+        return {"method": self.method, "steps": self.steps, "breaks": self.breaks}
+
     def _integrate(self, z0: Any, save: Literal["steps", "end"]) -> tuple[list[Leaves], Structure]:
         func, y0, args = self._problem(z0)
-        options = {"method": self.method, "steps": self.steps, "adjoint": self.adjoint, "compile": self.compiling}
-        return integrate(func, y0, self.t, args=args, save=save, **options)
+        return integrate(func, y0, self.t, args=args, save=save, adjoint=self.adjoint, compile=self.compiling, **self._stepping)
 
     def plan(self, z0: Any) -> Plan:
         """What ``forward(z0)`` costs, as ``anodev2.plan`` tells it; theta(t) that moves by itself is found before, and not counted."""
         func, y0, args = self._problem(z0)
-        found = plan(func, y0, self.t, method=self.method, steps=self.steps, args=args, adjoint=self.adjoint)
+        found = plan(func, y0, self.t, args=args, adjoint=self.adjoint, **self._stepping)
         return replace(found, samples=samples_of(z0)) if isinstance(func, BothWays) else found
 
     def extra_repr(self) -> str:
         compiling = f", compile={self.compiling}" if self.compiling else ""
-        return f"steps={self.steps}, method={self.method.name!r}, t={self.t}, adjoint={self.adjoint}{compiling}"
+        breaks = "" if self.breaks is None else f", breaks={numbers(tuple(self.breaks))}"
+        return f"steps={self.steps}, method={self.method.name!r}, t={self.t}{breaks}, adjoint={self.adjoint}{compiling}"
 
 
 class CoupledODEBlock(ODEBlock):
@@ -141,7 +156,8 @@ class CoupledODEBlock(ODEBlock):
         dynamics: q, a ``Dynamics``.
         evolve: name pattern(s) such as ``"conv*.weight"`` that narrow which parameters evolve. None: all that the
             dynamics accepts (for reaction-diffusion-advection the convolution kernels longer than 1).
-        steps, method, t, adjoint, compile: as for ``ODEBlock``.
+        steps, method, t, adjoint, compile, breaks: as for ``ODEBlock``; steps of theta end at breaks too. They are trained only where
+            the dynamics reads the features.
         weight_steps: number of steps of theta over t, rounded up where the times at which z reads theta do not divide
             them; default ``steps``. Of no effect on a closed form.
         weight_method: method for theta; default ``method``.
@@ -171,8 +187,9 @@ class CoupledODEBlock(ODEBlock):
         adjoint: str | Adjoint = "checkpoint",
         compile: bool | Compile = False,
         initial: Callable[[Any], Theta] | None = None,
+        breaks: Sequence[float] | Tensor | None = None,
     ) -> None:
-        super().__init__(f, steps=steps, method=method, t=t, adjoint=adjoint, compile=compile)
+        super().__init__(f, steps=steps, method=method, t=t, adjoint=adjoint, compile=compile, breaks=breaks)
         if not isinstance(dynamics, Dynamics):
             raise TypeError(f"dynamics must be a Dynamics, got {type(dynamics).__name__}; wrap a module q(t, theta) as NeuralDynamics(q)")
         check_call("dynamics", dynamics, "t", "theta", *["z"] * dynamics.reads_features)
@@ -186,7 +203,7 @@ class CoupledODEBlock(ODEBlock):
         self.weight_steps = self.steps if weight_steps is None else as_count("weight_steps", weight_steps)
         self.weight_method = self.method if weight_method is None else as_method(weight_method)
         self.which_weights = weights
-        self._plans: dict[bool, tuple[Any, _ReadingPlan]] = {}  # by whether steps are taken both ways
+        self._plans: dict[bool, tuple[Any, ReadingPlan]] = {}  # by whether steps are taken both ways
         self._together = Together()
         self._readings()
         dynamics.bind(self._theta0())
@@ -222,6 +239,11 @@ class CoupledODEBlock(ODEBlock):
     def _problem(self, z0: Any) -> tuple[Callable[..., Any], Any, tuple[Any, ...]]:
         if self.dynamics.reads_features:
             return *self.joint(z0), ()
+        if isinstance(self.breaks, Tensor) and self.breaks.requires_grad and torch.is_grad_enabled():
+            raise ValueError(
+                "breaks that require grad move the times at which z reads weights that move by themselves, whose slopes there a block "
+                "does not take: give numbers, or solve both jointly, odeint(CoupledSystem(f, q), (z0, theta0), t, breaks=breaks)"
+            )
         readings = self._readings(both_ways=by(self.adjoint).both_ways)
         theta = self._theta0()
         return _EvolvingField(self.f, theta, readings), z0, (self._path(theta, readings.times),)
@@ -234,7 +256,7 @@ class CoupledODEBlock(ODEBlock):
         """The solve as a module of fixed weights, a copy of f for each time at which z reads theta; see ``unroll``."""
         if self.dynamics.reads_features:
             system = WrittenBothWays(self.f, self.dynamics)
-            readings = _ReadingPlan(self.method, self.t, self.steps, end_only=True, both_ways=True)
+            readings = ReadingPlan(self.method, self._grid(), end_only=True, both_ways=True)
             return self._like_this(Jointly(self._unrolled([system], readings), self.evolving, self.initial, self._together))
         start = self._theta0()
         readings = self._readings(both_ways=isinstance(self.adjoint, ReversibleAdjoint))
@@ -248,8 +270,8 @@ class CoupledODEBlock(ODEBlock):
         if z0 is None:
             raise ValueError("the weights of this block read the features, and differ from input to input: give it, weights(t, z0)")
         func, y0 = self.joint(z0)
-        nodes = uniform_grid(self.t, self.steps).nodes()
-        options = {"method": self.method, "adjoint": self.adjoint}
+        nodes = self._grid().nodes()
+        options = {"method": self.method, "adjoint": self.adjoint, "breaks": self.breaks}
         states, _ = integrate(func, y0, self.t, steps=self.steps, save="steps", **options)
         at = dict(zip(nodes, weights_of(states, y0, self.dynamics), strict=True))
         for time in {time for time in times if time not in at}:
@@ -263,10 +285,12 @@ class CoupledODEBlock(ODEBlock):
         """The times at which z reads theta."""
         return self._readings().times
 
-    def _readings(self, both_ways: bool = False) -> _ReadingPlan:
-        now = (self.method, self.t, self.steps, self.which_weights)
+    def _readings(self, both_ways: bool = False) -> ReadingPlan:
+        breaks = numbers(tuple(self.breaks)) if isinstance(self.breaks, Tensor) else self.breaks
+        now = (self.method, self.t, self.steps, self.which_weights, breaks)
         if both_ways not in self._plans or self._plans[both_ways][0] != now:
-            self._plans[both_ways] = now, _ReadingPlan(*now[:3], end_only=self.which_weights == "final", both_ways=both_ways)
+            end_only = self.which_weights == "final"
+            self._plans[both_ways] = now, ReadingPlan(self.method, self._grid(), end_only=end_only, both_ways=both_ways)
         return self._plans[both_ways][1]
 
     def _theta0(self) -> Theta:
@@ -299,7 +323,8 @@ class CoupledODEBlock(ODEBlock):
         if later:
             size = abs(end - start) / self.weight_steps
             state = self.dynamics.start(theta)
-            path = odeint(self.dynamics, state, [start, *later], method=self.weight_method, step_size=size, adjoint=self.adjoint)
+            options = {"method": self.weight_method, "step_size": size, "adjoint": self.adjoint, "breaks": self.breaks}
+            path = odeint(self.dynamics, state, [start, *later], **options)
             at |= dict(zip(later, _unstacked(self.dynamics.weights(path), len(later) + 1)[1:], strict=True))
         return [at[time] for time in times]
 
@@ -307,40 +332,12 @@ class CoupledODEBlock(ODEBlock):
         return f"{super().extra_repr()}, evolving={list(self.evolving)}, weights={self.which_weights!r}"
 
 
-class _ReadingPlan:
-    """When z reads theta: at the distinct times of all stages of all steps, rising along t; or at the end alone.
-
-    For rk4 and two steps over (0, 1): times 0, 1/4, 1/2, 3/4, 1; the stages of step 1 read number 2, 3, 3, 4. ``both_ways``: also
-    at the times of the stages of a step taken backwards, whose nodes are 1 - c.
-    """
-
-    def __init__(self, method: Method, t: tuple[float, ...], steps: int, *, end_only: bool, both_ways: bool) -> None:
-        ways = [[1.0] * len(method.nodes)] * 2 if end_only else [list(method.nodes), [1 - node for node in method.nodes]]
-        first, last = (steps - 1, steps) if end_only else (0, steps)
-        read = [[[_place(step, node) for node in nodes] for step in range(first, last)] for nodes in ways[: 1 + both_ways]]
-        places = sorted({place for way in read for step in way for place in step})
-        number = {place: i for i, place in enumerate(places)}
-        self.read = [[[number[place] for place in step] for step in way] for way in read]
-        grid = uniform_grid(t, steps).steps()
-        exact = {round(node, 12): node for way in reversed(ways) for node in way}
-        self.times = [float(grid[step].time(exact.get(node, node)) if step < steps else t[1]) for step, node in places]
-
-    def number(self, step: int, stage: int, backwards: bool = False) -> int:
-        way = self.read[backwards]
-        return way[step if len(way) > 1 else 0][stage]
-
-
-def _place(step: int, node: float) -> tuple[int, float]:
-    """A time of a grid: the step that it is in, or begins, and the place within, to 12 digits."""
-    return (step, round(node, 12)) if node < 1 - 1e-12 else (step + 1, 0.0)
-
-
 class _EvolvingField:
     """f(t, z) with the weights that belong to the stage swapped in from a path of weights."""
 
     counters_wanted = ("step", "stage", "backwards")
 
-    def __init__(self, f: nn.Module, theta0: Theta, plan: _ReadingPlan) -> None:
+    def __init__(self, f: nn.Module, theta0: Theta, plan: ReadingPlan) -> None:
         self.owner = f
         self.f = Swapped(f, theta0)
         self.plan = plan
@@ -381,6 +378,16 @@ def _accepts(dynamics: Dynamics, name: str, weight: Tensor) -> bool:
     if is_lazy(weight):
         raise ValueError(f"{name} of f has no shape yet, and is to evolve or not by its shape: call f once before the block is made")
     return dynamics.accepts(name, weight)
+
+
+def _own(breaks: Any) -> tuple[float, ...] | nn.Parameter | None:
+    """What a block keeps of them: numbers, but for a parameter."""
+    if breaks is None or isinstance(breaks, nn.Parameter):
+        return breaks
+    times, values = as_sequence("breaks", breaks)
+    if any(map(wants_grad, times)):
+        raise ValueError("breaks of a block that are trained must be one nn.Parameter of shape (K,), which is the block's then")
+    return values
 
 
 def _check_field(f: nn.Module) -> None:

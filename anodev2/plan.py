@@ -79,6 +79,7 @@ def plan(
     steps: int | None = None,
     step_size: float | None = None,
     grid: Sequence[float] | Tensor | None = None,
+    breaks: Sequence[float | Tensor] | Tensor | None = None,
     args: tuple[Any, ...] = (),
     adjoint: str | Adjoint = "checkpoint",
 ) -> Plan:
@@ -90,7 +91,8 @@ def plan(
         ValueError, TypeError: as ``odeint``; an adaptive solve has no plan, its grid can be passed once it is known; nor has
             ``BacksolveAdjoint`` with tolerances.
     """
-    problem, args, leaves = problem_of(func, y0, t, method=method, steps=steps, step_size=step_size, grid=grid, args=args)
+    given = {"method": method, "steps": steps, "step_size": step_size, "grid": grid, "breaks": breaks}
+    problem, args, leaves = problem_of(func, y0, t, args=args, **given)
     if not isinstance(problem.stepping, Grid):
         raise ValueError("an adaptive solve does not know its steps beforehand; give steps, or grid=solution.grid of an earlier one")
     count, chosen = len(problem.stepping), as_adjoint(adjoint)

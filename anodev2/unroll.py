@@ -12,8 +12,9 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
+from dataclasses import replace
 from types import FunctionType, ModuleType
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,10 +25,11 @@ from .gradients.adjoint import Adjoint, ReversibleAdjoint
 from .integrate.sample_weights import Together
 from .problem import Problem, VectorField
 from .pytree import LEAF, Structure, build, leaves_of, structure_of
+from .readings import ReadingPlan
 from .signature import CountedCall, Counters
 from .solvers import Leaves, Method, RungeKutta
 from .solvers.tableau import Tableau
-from .stepping import Grid, Step
+from .stepping import Grid, Step, limited
 
 
 class Unrollable(nn.Module, ABC):
@@ -124,14 +126,6 @@ def with_weights(f: nn.Module, weights: Mapping[Tensor, Tensor]) -> nn.Module:
     return deepcopy(f, memo)
 
 
-class ReadingPlan(Protocol):
-    """Which copy of f a stage calls."""
-
-    def number(self, step: int, stage: int, backwards: bool = False) -> int:
-        """Its number."""
-        ...
-
-
 Terms = tuple[tuple[int, float], ...]  # which slope, times which number
 
 
@@ -148,8 +142,9 @@ class Unrolled(nn.Module):
     """A solve written out: calls of ``f``, or of its copies ``f[0], f[1], ...``, and the sums of the method.
 
     ``t`` holds the times of all calls as constants beside the state; they are rounded from numbers whenever the module
-    changes its dtype, as the solver rounds them. ``calls``: for each step of an explicit Runge-Kutta method, on a single tensor,
-    its evaluations of f and the multiples of their slopes that end it; other methods and trees go through ``Method.step``.
+    changes its dtype, as the solver rounds them, each on its side of a break. ``calls``: for each step of an explicit Runge-Kutta
+    method, on a single tensor, its evaluations of f and the multiples of their slopes that end it; other methods and trees go
+    through ``Method.step``.
     """
 
     t: Tensor
@@ -160,13 +155,15 @@ class Unrolled(nn.Module):
         self.count = len(copies)
         self.plan = plan
         self.method = method
-        self.grid = grid
-        self.steps = grid.steps()
+        like = next((p for p in copies[0].parameters() if p.is_floating_point() or p.is_complex()), torch.zeros(()))
+        self.grid = grid if grid.jumps is None else replace(grid, jumps=grid.jumps.told(_time_dtype([like])))
+        self.steps = self.grid.steps()
         self.scheme = adjoint if isinstance(adjoint, ReversibleAdjoint) else None  # which steps otherwise than the method alone
         self.counted = frozenset(CountedCall(copies[0]).names)
-        self.times = tuple(sorted({float(step.time(node)) for step in self.steps for node in method.nodes}))
-        like = next((p for p in copies[0].parameters() if p.is_floating_point() or p.is_complex()), torch.zeros(()))
-        self.register_buffer("t", _constants(self.times, like), persistent=False)
+        asked = {float(step.seen(node)): (step, node) for step in self.steps for node in method.nodes}
+        self.times = tuple(sorted(asked))
+        self.asked = [asked[time] for time in self.times]
+        self.register_buffer("t", self._constants(like), persistent=False)
         self.calls: list[tuple[list[Call], Terms]] | None = None
         if isinstance(method, RungeKutta) and self.scheme is None:
             self.calls = [self._calls(step, method.tableau) for step in self.steps]
@@ -192,10 +189,9 @@ class Unrolled(nn.Module):
 
     def constants(self, y: Leaves) -> Sequence[Tensor]:
         """``times`` as zero-dimensional tensors beside the state y."""
-        dtype, device = _time_dtype(y), y[0].device
-        if self.t.dtype == dtype and self.t.device == device:
+        if self.t.dtype == _time_dtype(y) and self.t.device == y[0].device:
             return self.t.unbind()
-        return [torch.full((), time, dtype=dtype, device=device) for time in self.times]
+        return self._constants(y[0], _time_dtype(y)).unbind()
 
     def copies(self) -> list[nn.Module]:
         """f for each time at which the weights are read."""
@@ -220,15 +216,21 @@ class Unrolled(nn.Module):
 
         calls = []
         for stage in range(tableau.advancing):
-            when = self.times.index(float(step.time(tableau.nodes[stage])))
+            when = self.times.index(float(step.seen(tableau.nodes[stage])))
             number, counters = self.plan.number(step.index, stage), self.counters(step.index, stage)
             calls.append(Call(number, when, counters, terms(tableau.stage_weights[stage])))
         return calls, terms(tableau.weights)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Unrolled:
         super()._apply(fn, recurse)
-        self.t = _constants(self.times, self.t)
+        self.t = self._constants(self.t)
         return self
+
+    def _constants(self, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        dtype, jumps = dtype or _time_dtype([like]), self.grid.jumps
+        sides = None if jumps is None else jumps.told(dtype)
+        times = [float(limited(step, sides).seen(node)) for step, node in self.asked]
+        return torch.tensor(times, dtype=dtype, device=like.device)
 
     def extra_repr(self) -> str:
         return f"steps={len(self.steps)}, method={self.method.name!r}"
@@ -239,10 +241,6 @@ def _sum(z: Any, terms: Terms, slopes: list[Any]) -> Any:
         k = slopes[place]
         z = torch.add(z, k if not isinstance(z, Proxy) and k.dtype == z.dtype else k.to(z.dtype), alpha=scale)
     return z
-
-
-def _constants(times: tuple[float, ...], like: Tensor) -> Tensor:
-    return torch.tensor(times, dtype=_time_dtype([like]), device=like.device)
 
 
 def _time_dtype(y: Leaves) -> torch.dtype:
@@ -287,7 +285,7 @@ class _Field(VectorField):
     def __call__(
         self, args: tuple[Any, ...], step: Step, stage: int, node: float, y: Leaves, call: CountedCall | None = None
     ) -> list[Tensor]:
-        time = float(step.time(node))
+        time = float(step.seen(node))
         t = self.constants[time] if time in self.constants else self.time(time, self.time_dtype)
         z = build(self.structure, y)
         if call is not None:

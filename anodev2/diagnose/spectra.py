@@ -222,7 +222,7 @@ def stability(
     subject, z0 = Subject.of(block_or_func, t, options, z0)
     chosen = as_method(subject.options.setdefault("method", "rk4"))
     vectors = as_count("vectors", vectors)
-    given = subject.options if subject.steps or subject.options.keys() & {"rtol", "atol"} else subject.options | CONTROL
+    given = subject.options if subject.grid or subject.options.keys() & {"rtol", "atol"} else subject.options | CONTROL
     with torch.inference_mode(False), subject.untouched(z0) as recording, forward_mode(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".* step of .* modes of it grow", category=UserWarning)  # the report says it
         path = Path(subject, z0, 3, given)
@@ -233,7 +233,7 @@ def stability(
         notes = (*_notes(chosen, recording), *([] if solution.status.ok else [solution.status.message]))
     start, end = subject.t
     span, direction = abs(end - start), math.copysign(1.0, end - start)
-    step = span / subject.steps if subject.steps else None
+    step = max(abs(float(step.dt)) for step in subject.grid.steps()) if subject.grid else None
     return Stability(chosen.name, span, direction, step, spectra, _known(chosen), notes)
 
 

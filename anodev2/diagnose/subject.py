@@ -21,7 +21,7 @@ from ..signature import CountedCall, Counters, signature_of, uncompiled
 from ..solution import Solution
 from ..solve import problem_of, solve
 from ..solvers import Leaves
-from ..stepping import Grid, numbers, uniform_grid
+from ..stepping import Grid, as_breaks, numbers, uniform_grid
 
 
 class Subject:
@@ -42,7 +42,7 @@ class Subject:
                 raise ValueError(f"a block is solved by its own method and steps; leave out {', '.join(names)}, or give block.f instead")
             self.block: ODEBlock | None = target
             self.t: tuple[float, ...] = target.t
-            self.options: dict[str, Any] = {"method": target.method, "steps": target.steps}
+            self.options: dict[str, Any] = {"method": target.method, "steps": target.steps, "breaks": target.breaks}
             self.call = CountedCall(target.f)
         else:
             if not callable(target):
@@ -68,11 +68,10 @@ class Subject:
         return cls(func, block.t, subject.options), y0
 
     @property
-    def steps(self) -> int | None:
-        """How many steps there are, where that is known beforehand."""
-        if self.options.get("step_size") is not None:
-            return len(uniform_grid(self.t, step_size=self.options["step_size"]))
-        return self.options.get("steps")
+    def grid(self) -> Grid | None:
+        """The steps, where they are known beforehand."""
+        steps, size, breaks = (self.options.get(name) for name in ("steps", "step_size", "breaks"))
+        return uniform_grid(self.t, steps, size, *as_breaks(breaks, self.t, torch.float64)) if steps or size else None
 
     def field(self, t: Tensor, z: Any, *args: Any, step: int = 0, stage: int = 0) -> Any:
         """dz/dt; theta(t) of a coupled block is that of the time t, whatever the grid."""
@@ -91,9 +90,9 @@ class Subject:
 
     def step_of(self, time: float) -> int:
         """The number of the step that begins at this time or has it inside, the last one at the end; 0 where steps are not known."""
-        start, end = self.t
-        steps = self.steps or 1
-        return min(int((time - start) / (end - start) * steps + 1e-9), steps - 1)
+        span = self.t[1] - self.t[0]
+        begun = [node for node in (self.grid.nodes()[1:-1] if self.grid else ()) if (node - time) / span <= 1e-9]
+        return len(begun)
 
     def at(self, time: float) -> Callable[[Any], Any]:
         """z -> dz/dt at one time, by the step of the grid (if it is known) that the time belongs to; theta is found once."""
@@ -166,7 +165,7 @@ class Path:
             self.times = tuple(self.nodes[place] for place in places)
         else:
             self.times = (*(start + (end - start) * (i / last) for i in range(last)), end)
-        kept = ("method", "args") if self.nodes else ("method", "args", "rtol", "atol")
+        kept = ("method", "args", "breaks") if self.nodes else ("method", "args", "rtol", "atol")
         self.options = {"adjoint": "direct", **{name: options[name] for name in kept if name in options}}
 
     def solve(self, back_from: Any = None, **limits: Any) -> tuple[list[Any], Solution]:

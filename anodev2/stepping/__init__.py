@@ -3,7 +3,7 @@
 from .control import ATOL, MAX_STEPS, MORE, RTOL, STRETCH, Adaptive, Control, StepSizes, tolerances
 from .grid import Grid, Step, as_count, given_grid, limited, uniform_grid, unit_grid
 from .jumps import Jumps, apart, as_breaks
-from .times import Time, Times, as_times, numbers, times_of_samples, wants_grad, without_repeats
+from .times import Time, Times, as_sequence, as_times, numbers, times_of_samples, wants_grad, without_repeats
 
 __all__ = [
     "ATOL",
@@ -22,6 +22,7 @@ __all__ = [
     "apart",
     "as_breaks",
     "as_count",
+    "as_sequence",
     "as_times",
     "given_grid",
     "limited",

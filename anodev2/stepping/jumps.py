@@ -30,6 +30,10 @@ class Jumps:
         low, high = (self._within(start, end), self._within(end, start))
         return (low or -math.inf, high or math.inf) if start < end else (high or -math.inf, low or math.inf)
 
+    def told(self, dtype: torch.dtype) -> Jumps:
+        """The same for f that is told times in another precision."""
+        return Jumps(self.values, _bits(dtype))
+
     def _within(self, time: float, other: float) -> float | None:
         """The number beside a jump towards the other end of the step, in units of the larger of both; None where there is no jump."""
         if time not in self.values or time == other:
@@ -46,7 +50,7 @@ def as_breaks(breaks: Any, times: Times, dtype: torch.dtype) -> tuple[Times, Jum
     if not all(map(math.isfinite, values)):
         raise ValueError(f"breaks must be finite, got {values}")
     start, *_, end = numbers(times)
-    falls, bits = end < start, 1 - round(math.log2(torch.finfo(dtype).eps))
+    falls, bits = end < start, _bits(dtype)
     pairs = sorted(zip(values, given, strict=True), key=lambda pair: -pair[0] if falls else pair[0])
     kept: list[tuple[float, Time]] = []
     for value, time in pairs:
@@ -59,6 +63,10 @@ def as_breaks(breaks: Any, times: Times, dtype: torch.dtype) -> tuple[Times, Jum
         kept.append((value, time))
     inner = tuple(time if wants_grad(time) else value for value, time in kept if value not in (start, end))
     return inner, Jumps(frozenset(value for value, _ in kept), bits) if kept else None
+
+
+def _bits(dtype: torch.dtype) -> int:
+    return 1 - round(math.log2(torch.finfo(dtype).eps))
 
 
 def apart(time: Time, knot: Time) -> bool:

@@ -41,7 +41,7 @@ ORDER = [
         "system",
         "dynamics",
     ),
-    *("both_ways", "unroll", "block", "path", "fast_weights", "testing", "diagnose", "convert", "citation"),
+    *("both_ways", "readings", "unroll", "block", "path", "fast_weights", "testing", "diagnose", "convert", "citation"),
 ]
 FOLDERS = {
     "dynamics": [

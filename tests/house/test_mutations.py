@@ -629,6 +629,18 @@ MUTATIONS = {
         "                recording.retreat()",
         "test_breaks.py::test_error_control_keeps_its_tolerance",
     ),
+    "theta steps across a jump of its own": (
+        "block.py",
+        '"breaks": self.breaks}\n            path',
+        '"breaks": None}\n            path',
+        "test_breaks_of_blocks.py::test_blocks_keep_the_order",
+    ),
+    "the wrong side of a jump in a block written out": (
+        "unroll.py",
+        "float(limited(step, sides).seen(node))",
+        "float(step.time(node))",
+        "test_breaks_of_blocks.py::test_written_out_in_every_precision",
+    ),
     "an output time that moves with the break in its place": (
         "stepping/jumps.py",
         "return time is not knot and",
@@ -1060,7 +1072,7 @@ MUTATIONS = {
         "test_solvers.py",
     ),
     "steps not passed on": ("signature.py", '("step", step), ("stage"', '("step", 0), ("stage"', "test_models.py"),
-    "theta of the step's start in every stage": ("block.py", "len(way) > 1 else 0][stage]", "len(way) > 1 else 0][0]", "test_block.py"),
+    "theta of the step's start in every stage": ("readings.py", "len(way) > 1 else 0][stage]", "len(way) > 1 else 0][0]", "test_block.py"),
     "every step with the first weights": (
         "unroll.py",
         "number, counters = self.plan.number(",
@@ -1728,13 +1740,13 @@ MUTATIONS = {
     ),
     # the rest
     "weights read at the wrong end of an implicit step": (
-        "block.py",
+        "readings.py",
         "else (step + 1, 0.0)",
         "else (step, 0.0)",
         "test_block.py::test_moving_weights_are_read_at_the_times_of_the_stages_whichever_way_a_step_goes",
     ),
     "weights of the mirrored stage": (
-        "block.py",
+        "readings.py",
         "[1 - node for node in method.nodes]",
         "list(method.nodes)",
         "test_block.py::test_moving_weights_are_read_at_the_times_of_the_stages_whichever_way_a_step_goes",
