@@ -3,7 +3,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pytest
+import scipy.fftpack
 import torch
 from torch import Tensor, nn
 
@@ -350,3 +352,69 @@ def test_half_precision_weights_flow() -> None:
     path = bound(theta, 0.1).flow(theta, [0.0, 1.0])
     assert path is not None and path["conv.weight"].dtype == torch.bfloat16
     assert "tau=0.02" in repr(ReactionDiffusionAdvection())
+
+
+class Spatial(nn.Module):
+    """f(t, z) of a depthwise 7x7 kernel, one of 5x5 with holes of 3, and one along rows, depthwise with holes of 2."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.depthwise = nn.Conv2d(4, 4, 7, padding=3, groups=4)
+        self.dilated = nn.Conv2d(4, 4, 5, padding=6, dilation=3, bias=False)
+        self.row = nn.Conv2d(4, 8, (1, 5), padding=(0, 4), dilation=2, groups=2)
+        self.double()
+
+    def forward(self, t: Tensor, z: Tensor) -> Tensor:
+        return self.row(torch.tanh(self.dilated(torch.tanh(self.depthwise(z))))).unflatten(1, (4, 2)).mean(2) * (1 + t)
+
+
+def convolved_by_hand(z: Tensor, kernel: Tensor, dilation: int, groups: int) -> Tensor:
+    """Sums of shifted images, zeros around them."""
+    out, inner, *sizes = kernel.shape
+    rows, columns = (dilation * (size // 2) for size in sizes)
+    padded = nn.functional.pad(z, [columns, columns, rows, rows]).unflatten(1, (groups, inner))
+    result = torch.zeros_like(z[:, :1]).expand(-1, out, -1, -1).unflatten(1, (groups, out // groups))
+    for i in range(sizes[0]):
+        for j in range(sizes[1]):
+            window = padded[..., i * dilation : i * dilation + z.shape[2], j * dilation : j * dilation + z.shape[3]]
+            result = result + torch.einsum("goc,bgchw->bgohw", kernel[..., i, j].unflatten(0, (groups, out // groups)), window)
+    return result.flatten(1, 2)
+
+
+def moved_by_hand(kernel: Tensor, tau: Tensor, upsilon: Tensor, rho: Tensor, t: float) -> Tensor:
+    """exp of the equation's matrix, which scipy's differentiation of periodic functions gives column by column."""
+    place: Any = np.eye(kernel[0, 0].numel()).reshape(-1, *kernel.shape[2:])
+    parts = [rho.view(-1, 1, 1) * torch.eye(len(place), dtype=kernel.dtype)]
+    for axis, size in enumerate(kernel.shape[2:]):
+        first, second = (
+            torch.as_tensor(np.apply_along_axis(scipy.fftpack.diff, axis + 1, place, order, size) if size > 1 else 0 * place).flatten(1).mT
+            for order in (1, 2)
+        )
+        parts.append(upsilon.view(-1, kernel.ndim - 2)[:, axis, None, None] * first + tau.view(-1, 1, 1) * second)
+    matrices = torch.linalg.matrix_exp(t * sum(parts)).expand(len(kernel), -1, -1)  # pyright: ignore
+    return torch.einsum("opq,oiq->oip", matrices, kernel.flatten(2)).view_as(kernel)
+
+
+@pytest.mark.parametrize("per", ["layer", "channel"])
+def test_depthwise_and_dilated_kernels_move_as_in_a_loop_written_by_hand(per: str) -> None:
+    """Values and all gradients of a block of Euler steps; cells of a kernel are neighbours whatever the holes between them."""
+    torch.manual_seed(0)
+    f, z, steps = Spatial(), torch.randn(2, 4, 9, 11, dtype=torch.float64, requires_grad=True), 3
+    dynamics = ReactionDiffusionAdvection(0.1, 0.2, -0.3, per=per)
+    block = CoupledODEBlock(f, dynamics, steps=steps)
+    for parameter in dynamics.parameters():
+        parameter.data *= 1 + torch.rand_like(parameter)
+    assert block.evolving == ("depthwise.weight", "dilated.weight", "row.weight")
+    parameters = [z, *block.parameters()]
+    y, by_hand = block(z), z
+    for n in range(steps):
+        kernels = {name: moved_by_hand(f.get_parameter(name), *dynamics.coefficients(name), n / steps) for name in block.evolving}
+        x = torch.tanh(convolved_by_hand(by_hand, kernels["depthwise.weight"], 1, 4) + f.get_parameter("depthwise.bias")[:, None, None])
+        x = torch.tanh(convolved_by_hand(x, kernels["dilated.weight"], 3, 1))
+        x = convolved_by_hand(x, kernels["row.weight"], 2, 2) + f.get_parameter("row.bias")[:, None, None]
+        by_hand = by_hand + (x[:, ::2] + x[:, 1::2]) / 2 * (1 + n / steps) / steps
+    torch.testing.assert_close(y, by_hand, rtol=1e-12, atol=1e-12)
+    found, expected = (torch.autograd.grad(end.square().sum(), parameters) for end in (y, by_hand))
+    for one, two in zip(found, expected, strict=True):
+        assert two.any()
+        torch.testing.assert_close(one, two, rtol=1e-10, atol=1e-11)

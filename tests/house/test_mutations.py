@@ -1145,6 +1145,24 @@ MUTATIONS = {
         "pass",
         "test_zoo.py::test_a_group_goes_on_where_the_one_before_ends",
     ),
+    "a group at the time of the block": (
+        "dynamics/depth_groups.py",
+        "(t - self.starts[place], theta)",
+        "(t, theta)",
+        "test_zoo.py::test_a_group_goes_on_where_the_one_before_ends",
+    ),
+    "compiled kernels that turn the other way": (
+        "dynamics/spectral.py",
+        "torch.exp(grown) * torch.sin(turned)",
+        "-torch.exp(grown) * torch.sin(turned)",
+        "test_zoo.py::test_all_families_are_compiled_stacked_and_run_elsewhere",
+    ),
+    "kernels moved by the circulant of their transpose": (
+        "dynamics/spectral.py",
+        "(whole[:, None] - whole) % sizes",
+        "(whole - whole[:, None]) % sizes",
+        "test_dynamics.py::test_depthwise_and_dilated_kernels_move_as_in_a_loop_written_by_hand",
+    ),
     "a flow that is no rotation": (
         "dynamics/skew_flow.py",
         "return below - below.mT",
