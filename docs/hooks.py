@@ -56,11 +56,20 @@ def on_files(files: Files, config: Any) -> Files:
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     here = page.file.src_uri
+    if origins[here].endswith(".py") and not origins[here].startswith(NOTEBOOKS):
+        page.meta["search"] = {"exclude": True}  # the search answers with what pages say, not with lines of scripts
     return rewritten(markdown, here, lambda target: os.path.relpath(place_of(target), os.path.dirname(here)))
 
 
 def on_page_content(content: str, **_: Any) -> str:
-    return FORMULA.sub(lambda found: convert(html.unescape(found[2]), display="block" if found[1] == "div" else "inline"), content)
+    return FORMULA.sub(lambda found: formula(html.unescape(found[2]), found[1] == "div"), content)
+
+
+def formula(source: str, displayed: bool) -> str:
+    """As MathML; one on a line of its own in a box that scrolls."""
+    if not displayed:
+        return convert(source, display="inline")
+    return f'<div class="formula">{convert(source, display="block")}</div>'
 
 
 @cache  # while pages are written a notebook runs once

@@ -67,6 +67,20 @@ def test_formulas_are_mathml(site: Path) -> None:
     assert len(shown) == shown.count("block") + shown.count("inline") and "$" not in text and "arithmatex" not in text
 
 
+def test_a_font_for_formulas_comes_along_and_formulas_on_a_line_of_their_own_scroll(site: Path) -> None:
+    style = (site / "style.css").read_text()
+    (font,) = re.findall(r'url\("(fonts/[^"]+)"\)', style)
+    assert (site / font).read_bytes().startswith(b"wOF2") and "SIL OPEN FONT LICENSE" in (site / "fonts" / "LICENSE.txt").read_text()
+    text = (site / "mathematics.html").read_text()
+    assert text.count('<div class="formula"><math ') == text.count('display="block"') and "overflow: auto hidden" in style
+
+
+def test_the_search_finds_pages_and_no_lines_of_scripts(site: Path) -> None:
+    found = {entry["location"].partition("#")[0] for entry in json.loads((site / "search" / "search_index.json").read_text())["docs"]}
+    assert {"tutorial.html", "which_page.html", "notebooks/first_solve.html"} <= found
+    assert (site / "examples" / "quickstart.html").exists() and not [page for page in found if page.startswith("examples/")]
+
+
 def test_the_reference_shows_every_public_name(site: Path) -> None:
     text = "".join((site / "api" / f"{page}.html").read_text() for page in ("anodev2", "diagnose", "testing"))
     for name in anodev2.__all__:
