@@ -75,7 +75,7 @@ def odeint(
             ``per_sample``.
         breaks: times at which func may jump, in any order. A step ends there (``steps`` count from one time of t or break to the next),
             func is asked for its limit from within each step, and nothing is carried from one side to the other. With gradients with
-            respect to breaks that require one; those outside of t do nothing.
+            respect to breaks that require one (none with ``per_sample``); those outside of t do nothing.
         per_sample: error control for each sample of a tensor (batch, ...) by itself; func gets t of shape (batch, 1, ..., 1).
             The steps are found first, without a graph, and then taken: twice the evaluations forward. Then t may be of shape (batch, T),
             output times of each sample in a row that may end with nan: states there are nan.
@@ -320,8 +320,6 @@ def problem_of(
     if not torch.compiler.is_compiling():
         field.call.check(t, y0, *args)
     grids, between = {"steps": steps, "step_size": step_size, "grid": grid}, hit == "between" and chosen.interpolant is not None
-    if per_sample and breaks is not None:
-        raise ValueError("per_sample=True has no breaks: leave them out, so that error control finds them, or take common steps")
     own, bounds = times_of_samples(t, leaves[0]) if per_sample else None, (rtol, atol, control)
     if own is not None and (chosen.embedded_order is None or any(value is not None for value in grids.values())):
         raise ValueError(f"{NO_GRID}; for own times with {chosen.name} and steps, solve sample by sample")

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..problem import Problem, Status
 from ..solvers import Leaves, Method
-from ..stepping import MORE, STRETCH, Adaptive, Control, Grid, Step, wants_grad
+from ..stepping import MORE, STRETCH, Adaptive, Control, Grid, Step, limited, wants_grad
 from ..torch_private import BatchNorm
 from .captured import reachable
 from .loop import error_ratios
@@ -25,7 +25,7 @@ from .recording import untouched
 
 
 def find_grid(problem: Problem, y0: Leaves, args: tuple[Any, ...], max_steps: int | None) -> Grid:
-    """The steps of every sample from each output time to the next; times are tensors of shape (batch, 1, ..., 1).
+    """The steps of every sample from each output time or break to the next; times are tensors of shape (batch, 1, ..., 1).
 
     All wait for the last at an output time, which may be another for each sample, and nan for one that has no more. The grid's ``status``
     tells of samples that failed; output times that none reached are left out.
@@ -41,7 +41,15 @@ def find_grid(problem: Problem, y0: Leaves, args: tuple[Any, ...], max_steps: in
         wanted = [0, *(search.until(end) for end in ends[1:] if not search.failed.all())]
     wanted = wanted[:-1] if search.failed.all() else wanted
     counts = (1,) * (len(search.nodes) - 1)
-    return Grid(tuple(search.nodes), counts, tuple(wanted), status=search.status(), statuses=search.statuses(), asked=tuple(own))
+    return Grid(
+        tuple(search.nodes),
+        counts,
+        tuple(wanted),
+        status=search.status(),
+        statuses=search.statuses(),
+        asked=tuple(own),
+        jumps=adaptive.jumps,
+    )
 
 
 def _check(problem: Problem, adaptive: Adaptive, y0: Leaves) -> None:
@@ -49,8 +57,8 @@ def _check(problem: Problem, adaptive: Adaptive, y0: Leaves) -> None:
         raise ValueError("per_sample=True needs a single tensor with a batch axis in front as y0")
     if y0[0].numel() == 0:
         raise ValueError(f"per_sample=True needs at least one sample with an element, got y0 of shape {tuple(y0[0].shape)}")
-    if any(map(wants_grad, adaptive.times)):
-        raise ValueError("per_sample=True gives no gradient with respect to times; detach t")
+    if any(map(wants_grad, (*adaptive.times, *adaptive.breaks))):
+        raise ValueError("per_sample=True gives no gradient with respect to times and breaks; detach them")
     for module in reachable(problem.field.func).modules:
         if isinstance(module, BatchNorm) and module.training:
             raise ValueError(
@@ -84,21 +92,38 @@ class _Search:
         largest = torch.stack([end.double().nan_to_num().abs() for end in self.ends]).amax(0)
         unit = torch.nextafter(largest, torch.full_like(largest, math.inf)) - largest
         self.least = (8 * unit).clamp_min(self.adaptive.control.min_step).expand(self.lead)
-        self.first: Tensor | None = self._slope(self.time, self.y)
-        self.size = self._first_size(self.first)
+        jumps = self.adaptive.jumps
+        self.breaks = None if jumps is None else torch.tensor(sorted(jumps.values), dtype=torch.float64, device=self.y.device)
+        self.behind = self.failed  # which samples have come to a break, and go on from its other side
+        stop = self._stop(self.ends[min(1, len(self.ends) - 1)])
+        self.first: Tensor | None = self._slope(stop)
+        self.size = self._first_size(self.first, stop)
 
     def _column(self, value: float) -> Tensor:
         return torch.full(self.lead, value, dtype=torch.float64, device=self.y.device)
 
-    def _slope(self, time: Tensor, y: Tensor) -> Tensor:
-        return self.field(Step(0, (time, time), 0, 0, 1), 0, 0.0, [y])[0]
+    def _slope(self, stop: Tensor) -> Tensor:
+        """Where the samples are, on their way to ``stop``."""
+        return self.field(self._step(stop), 0, 0.0, [self.y])[0]
+
+    def _step(self, stop: Tensor) -> Step:
+        return limited(Step(len(self.nodes) - 1, (self.time, stop), 0, 0, 1), self.adaptive.jumps)
+
+    def _stop(self, end: Tensor) -> Tensor:
+        """The next break on the way of each sample to ``end``, or that; where it has no more, its time."""
+        end = end.where(~end.isnan(), self.time)
+        if self.breaks is None:
+            return end
+        breaks = self.sign * self.breaks.view(-1, *[1] * self.time.ndim)
+        ahead = (breaks > self.sign * self.time) & (breaks < self.sign * end)
+        return torch.minimum(breaks.where(ahead, math.inf).amin(0), self.sign * end) * self.sign
 
     def _norm(self, error: Tensor, y_next: Tensor) -> Tensor:
         """Root mean square of the error ratios of each sample."""
         (ratio,) = error_ratios(self.adaptive, [error], [self.y], [y_next])
         return ratio.double().square().reshape(len(ratio), -1).mean(1).sqrt().view(self.lead)
 
-    def _first_size(self, slope: Tensor) -> Tensor:
+    def _first_size(self, slope: Tensor, stop: Tensor) -> Tensor:
         """As for a whole batch (``loop``), sample by sample."""
         control = self.adaptive.control
         if control.first_step is not None:
@@ -106,10 +131,11 @@ class _Search:
         zero = torch.zeros_like(self.y)
         d0, d1 = self._norm(self.y, zero), self._norm(slope, zero)
         usual = (d0 >= 1e-5) & (d1 >= 1e-5) & torch.isfinite(d1)
-        span = (self.ends[min(1, len(self.ends) - 1)] - self.ends[0]).abs().nan_to_num(1.0)
+        span = torch.where(stop == self.time, 1.0, (stop - self.time).abs())
         h0 = torch.where(usual, 0.01 * d0 / d1, 1e-6).clamp_max(span)
         ahead = self.y + (self.sign * h0).to(self.y.real.dtype) * slope
-        d2 = self._norm(self._slope(self.time + self.sign * h0, ahead) - slope, zero) / h0
+        second = self.field(self._step(self.time + self.sign * h0), 0, 1.0, [ahead])[0]
+        d2 = self._norm(second - slope, zero) / h0
         steepest = torch.maximum(d1, d2)
         h1 = torch.where(steepest <= 1e-15, torch.clamp_min(h0 * 1e-3, 1e-6), (0.01 / steepest) ** (1 / self.k))
         size = torch.where((h1 > 0) & torch.isfinite(h1), torch.minimum(100 * h0, h1), h0)
@@ -122,11 +148,14 @@ class _Search:
         at least half of that, more than the times' rounding.
         """
         while bool((waiting := (self.time != end) & ~end.isnan() & ~self.failed).any()):
-            left, shortest = (end - self.time).abs(), self.size <= self.least  # what was asked for; the length taken is rounded
+            to = self._stop(end)
+            if self.breaks is not None and bool((crossing := self.behind & waiting).any()):
+                self._begin(crossing, to)
+            left, shortest = (to - self.time).abs(), self.size <= self.least  # what was asked for; the length taken is rounded
             size = torch.where(left < 2 * self.size, left / 2, self.size)
             near = left <= (self.size * STRETCH).clamp_max(self.least.clamp_min(self.adaptive.control.max_step) * (1 + 1e-9))
-            stop = torch.where(waiting, torch.where(near, end, self.time + self.sign * size), self.time)
-            step = Step(len(self.nodes) - 1, (self.time, stop), 0, 0, 1)
+            stop = torch.where(waiting, torch.where(near, to, self.time + self.sign * size), self.time)
+            step = self._step(stop)
             ends, slopes = self.method.attempt(self.field, step, [self.y], None if self.first is None else [self.first])
             error = self._norm(self.method.error(step.dt, slopes)[0], ends[0])
             accepted = waiting & (error <= 1)
@@ -141,9 +170,18 @@ class _Search:
             self.y = torch.where(accepted, ends[0], self.y)
             self.taken = self.taken + accepted
             self.first = torch.where(accepted, slopes[-1][0], slopes[0][0]) if self.method.fsal else None
+            if self.breaks is not None:
+                self.behind = self.behind | (accepted & torch.isin(self.time, self.breaks))
             if bool(accepted.any()):
                 self.nodes.append(self.time)
         return len(self.nodes) - 1
+
+    def _begin(self, crossing: Tensor, stop: Tensor) -> None:
+        """These samples go on from behind a break, knowing nothing of what comes."""
+        self.first = self._slope(stop)
+        self.size = torch.where(crossing, self._first_size(self.first, stop), self.size)
+        self.errors = [torch.where(crossing, 1.0, error) for error in self.errors]
+        self.rejected, self.behind = self.rejected & ~crossing, self.behind & ~crossing
 
     def _resize(self, error: Tensor, taken: Tensor, accepted: Tensor, waiting: Tensor) -> None:
         """``stepping.Control``'s rule, sample by sample."""

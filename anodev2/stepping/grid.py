@@ -63,14 +63,14 @@ class Step:
         if not isinstance(time, Tensor):
             return min(max(time, low), high)
         held = time.detach().clamp(low, high)  # pyright: ignore[reportArgumentType, reportCallIssue]
-        if not 0 <= node <= 1 and bool(held != time):
+        if not 0 <= node <= 1 and bool((held != time).any()):
             time = torch.as_tensor(self.time(float(node > 1)))
         return held + (time - time.detach())
 
 
 def limited(step: Step, jumps: Jumps | None) -> Step:
     """The step with the limits at jumps."""
-    return step if jumps is None else replace(step, limits=jumps.limits(*numbers((step.time(0.0), step.time(1.0)))))
+    return step if jumps is None else replace(step, limits=jumps.limits(step.time(0.0), step.time(1.0)))
 
 
 @dataclass(frozen=True)

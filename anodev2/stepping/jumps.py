@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from .times import Limits, Time, Times, as_sequence, numbers, wants_grad
 
@@ -25,10 +26,22 @@ class Jumps:
     values: frozenset[float]
     bits: int
 
-    def limits(self, start: float, end: float) -> Limits:
-        """Between which numbers f is asked in a step."""
+    def limits(self, start: Time, end: Time) -> Limits:
+        """Between which times f is asked in a step, numbers or (of samples with times of their own) tensors like these."""
+        if isinstance(start, Tensor) and start.ndim:
+            return self._of_samples(start, torch.as_tensor(end))
+        start, end = numbers((start, end))
         low, high = (self._within(start, end), self._within(end, start))
         return (low or -math.inf, high or math.inf) if start < end else (high or -math.inf, low or math.inf)
+
+    def _of_samples(self, start: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:
+        way, here = (end - start).sign(), torch.tensor(sorted(self.values), dtype=torch.float64, device=start.device)
+        exponent = torch.maximum(start.frexp()[1], end.frexp()[1]) - self.bits
+        unit = torch.ldexp(torch.ones_like(start), exponent)
+        first, last = (((time / unit).round() + side * ASIDE) * unit for time, side in ((start, way), (end, -way)))
+        from_first, to_last = (torch.isin(time, here) & (way != 0) for time in (start, end))
+        low = torch.where(way > 0, first.where(from_first, -math.inf), last.where(to_last, -math.inf))
+        return low, torch.where(way > 0, last.where(to_last, math.inf), first.where(from_first, math.inf))
 
     def told(self, dtype: torch.dtype) -> Jumps:
         """The same for f that is told times in another precision."""
@@ -49,7 +62,7 @@ def as_breaks(breaks: Any, times: Times, dtype: torch.dtype) -> tuple[Times, Jum
     given, values = as_sequence("breaks", breaks)
     if not all(map(math.isfinite, values)):
         raise ValueError(f"breaks must be finite, got {values}")
-    start, *_, end = numbers(times)
+    start, end = _span(times)
     falls, bits = end < start, _bits(dtype)
     pairs = sorted(zip(values, given, strict=True), key=lambda pair: -pair[0] if falls else pair[0])
     kept: list[tuple[float, Time]] = []
@@ -63,6 +76,17 @@ def as_breaks(breaks: Any, times: Times, dtype: torch.dtype) -> tuple[Times, Jum
         kept.append((value, time))
     inner = tuple(time if wants_grad(time) else value for value, time in kept if value not in (start, end))
     return inner, Jumps(frozenset(value for value, _ in kept), bits) if kept else None
+
+
+def _span(times: Times) -> tuple[float, float]:
+    """The first and the last time, of all samples."""
+    if not (isinstance(times[0], Tensor) and times[0].ndim):
+        start, *_, end = numbers(times)
+        return start, end
+    columns = torch.stack([torch.as_tensor(time) for time in times])
+    known = columns[~columns.isnan()]
+    low, high = known.min().item(), known.max().item()
+    return (high, low) if (columns < columns[0]).any() else (low, high)
 
 
 def _bits(dtype: torch.dtype) -> int:

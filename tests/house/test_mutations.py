@@ -629,6 +629,18 @@ MUTATIONS = {
         "                recording.retreat()",
         "test_breaks.py::test_error_control_keeps_its_tolerance",
     ),
+    "a sample that steps across a jump": (
+        "integrate/per_sample.py",
+        "return torch.minimum(breaks.where(ahead, math.inf).amin(0), self.sign * end) * self.sign",
+        "return end",
+        "test_breaks.py::test_each_sample_stops_at_the_breaks",
+    ),
+    "a sample on the wrong side of a jump": (
+        "stepping/jumps.py",
+        "((start, way), (end, -way))",
+        "((start, -way), (end, way))",
+        "test_breaks.py::test_each_sample_stops_at_the_breaks_with_exact_gradients",
+    ),
     "theta steps across a jump of its own": (
         "block.py",
         '"breaks": self.breaks}\n            path',

@@ -336,6 +336,72 @@ def test_an_effect_at_a_break_or_an_output_time_with_a_gradient(options: dict[st
             run(t, breaks)
 
 
+RATES = vector(0.5, 2.0, 20.0)[:, None]
+
+
+class Pushed(torch.nn.Module):
+    """y' = r (g(t) - y), g = 1, 3, -1 before, between and behind the breaks, r another one for each sample; whichever way it runs."""
+
+    def __init__(self, rising: bool = True) -> None:
+        super().__init__()
+        self.rates, self.sign = torch.nn.Parameter(RATES.clone()), 1 if rising else -1
+
+    def forward(self, t: Tensor, y: Tensor) -> Tensor:
+        since = t if self.sign > 0 else -t
+        goal = torch.where(since < BREAKS[0], 1.0, torch.where(since <= BREAKS[1], 3.0, -1.0))
+        return (self.sign * self.rates * (goal - y)).to(y.dtype)
+
+    def exact(self, until: Tensor) -> Tensor:
+        """From 0 at time 0 to a time of each sample."""
+        y = torch.zeros_like(RATES)
+        for goal, (start, end) in zip((1.0, 3.0, -1.0), pairwise((0.0, *BREAKS, END)), strict=True):
+            y = goal + (y - goal) * torch.exp(-RATES * (until.clamp(start, end) - start))
+        return y
+
+
+@pytest.mark.parametrize("rising", [True, False])
+@pytest.mark.parametrize("method", mostly_slow("dopri5", of=[name for name in CONTROLLED if name != "auto"]))
+def test_each_sample_stops_at_the_breaks(method: str, rising: bool) -> None:
+    """With steps of its own, for common times and for times of its own, one of which is at a break."""
+    sign, tolerance = (1 if rising else -1), 1e-4 if METHODS[method].order == 2 else 1e-6
+    field, y0 = Pushed(rising), torch.zeros_like(RATES)
+    options: dict[str, Any] = {"method": method, "rtol": tolerance, "atol": tolerance, "per_sample": True}
+    own = torch.tensor([[0.0, 0.2, 0.4, END], [0.0, 0.5, 1.3, math.nan], [0.0, BREAKS[1], 1.2, 1.4]], dtype=torch.float64)
+    common = torch.tensor([[0.0, 0.4, 0.77, END]], dtype=torch.float64).expand(3, -1)
+    for times in (common, own):
+        t = sign * (times[0] if times is common else times)
+        found = solve(field, y0, t, breaks=[sign * b for b in BREAKS], **options)
+        expected = torch.stack([field.exact(column[:, None]) for column in times.unbind(1)])
+        torch.testing.assert_close(found.ys.detach(), expected, rtol=10 * tolerance, atol=10 * tolerance, equal_nan=True)
+        nodes = torch.stack(found.grid)[..., 0]
+        for which in BREAKS:
+            assert ((nodes == sign * which).any(0) | (nodes.abs().amax(0) < which)).all()
+        undeclared = solve(field, y0, t, **options)
+        assert len(undeclared.grid) > len(found.grid)
+
+
+def test_each_sample_stops_at_the_breaks_with_exact_gradients() -> None:
+    def gradients(adjoint: Any, dtype: torch.dtype = torch.float64) -> list[Tensor]:
+        field, y0 = Pushed(), torch.zeros(3, 1, dtype=dtype, requires_grad=True)
+        y = odeint(field, y0, [0.0, END], method="dopri5", rtol=1e-6, atol=1e-6, per_sample=True, breaks=BREAKS, adjoint=adjoint)[-1]
+        return [y, *torch.autograd.grad(y.sum(), [y0, field.rates])]
+
+    expected = gradients("direct")
+    for adjoint in EXACT:
+        y, *rest = gradients(adjoint)
+        assert torch.equal(y, expected[0])
+        torch.testing.assert_close(rest, expected[1:], rtol=1e-13, atol=1e-13)
+    until, h = torch.full_like(RATES, END), 1e-6
+    torch.testing.assert_close(expected[1], torch.exp(-RATES * END), rtol=1e-5, atol=1e-5)
+    near = [Pushed().exact(until)]
+    for sign in (1, -1):
+        RATES.add_(sign * h)
+        near.append(Pushed().exact(until))
+        RATES.sub_(sign * h)
+    torch.testing.assert_close(expected[2], (near[1] - near[2]) / (2 * h), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(gradients("checkpoint", torch.float32)[0].double(), near[0], rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("breaks", "options", "words"),
     [
@@ -346,7 +412,8 @@ def test_an_effect_at_a_break_or_an_output_time_with_a_gradient(options: dict[st
         ([0.4], {"grid": [0.0, 0.5, 1.5]}, "grid must hold every time of breaks"),
         ([0.4], {"method": "map"}, "no times between its passes"),
         ([0.4], {"method": "kvaerno5", "steps": 3}, "beyond the end of a step"),
-        ([0.4], {"method": "dopri5", "per_sample": True}, "per_sample=True has no breaks"),
+        ([torch.tensor(0.4, requires_grad=True)], {"method": "dopri5", "per_sample": True}, "no gradient with respect to times and breaks"),
+        (torch.tensor([[0.4], [0.5]]), {"method": "dopri5", "per_sample": True}, "breaks must be one-dimensional"),
         ([0.4], {"method": "dopri5", "control": Control(refresh=3)}, "is not for breaks"),
     ],
 )
