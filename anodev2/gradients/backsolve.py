@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from ..integrate.comparison import Comparison, Sample, changed
+from ..integrate.comparison import Comparison, Samples, changed
 from ..integrate.loop import Accepts, Loop, Take, Taken
 from ..integrate.recording import Recording
 from ..problem import Problem, Run, SolveError, Status, VectorField
@@ -43,7 +43,7 @@ class Backsolve:
             y, last = y_next, (self.take, y, y_next)
         self.last = None
         if last is not None:  # users may change what they get in place
-            self.last = last[0], [leaf.clone() for leaf in last[1]], [Sample(leaf) for leaf in last[2]], self.kinds
+            self.last = last[0], [leaf.clone() for leaf in last[1]], Samples(last[2]), self.kinds
         self.run = Run(loop.outputs(), loop.grid, loop.status, loop.rejected, read=loop.read())
         return self.run, [leaf.clone() for state in (*self.run.states, *self.run.read.values()) for leaf in state]
 
@@ -84,7 +84,7 @@ class Backsolve:
                 found.append((time, index + (row + 1) / (len(times) + 1), [leaf[row] for leaf in states], own))
         return sorted(found, key=lambda output: output[1])
 
-    def _compare(self, take: Take, y: Leaves, expected: list[Sample], kinds: Kinds) -> None:
+    def _compare(self, take: Take, y: Leaves, expected: Samples, kinds: Kinds) -> None:
         """Redo the last step, to see whether f is what it was."""
         captured = self.captured
         with self.recording.replaying(take.step.index), self.recording.watching(y):

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from ..integrate.captured import is_library
-from ..integrate.comparison import Comparison, Sample, changed
+from ..integrate.comparison import Comparison, Samples, changed
 from ..integrate.loop import Accepts, Loop, Take, Taken
 from ..integrate.recording import MODIFIED, Recording
 from ..problem import Costs, Problem, Run, bytes_of, compilers_own_warnings_ignored, storage, versions
@@ -156,7 +156,7 @@ class Frame:
         self.saved: list[Kind] = []
         self.at: list[int] = []  # versions of these when they were saved
         self.now: list[int] = []  # and as they have been redone
-        self.samples: list[tuple[int, Sample]] = []
+        self.samples: tuple[list[int], Samples] = [], Samples([])  # of what was saved at these places
         self.advancing: int | None = None  # how many had been saved when the next state was there
         self.estimate: weakref.ref[Estimate] | None = None  # what holds those that were saved afterwards
         self.bytes, self.running, self.last = 0, True, False
@@ -170,13 +170,15 @@ class Frame:
         """The step has been taken and led to y."""
         live = self.live or []
         seen = {_part(leaf) for leaf in self.y if isinstance(leaf, Tensor)}
+        found: dict[int, Tensor] = {}
         for place in reversed(range(len(live))):
             tensor = live[place]
-            if tensor is not None and _part(tensor) not in seen and self._is_result(tensor):
-                seen.add(_part(tensor))
-                self.samples.append((place, Sample(tensor)))
+            if tensor is not None and (part := _part(tensor)) not in seen and self._is_result(tensor):
+                seen.add(part)
+                found[place] = tensor
                 if not everything:
                     break
+        self.samples = list(found), Samples(list(found.values()))
         self.saved = _kinds(live)
         before = self.before() if self.before is not None else None
         if before is not None and before.saved == self.saved and before.at == self.at:
@@ -264,7 +266,8 @@ class Frame:
             if leaf.requires_grad:
                 leaf.register_hook(_refuse_kept)
         redone: Any = self.live
-        solve.comparison.add([redone[place] for place, _ in self.samples], [expected for _, expected in self.samples])
+        places, samples = self.samples
+        solve.comparison.add([redone[place] for place in places], samples)
         if solve.budget is not None:
             solve.costs.hold((self.place + 1) * bytes_of(y) + self.bytes)
 

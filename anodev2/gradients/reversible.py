@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ..integrate.attributes import Track
-from ..integrate.comparison import Comparison, Sample, changed
+from ..integrate.comparison import Comparison, Samples, changed
 from ..integrate.recording import Recording
 from ..problem import Costs, Problem, Run, Status, bytes_of
 from ..solvers import Leaves
@@ -105,7 +105,7 @@ class Undo:
     every: int | None = None
     costs: Costs = field(default_factory=Costs)
     kinds: Track[Kinds] = field(default_factory=Track)  # of nodes, two per step
-    expected: dict[int, list[Sample]] = field(default_factory=dict)  # samples of the last increments, by mark
+    expected: dict[int, Samples] = field(default_factory=dict)  # samples of the last increments, by mark
 
     def forward(self, y0: Leaves) -> tuple[Run, Leaves]:
         """The wanted states; y and z at the end, which is all that the way back needs, and after ``every`` so many steps."""
@@ -124,7 +124,7 @@ class Undo:
         end, kinds, _ = captured.forward(y, lambda start: increment(captured.problem, step, backwards, start, captured.args))
         self.kinds.append(kinds if not self.kinds.values or kinds != self.kinds.values[-1] else self.kinds.values[-1])
         mark = self.recording.marks - 1
-        self.expected[mark] = [Sample(leaf) for leaf in end]
+        self.expected[mark] = Samples(end)
         self.expected.pop(mark - 4, None)
         return end
 

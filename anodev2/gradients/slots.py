@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from torch import Tensor
 
 from ..integrate.attributes import Track
-from ..integrate.comparison import Comparison, Sample, changed
+from ..integrate.comparison import Comparison, Samples, changed
 from ..integrate.loop import Accepts, Loop, Take, Taken
 from ..integrate.recording import Recording
 from ..problem import Costs, Problem, Run, bytes_of
@@ -37,7 +37,7 @@ class Slots:
     offload: Offload | None = None
     costs: Costs = field(default_factory=Costs)
     kinds: Track[Kinds] = field(default_factory=Track)
-    expected: dict[int, list[Sample]] = field(default_factory=dict)  # of states, by the number of steps before them
+    expected: dict[int, Samples] = field(default_factory=dict)  # of states, by the number of steps before them
 
     def forward(self, y0: Leaves) -> tuple[Run, Leaves]:
         """The wanted states, without a history, and the kept ones."""
@@ -50,7 +50,7 @@ class Slots:
         for step, y_next in loop.steps(y):
             self.kinds.append(self._last if not self.kinds.values or self._last != self.kinds.values[-1] else self.kinds.values[-1])
             if step.index in loop.read():
-                self.expected[step.index + 1] = [Sample(leaf) for leaf in y_next]
+                self.expected[step.index + 1] = Samples(y_next)
             if places is None or step.index in places:
                 states[step.index] = self._stored(y)
                 for gone in thinning.admit(step.index) if places is None else ():
@@ -64,7 +64,7 @@ class Slots:
         self.state_bytes = bytes_of(y)
         outputs = zip(self.problem.outputs(self.grid), loop.outputs(), strict=True)
         for index, state in ((len(self.grid), y), *outputs):
-            self.expected[index] = [Sample(leaf) for leaf in state]
+            self.expected[index] = Samples(state)
         self.inside, self.read = self.grid.within() if self.problem.reads else {}, tuple(loop.read())
         self.costs.hold((len(kept) + 1) * self.state_bytes)
         grid = self.grid.mapped(self.captured.original)
@@ -113,7 +113,7 @@ class Slots:
                 if graph.kinds != self.kinds[index]:
                     raise changed("led to another graph")
                 comparison.add(graph.end[:width], expected)
-                expected = [Sample(leaf) for leaf in y]
+                expected = Samples(y)
                 if len(graph.end) > width:
                     y_bar = [*y_bar, *of_read.get(index, nothing)]
                 y_bar = self.captured.pull_back(graph, y_bar, here, totals, wants if index == 0 else [True] * width)

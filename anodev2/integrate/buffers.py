@@ -1,24 +1,44 @@
 """Tensors that f writes to (BatchNorm's statistics): their values at every mark of a forward pass, put back in place.
 
-Copies are made for all of them together, as each launch costs more than these few numbers.
+They are copied together, as memory of one kind: each launch, and each view, costs more than these few numbers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from itertools import compress
+from itertools import compress, islice
 from operator import is_
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from ..problem import versions
+from ..problem import storage, versions
 from ..torch_private import copy_together, set_versions
 from .attributes import Track
 
-Pair = tuple[Tensor, Tensor]  # a tensor and the values that it had or is to have
+Kind = tuple[torch.device, torch.dtype, bool]  # of memory; the last: whether it is a row
+
+
+class Group:
+    """Tensors that move together, and their memory: a list of rows of each kind, and whose they are."""
+
+    def __init__(self, tensors: list[Tensor]) -> None:
+        self.tensors = tensors
+        self.memory: dict[Kind, list[Tensor]] = {}
+        self.owners: dict[Kind, list[Tensor]] = {}
+        for tensor in tensors:
+            word = words(tensor.detach())
+            kind = (word.device, word.dtype, word.ndim == 1 and type(word) is Tensor and word.layout is torch.strided)
+            self.memory.setdefault(kind, []).append(word)
+            self.owners.setdefault(kind, []).append(tensor)
+
+    def of(self, tensors: list[Tensor]) -> bool:
+        """Whether it is of these."""
+        return len(self.tensors) == len(tensors) and all(map(is_, self.tensors, tensors))
+
+
+Values = tuple[Group, dict[Kind, list[Tensor]]]  # that the memory of a group had or is to have
 
 
 class Buffers:
@@ -30,48 +50,54 @@ class Buffers:
 
     def __init__(self, modules: Sequence[nn.Module]) -> None:
         self.modules = [module for module in modules if module._buffers]
-        self.alone: list[Tensor] = []
-        self.tracks: list[Track[list[Pair]]] = [Track() for _ in self.modules]
-        self.seen: list[tuple[list[Tensor], list[int]]] = []  # by module, at the last mark
+        self.latest = [Group([]) for _ in self.modules]  # by module, as found last
+        self.alone: list[Group] = []
+        self.tracks: list[Track[Values]] = [Track() for _ in self.modules]
+        self.seen: list[tuple[Group, list[int]]] = []  # at the last mark, with their versions
+        self.known: tuple[list[Group], set[int]] = [], set()  # groups and their storages, as found last
 
-    def groups(self) -> list[list[Tensor]]:
+    def groups(self) -> list[Group]:
         """What there is to write to, by module."""
-        every = [module._buffers.values() for module in self.modules]
-        own = [[b for b in buffers if b is not None and not b.requires_grad and not is_lazy(b)] for buffers in every]
-        return own + [[tensor] for tensor in self.alone]
+        for place, module in enumerate(self.modules):
+            own = [b for b in module._buffers.values() if b is not None and not b.requires_grad and (type(b) is Tensor or not is_lazy(b))]
+            if not self.latest[place].of(own):
+                self.latest[place] = Group(own)
+        return self.latest + self.alone
 
-    def tensors(self) -> list[Tensor]:
-        """All of them."""
-        return [tensor for group in self.groups() for tensor in group]
+    def storages(self) -> set[int]:
+        """Of all of them."""
+        groups = self.groups()
+        if len(groups) != len(self.known[0]) or not all(map(is_, groups, self.known[0])):
+            self.known = groups, {storage(tensor) for group in groups for tensor in group.tensors}
+        return self.known[1]
 
     def add(self, tensor: Tensor, before: Tensor, marks: int) -> None:
         """One more by itself, with the value that it had at so many marks."""
-        self.alone.append(tensor)
+        value = alone(tensor, before)
+        self.alone.append(value[0])
         self.tracks.append(Track())
-        pairs = [(tensor, before)]
         for _ in range(marks):
-            self.tracks[-1].append(pairs)
+            self.tracks[-1].append(value)
 
-    def moved(self, groups: Sequence[Sequence[Tensor]] | None = None) -> list[bool]:
+    def moved(self, groups: Sequence[Group] | None = None) -> list[bool]:
         """Which ``groups``, those that there are, did since the last mark."""
         if not self.seen:
             return [True] * len(self.tracks)
         pairs = zip((groups or self.groups())[: len(self.modules)], self.seen, strict=False)
-        own = [len(now) != len(then) or not all(map(is_, now, then)) or versions(now) != counts for now, (then, counts) in pairs]
-        return own + [True] * len(self.alone)
+        return [not now.of(then.tensors) or versions(now.tensors) != counts for now, (then, counts) in pairs] + [True] * len(self.alone)
 
     def mark(self) -> None:
         """Note the values where they moved."""
         groups = self.groups()
         moved = self.moved(groups)
-        copies = iter(_copies([tensor for group in compress(groups, moved) for tensor in group]))
-        for track, group, now in zip(self.tracks, groups, moved, strict=True):
-            track.append([(tensor, next(copies)) for tensor in group] if now else track.values[-1])
+        copies = iter(_copies(list(compress(groups, moved))))
+        for track, now in zip(self.tracks, moved, strict=True):
+            track.append(next(copies) if now else track.values[-1])
         self._look(groups)
 
-    def _look(self, groups: list[list[Tensor]]) -> None:
+    def _look(self, groups: list[Group]) -> None:
         """What there is now has the values of the last mark."""
-        self.seen = [(group, versions(group)) for group in groups]
+        self.seen = [(group, versions(group.tensors)) for group in groups]
 
     def pop(self) -> None:
         """Forget the last mark."""
@@ -81,58 +107,82 @@ class Buffers:
 
     def retreat(self) -> None:
         """Put back the values of the last mark."""
-        put([pair for track in compress(self.tracks, self.moved()) for pair in track.values[-1]])
+        put([track.values[-1] for track in compress(self.tracks, self.moved())])
         self._look(self.groups())
 
     def last(self) -> dict[int, Tensor]:
-        """The values at the last mark, by id."""
-        return {id(tensor): value for track in self.tracks for tensor, value in track.values[-1]}
+        """The values at the last mark, by id, as words."""
+        last = (track.values[-1] for track in self.tracks)
+        pairs = ((group.owners[kind], rows) for group, values in last for kind, rows in values.items())
+        return {id(tensor): row for owners, rows in pairs for tensor, row in zip(owners, rows, strict=True)}
 
-    def around(self, index: int) -> tuple[list[Pair], list[Pair]]:
+    def around(self, index: int) -> tuple[list[Values], list[Values]]:
         """The values at a mark and those of now; without what had its last values then, and has them now."""
-        if not self.tracks:
-            return [], []
-        then, now, unknown = list[Pair](), dict[int, Pair](), dict[int, Tensor]()
+        then, now, unknown = list[Values](), list[Values](), dict[int, Group]()
         groups = self.groups()
         for track, group, moved in zip(self.tracks, groups, self.moved(groups), strict=True):
             own, last = track[index], track.values[-1]
             if moved or own is not last:
-                then += own
-                now |= {} if moved else {id(pair[0]): pair for pair in last}
-                unknown |= {id(tensor): tensor for tensor in (*(group if moved else ()), *(tensor for tensor, _ in own))}
-        rest = [tensor for key, tensor in unknown.items() if key not in now]
-        return then, [*now.values(), *zip(rest, _copies(rest), strict=True)]
+                then.append(own)
+                now += [] if moved else [last]
+                unknown |= {id(one): one for one in (group, own[0]) if moved or one is not last[0]}
+        return then, _copies(list(unknown.values())) + now
 
 
-def put(pairs: list[Pair], counts: list[int] | None = None) -> None:
+def put(values: Sequence[Values], counts: list[int] | None = None) -> None:
     """Values in place, uncounted (or counted as given), like BatchNorm's kernel, whose backward does not read it."""
-    if pairs:
-        tensors = [tensor for tensor, _ in pairs]
+    if values:
+        tensors = written(values)
         counts = versions(tensors) if counts is None else counts
-        _copy([(tensor.detach(), value) for tensor, value in pairs])
+        with torch.no_grad():
+            kinds: dict[Kind, tuple[list[Tensor], list[Tensor]]] = {}
+            for group, own in values:
+                for kind, rows in own.items():
+                    into, given = kinds.setdefault(kind, ([], []))
+                    into += group.memory[kind]
+                    given += rows
+            for into, given in kinds.values():
+                copy_together(into, given)
         set_versions(tensors, counts)
 
 
-@torch.no_grad()
-def _copy(pairs: Iterable[Pair]) -> None:
-    """The second of each pair into the first; one launch for all of a kind."""
-    kinds: dict[Any, tuple[list[Tensor], list[Tensor]]] = {}
-    for pair in pairs:
-        into, value = pair if pair[0].is_cpu else map(words, pair)
-        for tensor, group in zip((into, value), kinds.setdefault((into.device, into.dtype), ([], [])), strict=True):
-            group.append(tensor)
-    for into, values in kinds.values():
-        copy_together(into, values)
+def alone(tensor: Tensor, before: Tensor) -> Values:
+    """The value, as it is or as a row, of one tensor by itself."""
+    group = Group([tensor])
+    [kind] = group.memory
+    return group, {kind: [words(before.contiguous()) if kind[-1] else before]}
+
+
+def written(values: Sequence[Values]) -> list[Tensor]:
+    """What is written to where these are put."""
+    return [tensor for group, _ in values for tensor in group.tensors]
+
+
+def _copies(groups: Sequence[Group]) -> list[Values]:
+    """The values that they have."""
+    kinds: dict[Kind, list[Tensor]] = {}
+    for group in groups:
+        for kind, rows in group.memory.items():
+            kinds.setdefault(kind, []).extend(rows)
+    copies = {kind: iter(_apart(rows) if kind[-1] else _alike(rows)) for kind, rows in kinds.items()}
+    return [(group, {kind: list(islice(copies[kind], len(rows))) for kind, rows in group.memory.items()}) for group in groups]
+
+
+def _apart(rows: list[Tensor]) -> Iterable[Tensor]:
+    """Copies of rows, in one launch."""
+    return torch.cat(rows).split_with_sizes([row.numel() for row in rows])
+
+
+def _alike(tensors: list[Tensor]) -> list[Tensor]:
+    """Copies of what is no row."""
+    copies = [torch.empty_like(tensor) for tensor in tensors]
+    copy_together(copies, tensors)
+    return copies
 
 
 def words(tensor: Tensor) -> Tensor:
-    """The same memory as numbers of 4 bytes, so that statistics and what counts them are of one kind."""
-    if tensor.dtype == torch.float32:
-        return tensor.view(torch.int32)
-    return tensor[None].view(torch.int32) if tensor.dtype == torch.int64 and tensor.ndim == 0 else tensor
-
-
-def _copies(tensors: Sequence[Tensor]) -> list[Tensor]:
-    copies = [torch.empty_like(tensor, requires_grad=False) for tensor in tensors]
-    _copy(zip(copies, tensors, strict=True))
-    return copies
+    """The same memory as a row of numbers; those of 4 bytes are of one kind, so that statistics and what counts them are."""
+    if type(tensor) is not Tensor or tensor.layout is not torch.strided or not tensor.is_contiguous():
+        return tensor
+    row = tensor.view(-1)
+    return row.view(torch.int32) if tensor.dtype in (torch.float32, torch.int64) else row

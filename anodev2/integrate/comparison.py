@@ -17,21 +17,33 @@ from ..torch_private import after_backward
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}
 LOW_PRECISION_TOLERANCE = 2e-2
 ACCELERATOR_TOLERANCE = 1e-3  # whose sums may be in another order each time
+Kind = tuple[torch.device, torch.dtype]
 
 
-class Sample:
-    """A copy of at most about ``SIZE`` elements of a leaf, spread over it in the order in which it lies in memory."""
+class Samples:
+    """Copies of at most about ``SIZE`` elements of each leaf, spread over it in the order in which it lies in memory: a row per kind."""
 
     SIZE = 256
 
-    def __init__(self, leaf: Tensor) -> None:
-        self.order = None if leaf.is_contiguous() else sorted(range(leaf.ndim), key=leaf.stride, reverse=True)
-        self.values = self.of(leaf).clone()
+    def __init__(self, leaves: Sequence[Tensor]) -> None:
+        self.orders = [None if leaf.is_contiguous() else sorted(range(leaf.ndim), key=leaf.stride, reverse=True) for leaf in leaves]
+        parts = self._parts(leaves)
+        self.sizes = {kind: [part.numel() for part in own] for kind, own in parts.items()}
+        self.rows = {kind: torch.cat(own) for kind, own in parts.items()}
 
-    def of(self, leaf: Tensor) -> Tensor:
-        """The same elements of another leaf; an odd stride does not run along one column."""
-        flat = (leaf.detach() if self.order is None else leaf.detach().permute(self.order)).reshape(-1)
-        return flat if flat.numel() <= self.SIZE else flat[:: flat.numel() // self.SIZE | 1]
+    def of(self, leaves: Sequence[Tensor]) -> dict[Kind, Tensor]:
+        """The same elements of other leaves; an odd stride does not run along one column."""
+        return {kind: torch.cat(own) for kind, own in self._parts(leaves).items()}
+
+    def _parts(self, leaves: Sequence[Tensor]) -> dict[Kind, list[Tensor]]:
+        parts: dict[Kind, list[Tensor]] = {}
+        for leaf, order in zip(leaves, self.orders, strict=True):
+            flat = (leaf.detach() if order is None else leaf.detach().permute(order)).reshape(-1)
+            count = flat.numel()
+            if type(flat) is Tensor:  # else it has no values, or is of many devices
+                part = flat if count <= self.SIZE else flat[:: count // self.SIZE | 1]
+                parts.setdefault((leaf.device, leaf.dtype), []).append(part)
+        return parts
 
 
 class Comparison:
@@ -41,16 +53,10 @@ class Comparison:
         self.low_precision = low_precision
         self.waiting: list[tuple[Sequence[Tensor], Callable[..., None]]] = []
 
-    def add(self, found: Sequence[Tensor], samples: Sequence[Sample]) -> None:
+    def add(self, found: Sequence[Tensor], samples: Samples) -> None:
         """Refuse what differs. What has become NaN passes, the gradient will tell."""
-        for tensor, sample in zip(found, samples, strict=True):
-            expected = sample.values
-            if not expected.numel() or type(expected) is not Tensor:  # no values
-                continue
-            again = sample.of(tensor)
-            if not again.is_cpu and again.untyped_storage().nbytes() > again.nbytes:
-                again = again.clone()  # until then, all of the tensor would be held
-            self.judge([again, expected], partial(_refuse, self._tolerance, tensor.dtype, tensor.device))
+        for kind, again in samples.of(found).items():
+            self.judge([again, samples.rows[kind]], partial(_refuse, self._tolerance(*kind), samples.sizes[kind]))
 
     def judge(self, values: Sequence[Tensor], call: Callable[..., None]) -> None:
         """Call with these numbers (rows of them), as soon as the host can see them."""
@@ -77,7 +83,7 @@ class Comparison:
         for values, call in waiting:
             call(*(next(parts[row.device, row.dtype]) for row in values))
 
-    def _tolerance(self, dtype: torch.dtype, device: torch.device) -> float:
+    def _tolerance(self, device: torch.device, dtype: torch.dtype) -> float:
         own = LOW_PRECISION_TOLERANCE if self.low_precision else TOLERANCE.get(dtype.to_real(), LOW_PRECISION_TOLERANCE)
         return own if device.type in ("cpu", "meta") else max(own, ACCELERATOR_TOLERANCE)
 
@@ -87,17 +93,20 @@ def _sent_home(values: Tensor) -> Tensor:
     return home.copy_(values, non_blocking=True)
 
 
-def _refuse(
-    tolerance: Callable[[torch.dtype, torch.device], float], dtype: torch.dtype, device: torch.device, again: Tensor, expected: Tensor
-) -> None:
-    """Numbers that are farther from those expected than the tolerance times the largest of them."""
+def _refuse(tolerance: float, sizes: list[int], again: Tensor, expected: Tensor) -> None:
+    """Parts that are farther from those expected than the tolerance times the largest number of the part."""
     if torch.equal(again, expected):
         return
-    if again.is_floating_point() or again.is_complex():
-        gap = torch.linalg.vector_norm((again - expected).nan_to_num_(0.0), math.inf)  # inf - inf too
-        if gap <= tolerance(dtype, device) * torch.linalg.vector_norm(expected.nan_to_num(0.0, 0.0, 0.0), math.inf):
-            return
-    raise changed("came out differently")
+    for new, old in zip(again.split(sizes), expected.split(sizes), strict=True):
+        if not torch.equal(new, old) and not _near(tolerance, new, old):
+            raise changed("came out differently")
+
+
+def _near(tolerance: float, again: Tensor, expected: Tensor) -> bool:
+    if not (again.is_floating_point() or again.is_complex()):
+        return False
+    gap = torch.linalg.vector_norm((again - expected).nan_to_num_(0.0), math.inf)  # inf - inf too
+    return bool(gap <= tolerance * torch.linalg.vector_norm(expected.nan_to_num(0.0, 0.0, 0.0), math.inf))
 
 
 def changed(how: str) -> ValueError:

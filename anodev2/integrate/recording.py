@@ -32,9 +32,9 @@ from ..problem import Problem, storage, versions
 from ..pytree import leaves_of, structure_of
 from ..solvers import Leaves
 from .attributes import Attributes, Track
-from .buffers import Buffers, put
+from .buffers import Buffers, alone, put, written
 from .captured import reachable
-from .comparison import Sample
+from .comparison import Samples
 from .side_effects import Meeting, SideEffects
 
 
@@ -132,7 +132,7 @@ class Recording:
 
     def moving(self) -> set[int]:
         """The storages of tensors that f may write to."""
-        return {storage(tensor) for tensor in self.buffers.tensors()}
+        return self.buffers.storages()
 
     def moved(self) -> bool:
         """Whether f drew random numbers or wrote to buffers since the last mark."""
@@ -158,11 +158,11 @@ class Recording:
         if self.opaque:
             known = self.moving()
             plain = [tensor for tensor in reached if type(tensor) is Tensor and storage(tensor) not in known]
-            before = [(tensor, tensor._version, Sample(tensor)) for tensor in plain]
+            before = [(tensor, tensor._version, Samples([tensor])) for tensor in plain]
             yield
             for tensor, version, was in before:
-                now = was.of(tensor)
-                wrote = now.is_cpu and not torch.equal(now.nan_to_num(), was.values.nan_to_num())  # by .data; a device would wait
+                rows = zip(was.of([tensor]).values(), was.rows.values(), strict=True)
+                wrote = any(now.is_cpu and not torch.equal(now.nan_to_num(), old.nan_to_num()) for now, old in rows)  # a device would wait
                 if tensor._version != version or wrote:
                     raise _hidden(tensor, "in code that is compiled")
             return
@@ -170,7 +170,7 @@ class Recording:
         with SideEffects(y, self.buffers.last()) as seen:
             self.outside = seen.outside.keys()
             yield
-        known = {id(tensor) for group in compress(self.buffers.groups(), self.buffers.moved()) for tensor in group}
+        known = {id(tensor) for group in compress(self.buffers.groups(), self.buffers.moved()) for tensor in group.tensors}
         for tensor, before, version in reversed(seen.written.values()):  # where parts overlap the first to be written is set back last
             if tensor._version != version and id(tensor) not in known:
                 if tensor.requires_grad:
@@ -195,7 +195,7 @@ class Recording:
             yield
         odd = [part for part in seen.written.values() if part[0]._version != part[2] and storage(part[0]) not in known]
         if odd:
-            put([(tensor, before) for tensor, before, _ in reversed(odd)])
+            put([alone(tensor, before) for tensor, before, _ in reversed(odd)])
             raise _hidden(odd[0][0], "in later steps only")
 
     @contextmanager
@@ -211,7 +211,7 @@ class Recording:
                 self.random.write(self.random.track[index])
             then, now = self.buffers.around(index)
             if now:
-                undo.callback(put, now, versions([tensor for tensor, _ in now]))
+                undo.callback(put, now, versions(written(now)))
                 put(then)
             for leaf, wants in self.wants:
                 if leaf.requires_grad != wants:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from anodev2 import Adjoint, BacksolveAdjoint, CheckpointAdjoint, DirectAdjoint, ODEBlock, ReversibleAdjoint, odeint, plan, solve
-from anodev2.integrate.recording import Sample
+from anodev2.integrate.comparison import Samples
 from live_bytes import LiveBytes
 
 MIB = 2**20
@@ -65,7 +65,7 @@ def test_storing_everything_takes_twice_that() -> None:
 
 
 def test_each_further_step_costs_one_state_and_a_sample() -> None:
-    assert peak("checkpoint", 48) - peak("checkpoint", 32) == pytest.approx(16 * (STATE + Sample.SIZE * 4 / MIB), rel=1e-3)
+    assert peak("checkpoint", 48) - peak("checkpoint", 32) == pytest.approx(16 * (STATE + Samples.SIZE * 4 / MIB), rel=1e-3)
 
 
 @pytest.mark.parametrize(("slots", "bound", "optimum"), [(8, 5.0, 201), (3, 3.5, 322)])
@@ -96,7 +96,7 @@ def test_memory_budgets_are_kept_and_predicted_and_the_more_the_fewer_steps_are_
         adjoint = CheckpointAdjoint(memory=f"{budget}MiB")
         told = plan(ConvField(), z, steps=64, method="euler", adjoint=adjoint)
         found, evaluations = measured(adjoint, 64, size=8)
-        samples = 64 * Sample.SIZE * 4 / MIB if told.slots is None else 1e-3  # of what each step saved
+        samples = 64 * Samples.SIZE * 4 / MIB if told.slots is None else 1e-3  # of what each step saved
         assert found - beside <= budget + samples
         assert found - beside == pytest.approx(told.peak_bytes / MIB, rel=0.1)
         tried = int(told.slots is not None)  # a step whose graph was too large to be kept beside all states

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from anodev2.integrate import buffers
 
@@ -35,14 +35,26 @@ def test_words_are_the_same_memory(name: str) -> None:
 
 
 def test_statistics_and_their_count_are_copied_in_one_launch(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = nn.Module()
+    for place, value in enumerate(VALUES.values()):
+        module.register_buffer(f"buffer{place}", value.clone())
+    held = buffers.Buffers([module])
+    rows: list[int] = []
+    together, joined = buffers.copy_together, torch.cat
+    monkeypatch.setattr(torch, "cat", lambda values: (rows.append(len(values)), joined(values))[1])
+    held.mark()
+    monkeypatch.setattr(torch, "cat", joined)
+    assert sorted(rows) == [1, 1, 1, 1, 6]  # kernels and columns are no rows
+    own = list(module.buffers())
+    for buffer in own:
+        buffer.zero_()
     launches: list[int] = []
-    together = buffers.copy_together
     monkeypatch.setattr(buffers, "copy_together", lambda into, values: (launches.append(len(into)), together(into, values)))
-    monkeypatch.setattr(torch.Tensor, "is_cpu", False)
-    into = [torch.zeros_like(value) for value in VALUES.values()]
-    buffers.put(list(zip(into, VALUES.values(), strict=True)))
-    assert sorted(launches) == [1, 1, 1, 1, 1, 7]
-    assert [bits(tensor) for tensor in into] == [bits(value) for value in VALUES.values()]
+    counts = [buffer._version for buffer in own]
+    held.retreat()
+    assert sorted(launches) == [1, 1, 1, 1, 2, 6]
+    assert [bits(buffer) for buffer in own] == [bits(value) for value in VALUES.values()]
+    assert [buffer._version for buffer in own] == counts
 
 
 def bits(tensor: Tensor) -> list[int]:
