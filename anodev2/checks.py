@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor, nn
 
+from .problem import versions
 from .pytree import LEAF, Structure
 from .solvers import Leaves, Method
 from .stepping import Grid, numbers
@@ -52,25 +54,32 @@ def check_one_method(method: Method, controlled: bool, per_sample: bool) -> None
         )
 
 
-_limits: WeakKeyDictionary[nn.Module, dict[Method, float]] = WeakKeyDictionary()  # of what is solved on a GPU
+@dataclass
+class _Asked:
+    """What a module said of its largest stable step, and the tensors that it said it of, so often changed."""
+
+    limit: float
+    tensors: list[ref[Tensor]]
+    versions: list[int]
+    patience: int
+
+
+_ASKED: WeakKeyDictionary[nn.Module, dict[Method, _Asked]] = WeakKeyDictionary()  # of what is solved on a GPU
 
 
 def warn_of_instability(func: Callable[..., Any], method: Method, grid: Grid, y: Leaves) -> None:
     """Where func knows the largest stable step of a method: only here the steps are known too (those of ``grid=`` are trusted).
 
-    On a GPU a module is asked once: it reads its coefficients, for which the host would wait in every solve while they are trained.
+    On a GPU the host would wait for the coefficients in every solve: a module is asked anew where its parameters or buffers have changed,
+    and while they are trained after 1, 2, 4, 8, ... changes, and not judged meanwhile.
     """
     if not callable(getattr(func, "max_stable_step", None)) or torch.compiler.is_compiling() or transformed():
         return
     if torch.get_default_device().type == "meta":  # what it computes would have no values
         return
-    known = _limits.setdefault(func, {}) if y[0].is_cuda and isinstance(func, nn.Module) else {}
-    if method not in known:
-        if y[0].is_cuda and torch.cuda.is_current_stream_capturing():
-            return
-        with torch.no_grad():
-            known[method] = float(func.max_stable_step(method))  # pyright: ignore[reportCallIssue, reportFunctionMemberAccess]
-    limit = known[method]
+    limit = _limit_on_gpu(func, method) if y[0].is_cuda and isinstance(func, nn.Module) else _limit(func, method)
+    if limit is None:
+        return
     longest = max(abs(b - a) / count for (a, b), count in zip(pairwise(numbers(grid.times)), grid.counts, strict=True))
     if longest > limit * (1 + 1e-9):
         name = type(func).__name__
@@ -82,3 +91,29 @@ def warn_of_instability(func: Callable[..., Any], method: Method, grid: Grid, y:
                 "take more steps, or a method that is stable there"
             )
         warnings.warn(words, UserWarning, stacklevel=4)
+
+
+def _limit(func: Any, method: Method) -> float:
+    with torch.no_grad():
+        return float(func.max_stable_step(method))
+
+
+def _limit_on_gpu(func: nn.Module, method: Method) -> float | None:
+    """The largest stable step; None where it is not known by now."""
+    tensors = [*func.parameters(), *func.buffers()]
+    now, known = versions(tensors), _ASKED.setdefault(func, {})
+    asked, patience = known.get(method), 1
+    if (
+        asked is not None
+        and len(asked.tensors) == len(tensors)
+        and all(was() is one for was, one in zip(asked.tensors, tensors, strict=True))
+    ):
+        if now == asked.versions:
+            return asked.limit
+        if torch.is_grad_enabled() and sum(now) - sum(asked.versions) < asked.patience:
+            return None
+        patience = 2 * asked.patience
+    if torch.cuda.is_current_stream_capturing():
+        return None
+    known[method] = _Asked(_limit(func, method), [ref(tensor) for tensor in tensors], now, patience)
+    return known[method].limit

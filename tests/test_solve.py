@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import warnings
 from collections import OrderedDict
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -8,6 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from anodev2 import DirectAdjoint, odeint, solve
+from anodev2.checks import warn_of_instability
+from anodev2.pde import Diffusion, Grid1D
+from anodev2.solvers import as_method
+from anodev2.stepping import uniform_grid
 from problems import MLP, Pendulum, pendulum_state
 
 
@@ -201,3 +207,36 @@ def test_what_f_does_to_its_time_is_its_own_business(change: Any, adjoint: str) 
         y = odeint(func, y0, [0.0, 1.0], method="rk4", steps=4, adjoint=adjoint)[-1]
         ends.append([y, *torch.autograd.grad(y.sum(), y0)])
     assert all(map(torch.equal, *ends))
+
+
+def test_on_a_gpu_a_changed_coefficient_is_not_judged_by_its_old_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    equation: Any = Diffusion(Grid1D(16), nn.Parameter(torch.tensor(1.0)))
+    asked: list[float] = []
+    own = equation.max_stable_step
+    monkeypatch.setattr(equation, "max_stable_step", lambda method: (asked.append(float(equation.diffusivity)), own(method))[1])
+    euler, there = as_method("euler"), SimpleNamespace(is_cuda=True)
+    grid = uniform_grid([0.0, own(euler)], 1)
+
+    def warned() -> bool:
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always")
+            warn_of_instability(equation, euler, grid, [there])  # pyright: ignore[reportArgumentType]
+        return bool(seen)
+
+    def becomes(value: float) -> None:
+        with torch.no_grad():
+            equation.diffusivity.fill_(value)
+
+    with torch.no_grad():
+        for value in (1.0, 2.0, 2.0, 0.5, 3.0):
+            becomes(value)
+            assert warned() is (value > 1)
+            assert warned() is (value > 1) and asked[-1] == value
+        equation.diffusivity = nn.Parameter(torch.tensor(0.5))  # another of the same version
+        assert not warned()
+    count = len(asked)
+    for change in range(100):  # in training
+        becomes(0.5 + change)
+        warned()
+    assert 3 < len(asked) - count < 8

@@ -266,8 +266,7 @@ class Frame:
             if leaf.requires_grad:
                 leaf.register_hook(_refuse_kept)
         redone: Any = self.live
-        places, samples = self.samples
-        solve.comparison.add([redone[place] for place in places], samples)
+        solve.comparison.add([redone[place] for place in self.samples[0]], self.samples[1])
         if solve.budget is not None:
             solve.costs.hold((self.place + 1) * bytes_of(y) + self.bytes)
 

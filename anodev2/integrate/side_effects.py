@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Set
+from functools import lru_cache
 from typing import Any
 
 from torch import Tensor
@@ -33,13 +34,13 @@ class SideEffects(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
         kwargs = kwargs or {}
-        silent = func.overloadpacket.__name__ in BATCH_NORM and bool(args[5])
-        custom = func.namespace not in TORCH_OWN  # which count what they write to before they are called
-        for place, argument in enumerate(func._schema.arguments):
-            value = args[place] if place < len(args) else kwargs.get(argument.name)
+        norm, custom, arguments = _told(func)
+        silent = norm and bool(args[5])
+        for place, (name, written) in enumerate(arguments):
+            value = args[place] if place < len(args) else kwargs.get(name)
             if isinstance(value, (Tensor, list, tuple)):
                 moves = silent and place in (3, 4)
-                writes = moves or (argument.alias_info is not None and argument.alias_info.is_write)
+                writes = moves or written
                 for tensor in (value,) if isinstance(value, Tensor) else value:
                     if isinstance(tensor, Tensor):
                         self._note(tensor, writes, moves or custom)
@@ -62,6 +63,14 @@ class SideEffects(TorchDispatchMode):
             self.written[part] = (*self.written[part][:2], -1 if silent else self.written[part][2])
         elif not writes and not tensor.is_inference():
             self.read.setdefault(id(tensor), (tensor, tensor._version))
+
+
+@lru_cache(maxsize=4096)
+def _told(func: Any) -> tuple[bool, bool, list[tuple[str, bool]]]:
+    """Whether an operation moves statistics without a word; whether it counts what it writes to before it is called, as those do that
+    are not PyTorch's own; the names of its arguments, and whether it writes to them."""
+    written = [(argument.name, argument.alias_info is not None and argument.alias_info.is_write) for argument in func._schema.arguments]
+    return func.overloadpacket.__name__ in BATCH_NORM, func.namespace not in TORCH_OWN, written
 
 
 class Meeting(TorchDispatchMode):

@@ -917,6 +917,12 @@ MUTATIONS = {
         "                return False",
         "test_stability.py",
     ),
+    "a changed coefficient on a GPU, judged by its old value": (
+        "checks.py",
+        "if now == asked.versions:",
+        "if True:",
+        "test_solve.py::test_on_a_gpu_a_changed_coefficient_is_not_judged_by_its_old_value",
+    ),
     "unstable steps without a warning": ("checks.py", "if longest > limit", "if False and longest > limit", "test_stability.py"),
     "a field along another axis": ("dynamics/field.py", 'f"... {right} -> ... {left}"', 'f"... {left} -> ... {left}"', "test_dynamics.py"),
     "a nonlinearity as steep as 1": (
