@@ -70,7 +70,8 @@ def _told(func: Any) -> tuple[bool, bool, list[tuple[str, bool]]]:
     """Whether an operation moves statistics without a word; whether it counts what it writes to before it is called, as those do that
     are not PyTorch's own; the names of its arguments, and whether it writes to them."""
     written = [(argument.name, argument.alias_info is not None and argument.alias_info.is_write) for argument in func._schema.arguments]
-    return func.overloadpacket.__name__ in BATCH_NORM, func.namespace not in TORCH_OWN, written
+    custom = func.namespace not in TORCH_OWN
+    return func.overloadpacket.__name__ in BATCH_NORM, custom, written
 
 
 class Meeting(TorchDispatchMode):

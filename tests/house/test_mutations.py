@@ -410,7 +410,7 @@ MUTATIONS = {
     ),
     "statistics move twice": (
         "integrate/recording.py",
-        "undo.callback(put, now, versions([tensor for tensor, _ in now]))",
+        "undo.callback(put, now, versions(written(now)))",
         "pass",
         "test_recording.py::test_batchnorm_statistics_move_once_per_evaluation",
     ),
