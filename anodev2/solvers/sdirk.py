@@ -17,6 +17,7 @@ from .newton import Implicit
 
 Rows = tuple[tuple[Fraction, ...], ...]
 KAPPA = 1e-3  # of the error allowed: what Newton's iteration may leave of it
+ROUNDED = 32  # units of the largest element: what stands still within these is at rounding
 ATTEMPTS = 10  # iterations under error control, where a shorter step is the better cure
 
 
@@ -28,7 +29,8 @@ class SDIRK(Implicit):
         y(t + h) = w_s,    the error estimated as h sum_i (a_si - b_hat_i) k_i.
 
     Newton's iteration with the Jacobian at the start of the step (made anew where it converges slowly) goes on until its update, of
-    each element, is below 1e-3 of the error allowed; on a grid until it is below ``tolerance`` of the element's terms. Its gradient
+    each element, is below 1e-3 of the error allowed; on a grid until it is below ``tolerance`` of the element's terms, or stands still at
+    the rounding of the largest. Its gradient
     is that of the implicit function theorem at the w found. States, or samples, of more than 128 elements are solved for by GMRES.
 
     Args:
@@ -98,15 +100,19 @@ class _Dense:
         self.beside = column(self.scale.to(flat.dtype) if isinstance(self.scale, Tensor) else self.scale)
         with torch.no_grad():
             matrix = linearise(field, step, flat, start, parts, graph=False).matrix
-            self.factors, allowed = Factors(matrix, self.scale), field.allowed(y)
-            self.controlled = allowed is not None
-            if allowed is not None:
-                self.unit = KAPPA * flat.join(allowed).reshape(parts, -1)
-            else:
-                terms = start.abs().reshape(parts, -1)
-                coupled = ((abs(self.beside) * terms)[:, None] * matrix.abs()).sum(-1)
-                floor = torch.finfo(flat.dtype).tiny ** 0.75
-                self.unit = torch.clamp_min(8 * flat.eps.reshape(parts, -1), method.tolerance) * (terms + coupled).clamp_min(floor)
+            self.factors, self.controlled = Factors(matrix, self.scale), field.allowed(y) is not None
+            self.start, self.coupling = start.abs().reshape(parts, -1), matrix.abs()
+            self.bound = torch.clamp_min(8 * flat.eps.reshape(parts, -1), method.tolerance)
+
+    def _terms(self, w: Tensor) -> Tensor:
+        """The size of each element at the start or at w, whichever is larger: a wave at rest has velocities as soon as it moves. Where
+        there is no error control with those that feed it."""
+        size = torch.maximum(self.start, w.abs())
+        allowed = self.field.allowed(self.flat.split(size.reshape(-1)))
+        if allowed is not None:
+            return self.flat.join(allowed).reshape(size.shape)
+        coupled = ((abs(self.beside) * size)[:, None] * self.coupling).sum(-1)
+        return (size + coupled).clamp_min(torch.finfo(size.dtype).tiny ** 0.75)
 
     def solved(self, stage: int, known: Leaves, scale: Time, slopes: Sequence[Leaves]) -> list[Tensor]:
         """w = known + scale f(w), with its gradient."""
@@ -145,10 +151,13 @@ class _Dense:
         for _ in range(limit):
             change = self.factors.solve(known + self.beside * slope(w.reshape(-1)).reshape(known.shape) - w)
             w = w + change
-            offs = torch.nan_to_num((change.abs() / self.unit).amax(1), nan=0.0, posinf=0.0)
+            terms = self._terms(w)
+            offs = torch.nan_to_num((change.abs() / ((KAPPA if self.controlled else self.bound) * terms)).amax(1), nan=0.0, posinf=0.0)
             off = float(offs.max())
             rate = off / before if before < torch.inf else 1.0  # not known
-            if off <= 1 or (rate < 1 and rate / (1 - rate) * off <= 1) or (not self.controlled and off < 100 and 0.5 < rate < 1):
+            still = not self.controlled and rate > 0.5 and before < torch.inf  # where it is the rounding of larger elements
+            rounded = still and bool((change.abs() <= ROUNDED * self.bound * terms.amax(1, keepdim=True)).all())
+            if off <= 1 or (rate < 1 and rate / (1 - rate) * off <= 1) or rounded:
                 if self.controlled or bool(torch.isfinite(w).all()):
                     return w
                 break

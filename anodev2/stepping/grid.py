@@ -18,6 +18,7 @@ from typing import Any, SupportsFloat
 import torch
 from torch import Tensor
 
+from ..torch_private import has_tangent
 from .jumps import Jumps, apart, merged
 from .times import Limits, Time, Times, as_times, numbers
 
@@ -156,6 +157,11 @@ def uniform_grid(t: Any, steps: int | None = None, step_size: float | None = Non
     if steps is not None:
         return _cut(times, knots, (as_count("steps", steps),) * (len(knots) - 1), jumps)
     assert step_size is not None
+    if isinstance(step_size, Tensor) and (step_size.requires_grad or has_tangent(step_size)):
+        raise ValueError(
+            "step_size has no gradient, it only chooses the number of equal steps; give step_size.detach(), or the times of all steps as "
+            "grid=, which have theirs"
+        )
     if not isinstance(step_size, SupportsFloat) or not (math.isfinite(step_size) and step_size > 0):
         raise ValueError(f"step_size={step_size!r} must be a positive finite number (t may fall, step_size never does)")
     spans = [abs(later - earlier) for earlier, later in pairwise(numbers(knots))]

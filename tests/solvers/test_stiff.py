@@ -14,6 +14,7 @@ from anodev2.pde import Burgers, Grid1D
 from anodev2.solvers.linear import DenseOperator, phi_functions
 from anodev2.testing import observed_order
 from problems import IMPLICIT, MLP, SPLITTING, STIFF, Reacting
+from sampled import rows
 
 EXACT_ADJOINTS = [CheckpointAdjoint(), CheckpointAdjoint(slots=2), CheckpointAdjoint(memory="64MiB")]
 
@@ -229,3 +230,27 @@ def test_a_table_is_moved_to_a_device_once_and_again_when_it_has_changed() -> No
     assert beside() is not first
     learned = FourierOperator(symbol.clone().requires_grad_(), 16)
     assert learned.kept("L", symbol, lambda: learned.symbol) is learned.symbol
+
+
+STARTS = {"nothing": (), "one at rest": (8,), "an end at rest": (0,), "two at rest": (3, 12), "moved, at rest": (20,)}
+
+
+@pytest.mark.parametrize(
+    ("method", "dtype", "start"),
+    rows(["esdirk4", "kvaerno5"], [torch.float64, torch.float32], STARTS, quick=[("esdirk4", torch.float64, "one at rest")]),
+)
+def test_a_wave_at_rest_begins_to_move(method: str, dtype: torch.dtype, start: str) -> None:
+    """u'' = u_xx from fields that are zero nearly everywhere, on a grid and with error control, as the exponential of the matrix has it."""
+    n = 16
+    laplacian = torch.roll(torch.eye(n), 1, 0) + torch.roll(torch.eye(n), -1, 0) - 2 * torch.eye(n)
+    matrix = torch.cat([torch.cat([torch.zeros(n, n), torch.eye(n)], 1), torch.cat([laplacian, torch.zeros(n, n)], 1)]).to(dtype)
+    y0, weights = torch.zeros(2 * n, dtype=dtype), torch.linspace(1, 2, 2 * n, dtype=dtype)
+    for place in STARTS[start]:
+        y0[place] = 1.0
+    y0.requires_grad_()
+    exact = torch.matrix_exp(2 * matrix)
+    for options in ({"steps": 20}, {"rtol": 1e-6, "atol": 1e-7}):
+        y = odeint(lambda t, y: matrix @ y, y0, [0.0, 2.0], method=method, **options)[-1]
+        assert (y - exact @ y0).abs().max() < 3e-5
+        if start != "nothing" or "steps" in options:  # else a single step is accurate enough
+            assert (torch.autograd.grad((weights * y).sum(), y0)[0] - exact.T @ weights).abs().max() < 3e-4

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from anodev2 import odeint
 from anodev2.stepping import Grid, as_count, as_times, numbers, uniform_grid
 
 times = st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=5, unique=True).map(sorted).filter(lambda t: min(map(abs, gaps(t))) > 1e-6)
@@ -98,3 +99,18 @@ def test_counts_may_be_any_integer_type() -> None:
 
     assert as_count("steps", np.int64(3)) == 3
     assert len(uniform_grid([0.0, 1.0], step_size=np.float64(0.1))) == 10  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("derivative", [torch.func.grad, torch.func.jacrev], ids=lambda one: one.__name__)
+def test_a_step_size_has_no_gradient_and_says_so(derivative: Any) -> None:
+    """It only chooses how many steps there are; the times of given steps have theirs."""
+    y0, size = torch.ones(1, dtype=torch.float64), torch.tensor(0.25, dtype=torch.float64)
+    ends = lambda size: odeint(lambda t, y: -y, y0, [0.0, 1.0], method="euler", step_size=size)[-1].sum()
+    with pytest.raises(ValueError, match=r"step_size has no gradient.*step_size\.detach\(\), or .* as grid="):
+        derivative(ends)(size)
+    with pytest.raises(ValueError, match="step_size has no gradient"):
+        ends(size.clone().requires_grad_())
+    assert ends(size).item() == pytest.approx(0.75**4)
+    grid = torch.tensor([0.0, 0.3, 1.0], dtype=torch.float64, requires_grad=True)  # (1 - t)(1 - (1 - t)) = t - t^2
+    (slope,) = torch.autograd.grad(odeint(lambda t, y: -y, y0, [0.0, 1.0], method="euler", grid=grid)[-1].sum(), grid)
+    assert slope[1].item() == pytest.approx(0.4)
