@@ -249,7 +249,8 @@ def test_a_wave_at_rest_begins_to_move(method: str, dtype: torch.dtype, start: s
         y0[place] = 1.0
     y0.requires_grad_()
     exact = torch.matrix_exp(2 * matrix)
-    for options in ({"steps": 20}, {"rtol": 1e-6, "atol": 1e-7}):
+    ways: list[dict[str, Any]] = [{"steps": 20}, {"rtol": 1e-6, "atol": 1e-7}]
+    for options in ways:
         y = odeint(lambda t, y: matrix @ y, y0, [0.0, 2.0], method=method, **options)[-1]
         assert (y - exact @ y0).abs().max() < 3e-5
         if start != "nothing" or "steps" in options:  # else a single step is accurate enough
