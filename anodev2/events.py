@@ -60,9 +60,9 @@ class Event:
         terminal = self.effect is None if self.terminal is None else self.terminal
         return math.inf if terminal is False else int(terminal)
 
-    def crosses(self, before: float, after: float) -> bool:
-        """Whether it happens in a step with these values at its start and end."""
-        return (self.direction >= 0 and before < 0 <= after) or (self.direction <= 0 and before > 0 >= after)
+    def crosses(self, before: Any, after: Any) -> Any:
+        """Whether it happens in a step with these values at its start and end, numbers or tensors of each sample."""
+        return ((before < 0) & (after >= 0) & (self.direction >= 0)) | ((before > 0) & (after <= 0) & (self.direction <= 0))
 
 
 def as_events(event: Any) -> tuple[Event, ...]:
@@ -205,35 +205,49 @@ class Observer:
 
 
 def event_value(problem: Problem, event: EventFunction, t: float | Tensor, y: Leaves) -> Tensor:
-    """g(t, y), checked to be one real number."""
+    """g(t, y), checked to be one real number, or where each sample has a time of its own one of each."""
     value = event(problem.field.time(t, problem.field.time_dtype), build(problem.field.structure, y))
-    if not isinstance(value, Tensor) or value.numel() != 1 or not value.is_floating_point():
+    shape = (len(t),) if isinstance(t, Tensor) and t.ndim else ()
+    if not isinstance(value, Tensor) or value.numel() != math.prod(shape) or not value.is_floating_point():
         got = f"shape {tuple(value.shape)} of {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
-        raise ValueError(f"event must return one real floating element, whose change of sign is the event, got {got}")
-    return value.reshape(())
+        beside = f"y is {tuple(y[0].shape)}, t {tuple(torch.as_tensor(t).shape)}"
+        own = f" for each of the {shape[0]} samples ({beside})" if shape else ""
+        raise ValueError(f"event must return one real floating element{own}, whose change of sign is the event, got {got}")
+    return value.reshape(shape)
 
 
 def sides(problem: Problem, events: Sequence[Event], surfaces: frozenset[int], step: Step, y: Leaves, args: tuple[Any, ...]) -> list[float]:
-    """The event functions at the start; of one that is zero there to round-off, what it is about to be: its change on the way.
+    """The event functions at the start, as ``started`` gives them, of a solve with one time."""
+    lasts = [abs(time) for time in numbers((problem.stepping.times[0], step.time(1.0), problem.stepping.times[-1]))]
+    longest = torch.as_tensor(max(time for time in lasts if time < math.inf))
+    way = math.copysign(1.0, numbers((step.dt,))[0])
+    with untouched(problem, y, args), torch.no_grad():
+        slopes = problem.field(args, step, 0, 0.0, [leaf.detach() for leaf in y])
+        on = torch.tensor([which in surfaces for which in range(len(events))])
+        return started(problem, events, on, problem.field.time(step.time(0.0)), y, slopes, way, longest).tolist()
+
+
+def started(
+    problem: Problem, events: Sequence[Event], on: Tensor, time: Tensor, y: Leaves, slopes: Leaves, way: float, longest: Tensor
+) -> Tensor:
+    """The event functions at the start, of each sample where it has a time of its own; of one that is zero there to round-off, or is
+    known to be ``on`` its surface, what it is about to be: its change on the way.
 
     Round-off is that of y, and of times as long as the solve: a start that was itself found as an event lies on its surface.
     """
     found, eps = [], torch.finfo(problem.field.time_dtype).eps
-    way = math.copysign(1.0, numbers((step.dt,))[0])
-    lasts = [abs(time) for time in numbers((problem.stepping.times[0], step.time(1.0), problem.stepping.times[-1]))]
-    longest = max(time for time in lasts if time < math.inf)
-    with untouched(problem, y, args), torch.enable_grad():
-        t, leaves = problem.field.time(step.time(0.0)).detach().clone().requires_grad_(), [leaf.detach().requires_grad_() for leaf in y]
-        values = [event_value(problem, event.fn, t, leaves) for event in events]
-        with torch.no_grad():
-            slopes = problem.field(args, step, 0, 0.0, [leaf.detach() for leaf in y])
-        for which, value in enumerate(values):
-            of_t, *of_y = torch.autograd.grad(value, [t, *leaves], allow_unused=True) if value.requires_grad else [None]
+    total = lambda x: x.reshape(*time.shape[:1], -1).sum(-1).double()  # noqa: E731
+    with torch.enable_grad():
+        t, leaves = time.detach().clone().requires_grad_(), [leaf.detach().requires_grad_() for leaf in y]
+        for event, surface in zip(events, on.to(time.device), strict=True):
+            value = event_value(problem, event.fn, t, leaves)
+            of_t, *of_y = torch.autograd.grad(value.sum(), [t, *leaves], allow_unused=True) if value.requires_grad else [None]
+            value = value.detach()
             pairs = [(g, leaf.detach(), k) for g, leaf, k in zip(of_y, leaves, slopes, strict=False) if g is not None]
-            pace = sum(((g.conj() * k).real.sum().item() for g, _, k in pairs), 0.0 if of_t is None else of_t.item())
-            doubt = eps * (8 * sum((g * leaf).abs().sum().item() for g, leaf, _ in pairs) + 100 * abs(pace) * longest)
-            found.append(way * pace if which in surfaces or abs(value.item()) <= doubt else value.item())
-    return found
+            pace = sum((total((g.conj() * k).real) for g, _, k in pairs), torch.zeros_like(value.double()) if of_t is None else total(of_t))
+            doubt = eps * (8 * sum(total((g * leaf).abs()) for g, leaf, _ in pairs) + 100 * pace.abs() * longest)
+            found.append(torch.where(surface | (value.abs() <= doubt), way * pace, value.double()))
+    return torch.stack(found)
 
 
 @dataclass

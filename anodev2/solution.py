@@ -59,8 +59,9 @@ class Solution:
     ``grid=`` (with ``per_sample`` tensors, which cannot be). event_time: of the event that ended the solve, zero-dimensional,
     with its gradient; None where none did. t_events, y_events: for each event its times, shape (k,), and the states there, before
     any effect, stacked in front. methods: the name of the method that took each step. statuses: with ``per_sample``
-    the status of each sample; with times of their own ts is of shape (k, batch). Called with times, gives the states there, and ``rate``
-    their derivative (``dense=True``).
+    the status of each sample; with times of their own, or with an event, ts is of shape (k, batch): where an event ended a sample it
+    stays, at the event's time, in the rows left; then event_time is (batch,), t_events (k, batch), nan where a sample has none. Called
+    with times, gives the states there, and ``rate`` their derivative (``dense=True``).
     """
 
     ts: Tensor

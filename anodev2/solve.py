@@ -12,9 +12,10 @@ from torch import Tensor
 
 from .checks import check_one_method, check_splits, check_state, warn_of_instability
 from .events import Event, Observer, as_events, check_events
+from .events_of_samples import solved_by_sample
 from .gradients.adjoint import Adjoint, CheckpointAdjoint, DirectAdjoint, in_force
 from .integrate.compiled import Compile, as_compile, compiled
-from .integrate.per_sample import find_grid
+from .integrate.per_sample import check_samples, find_grid
 from .integrate.recording import untouched
 from .integrate.refreshed import refreshed
 from .pieces import costs, densely, happenings, joined, met, methods_of, nodes, saved_points, saved_tree, solved_in_pieces
@@ -162,6 +163,7 @@ def solve(
         event: an ``Event`` or several, or g(t, y) for one that ends the solve: where g, one real element, changes sign within a step,
             located to round-off. Time and state there have the gradient of the implicit function theorem. Two changes of one g in one
             step are missed; a start where g is zero to round-off is no event. The last time may be infinite where an event ends the solve.
+            With ``per_sample`` g has an element per sample, and each sample ends, or goes on after the effect, by itself.
         callback: called as callback(t, y) after every accepted step, with a number and a detached state.
         progress: show a bar (needs tqdm).
         max_steps: end with status "max_steps" where more would be taken, on a grid only if it is not the default; None: never.
@@ -182,8 +184,8 @@ def solve(
     if callback is not None and not callable(callback):
         raise TypeError(f"callback must be callable as callback(t, y), got {type(callback).__name__}")
     events = as_events(event)
-    if per_sample and (dense or progress or events or callback is not None):
-        raise ValueError("per_sample=True gives samples times of their own: dense, event, callback, progress need common ones")
+    if per_sample and (dense or progress or callback is not None):
+        raise ValueError("per_sample=True gives samples times of their own: dense, callback, progress need common ones")
     kind = "times" if callable(save) else save
     if kind not in ("times", "steps", "end"):
         raise ValueError(f"save={save!r} must be 'times', 'steps', 'end' or a function (t, y)")
@@ -205,37 +207,45 @@ def solve(
         max_steps=max_steps,
         args=args,
         throw=throw,
+        events=bool(events),
     )
     check_events(events, problem, max_steps, control is not None and control.refresh is not None)
     if isinstance(problem.method, Map) and (dense or events):
         raise ValueError("method='map' has no times between its passes: dense and event need an ODE; look at save='steps'")
-    own = isinstance(problem.stepping, Grid) and max_steps == MAX_STEPS
-    watch = Observer(problem, args, events, callback, progress, None if own else max_steps)
-    kept = ("all" if kind == "times" else "steps") if dense else "reached" if events and kind != "steps" else kind
-    problem = replace(problem, watch=None if per_sample else watch, save=kept, slopes=dense and problem.method.interpolant is not None)
-    with watch:
-        pieces = solved_in_pieces(problem, leaves, args, in_force(adjoint, None)[0], watch)
-    points = saved_points(pieces, kind)
-    if per_sample and kind != "steps":  # there all samples meet
-        points = met(pieces[0].run.grid, points, kind)
-    if places is not None and kind == "times":
-        copies = Counter(numbers(tuple(once[place] for place in places)))
-        points = [point for point in points for _ in range(copies[float(point[0])] or 1)]
-    last = pieces[-1]
-    status = last.run.status or last.run.grid.status or Status()
+    chosen, ended = in_force(adjoint, None)[0], None
+    if per_sample and events and isinstance(problem.stepping, Adaptive):
+        ended = solved_by_sample(problem, leaves, args, chosen, events, max_steps, kind)
+        pieces, points, status = ended.pieces, ended.points, ended.status
+        points = [points[place] for place in places] if places is not None and kind == "times" else points
+    else:
+        own = isinstance(problem.stepping, Grid) and max_steps == MAX_STEPS
+        watch = Observer(problem, args, events, callback, progress, None if own else max_steps)
+        kept = ("all" if kind == "times" else "steps") if dense else "reached" if events and kind != "steps" else kind
+        slopes = dense and problem.method.interpolant is not None
+        problem = replace(problem, watch=None if per_sample else watch, save=kept, slopes=slopes)
+        with watch:
+            pieces = solved_in_pieces(problem, leaves, args, chosen, watch)
+        points = saved_points(pieces, kind)
+        if per_sample and kind != "steps":  # there all samples meet
+            points = met(pieces[0].run.grid, points, kind)
+        if places is not None and kind == "times":
+            copies = Counter(numbers(tuple(once[place] for place in places)))
+            points = [point for point in points for _ in range(copies[float(point[0])] or 1)]
+        status = pieces[-1].run.status or pieces[-1].run.grid.status or Status()
     if throw and not status.ok:
         raise SolveError(status)
+    last = pieces[-1].ending if status.reason == "event" else None
     return Solution(
         torch.stack([time.reshape(-1) if time.ndim else time for time, _ in points]),
         saved_tree(points, problem.field.structure, save if callable(save) else None),
         Stats(problem.field.evaluations, *costs(pieces)),
         status,
-        pieces[0].run.grid.times if per_sample else nodes(pieces),
-        last.ending[0] if last.ending is not None and status.reason == "event" else None,
+        ended.grid if ended else pieces[0].run.grid.times if per_sample else nodes(pieces),
+        ended.event_time if ended else None if last is None else last[0],
         densely(pieces, args) if dense else None,
-        *happenings(pieces, len(events), leaves, problem.field.structure),
+        *(ended.happenings if ended else happenings(pieces, len(events), leaves, problem.field.structure)),
         methods_of(pieces),
-        pieces[0].run.grid.statuses,
+        ended.statuses if ended else pieces[0].run.grid.statuses,
     )
 
 
@@ -301,8 +311,10 @@ def problem_of(
     args: tuple[Any, ...] = (),
     save: Literal["times", "steps", "end"] = "times",
     throw: bool = True,
+    events: bool = False,
 ) -> tuple[Problem, tuple[Any, ...], list[Tensor]]:
-    """The checked problem, the arguments with what is prepared for the steps, and the leaves of y0."""
+    """The checked problem, the arguments with what is prepared for the steps, and the leaves of y0; ``events``: a search for the steps of
+    samples is left to those who look for events."""
     if not callable(func):
         raise TypeError(f"func must be callable as func(t, y), got {type(func).__name__}")
     if not isinstance(args, tuple):
@@ -320,7 +332,7 @@ def problem_of(
     if not torch.compiler.is_compiling():
         field.call.check(t, y0, *args)
     grids, between = {"steps": steps, "step_size": step_size, "grid": grid}, hit == "between" and chosen.interpolant is not None
-    own, bounds = times_of_samples(t, leaves[0]) if per_sample else None, (rtol, atol, control)
+    own, bounds = times_of_samples(t, leaves[0], events) if per_sample else None, (rtol, atol, control)
     if own is not None and (chosen.embedded_order is None or any(value is not None for value in grids.values())):
         raise ValueError(f"{NO_GRID}; for own times with {chosen.name} and steps, solve sample by sample")
     jumping = breaks, field.time_dtype
@@ -329,7 +341,7 @@ def problem_of(
         raise ValueError("func takes the number of the step, which error control does not know beforehand; give steps or a grid")
     problem = Problem(field, chosen, stepping, save)
     check_one_method(chosen, isinstance(stepping, Adaptive), per_sample)
-    problem = replace(problem, stepping=found_steps(problem, leaves, args, per_sample, max_steps, throw))
+    problem = replace(problem, stepping=found_steps(problem, leaves, args, per_sample, max_steps, throw, events))
     if chosen.splits:
         check_splits(func, chosen, structure)
     if isinstance(chosen, Leapfrog):
@@ -340,7 +352,7 @@ def problem_of(
 
 
 def found_steps(
-    problem: Problem, leaves: Leaves, args: tuple[Any, ...], per_sample: bool, max_steps: int | None, throw: bool
+    problem: Problem, leaves: Leaves, args: tuple[Any, ...], per_sample: bool, max_steps: int | None, throw: bool, events: bool
 ) -> Grid | Adaptive:
     """The grid, where the steps are found before they are taken: for each sample, or for several calls; else what there is."""
     stepping = problem.stepping
@@ -353,6 +365,10 @@ def found_steps(
         if len(stepping.times) > 1:
             raise ValueError(NO_GRID)
         return stepping
+    check_samples(problem, stepping, leaves)
+    if events:
+        return stepping
+    check_events((), problem, max_steps)
     found = find_grid(problem, leaves, args, max_steps)
     if throw and found.status is not None:
         raise SolveError(found.status)

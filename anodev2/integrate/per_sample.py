@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -24,7 +24,28 @@ from .loop import error_ratios
 from .recording import untouched
 
 
-def find_grid(problem: Problem, y0: Leaves, args: tuple[Any, ...], max_steps: int | None) -> Grid:
+class Watch(Protocol):
+    """Is shown the steps of a search, and says which samples stop before one."""
+
+    taken: Tensor  # steps of every sample, in the searches before too
+
+    def begin(self, time: Tensor, y: Tensor, slope: Tensor) -> None:
+        """A search begins there; ``slope`` is f."""
+        ...
+
+    def __call__(self, stop: Tensor, y: Tensor, accepted: Tensor) -> Tensor:
+        """Which of the samples that may step to y at ``stop`` do not."""
+        ...
+
+
+def columns(adaptive: Adaptive, y: Tensor) -> list[Tensor]:
+    """The output times of all samples, of shape (batch, 1, ..., 1)."""
+    own = [time for time in adaptive.times if isinstance(time, Tensor) and time.ndim]
+    lead = (len(y), *(1,) * (y.ndim - 1))
+    return own or [torch.full(lead, float(time), dtype=torch.float64, device=y.device) for time in adaptive.times]
+
+
+def find_grid(problem: Problem, y0: Leaves, args: tuple[Any, ...], max_steps: int | None, watch: Watch | None = None) -> Grid:
     """The steps of every sample from each output time or break to the next; times are tensors of shape (batch, 1, ..., 1).
 
     All wait for the last at an output time, which may be another for each sample, and nan for one that has no more. The grid's ``status``
@@ -32,13 +53,13 @@ def find_grid(problem: Problem, y0: Leaves, args: tuple[Any, ...], max_steps: in
     """
     adaptive, method = problem.stepping, problem.method
     assert isinstance(adaptive, Adaptive)
-    _check(problem, adaptive, y0)
     own = [time for time in adaptive.times if isinstance(time, Tensor)]
-    lead = (len(y0[0]), *(1,) * (y0[0].ndim - 1))
-    ends = own or [torch.full(lead, float(time), dtype=torch.float64, device=y0[0].device) for time in adaptive.times]
+    ends = columns(adaptive, y0[0])
     with torch.no_grad(), untouched(problem, y0, args):
-        search = _Search(problem, adaptive, method, y0[0], args, ends, math.inf if max_steps is None else max_steps)
+        search = _Search(problem, adaptive, method, y0[0], args, ends, math.inf if max_steps is None else max_steps, watch)
         wanted = [0, *(search.until(end) for end in ends[1:] if not search.failed.all())]
+    if watch is not None:
+        watch.taken = search.taken + search.stopped
     wanted = wanted[:-1] if search.failed.all() else wanted
     counts = (1,) * (len(search.nodes) - 1)
     return Grid(
@@ -52,7 +73,8 @@ def find_grid(problem: Problem, y0: Leaves, args: tuple[Any, ...], max_steps: in
     )
 
 
-def _check(problem: Problem, adaptive: Adaptive, y0: Leaves) -> None:
+def check_samples(problem: Problem, adaptive: Adaptive, y0: Leaves) -> None:
+    """ValueError for what has no samples, or samples that feel each other."""
     if len(y0) != 1 or problem.field.structure.kind is not None or y0[0].ndim == 0:
         raise ValueError("per_sample=True needs a single tensor with a batch axis in front as y0")
     if y0[0].numel() == 0:
@@ -77,6 +99,7 @@ class _Search:
     args: tuple[Any, ...]
     ends: Sequence[Tensor]  # nan where a sample has no more
     max_steps: float
+    watch: Watch | None = None
 
     def __post_init__(self) -> None:
         self.field = self.problem.given(self.args)
@@ -86,25 +109,33 @@ class _Search:
         self.sign = -1.0 if (torch.stack(list(self.ends)) < self.ends[0]).any() else 1.0
         self.k = (self.method.embedded_order or 0) + 1
         self.errors = [self._column(1.0), self._column(1.0)]
-        self.rejected = self.failed = self._column(0.0).bool()
+        self.rejected = self.failed = self.stopped = self._column(0.0).bool()
         self.failures: list[Status] = []
-        self.taken = self._column(0.0)  # steps accepted
-        largest = torch.stack([end.double().nan_to_num().abs() for end in self.ends]).amax(0)
-        unit = torch.nextafter(largest, torch.full_like(largest, math.inf)) - largest
-        self.least = (8 * unit).clamp_min(self.adaptive.control.min_step).expand(self.lead)
+        self.taken = self._column(0.0) if self.watch is None else self.watch.taken  # steps accepted
+        self.least = self._least(torch.stack([end.double().nan_to_num(0.0, 0.0, 0.0).abs() for end in self.ends]).amax(0))
         jumps = self.adaptive.jumps
         self.breaks = None if jumps is None else torch.tensor(sorted(jumps.values), dtype=torch.float64, device=self.y.device)
         self.behind = self.failed  # which samples have come to a break, and go on from its other side
-        stop = self._stop(self.ends[min(1, len(self.ends) - 1)])
+        stop = self.time
+        for end in self.ends[1:]:  # the first output time that is not the start
+            stop = torch.where(stop == self.time, self._stop(end), stop)
         self.first: Tensor | None = self._slope(stop)
         self.size = self._first_size(self.first, stop)
+        if self.watch is not None:
+            self.watch.begin(self.time, self.y, self.first)
+
+    def _least(self, largest: Tensor) -> Tensor:
+        """What no step is made shorter than, where times are so large."""
+        unit = torch.nextafter(largest, torch.full_like(largest, math.inf)) - largest
+        return (8 * unit).clamp_min(self.adaptive.control.min_step).expand(self.lead)
 
     def _column(self, value: float) -> Tensor:
         return torch.full(self.lead, value, dtype=torch.float64, device=self.y.device)
 
     def _slope(self, stop: Tensor) -> Tensor:
         """Where the samples are, on their way to ``stop``."""
-        return self.field(self._step(stop), 0, 0.0, [self.y])[0]
+        near = stop.where(stop.isfinite(), self.time + self.sign)
+        return self.field(self._step(near), 0, 0.0, [self.y])[0]
 
     def _step(self, stop: Tensor) -> Step:
         return limited(Step(len(self.nodes) - 1, (self.time, stop), 0, 0, 1), self.adaptive.jumps)
@@ -147,10 +178,12 @@ class _Search:
         This ends: an attempt that is rejected is followed by a shorter one, down to ``least``, and one that is accepted moves on by
         at least half of that, more than the times' rounding.
         """
-        while bool((waiting := (self.time != end) & ~end.isnan() & ~self.failed).any()):
+        endless = self.watch is not None and bool(end.isinf().any())
+        while bool((waiting := (self.time != end) & ~end.isnan() & ~self.failed & ~self.stopped).any()):
             to = self._stop(end)
             if self.breaks is not None and bool((crossing := self.behind & waiting).any()):
                 self._begin(crossing, to)
+            self.least = torch.maximum(self.least, self._least(self.time.abs())) if endless else self.least
             left, shortest = (to - self.time).abs(), self.size <= self.least  # what was asked for; the length taken is rounded
             size = torch.where(left < 2 * self.size, left / 2, self.size)
             near = left <= (self.size * STRETCH).clamp_max(self.least.clamp_min(self.adaptive.control.max_step) * (1 + 1e-9))
@@ -164,6 +197,9 @@ class _Search:
             if bool(lost.any()):
                 self._fail(lost, broken, error)
             accepted = accepted & ~self.failed
+            if self.watch is not None:
+                self.stopped = self.stopped | self.watch(stop, ends[0], accepted)
+                accepted = accepted & ~self.stopped
             self._resize(error, (stop - self.time).abs(), accepted, waiting)
             self.size = self.size.clamp_min(self.least)
             self.time = torch.where(accepted, stop, self.time)

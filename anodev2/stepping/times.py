@@ -69,10 +69,10 @@ def without_repeats(t: Any) -> tuple[Any, list[int] | None]:
     return tuple(times[places.index(place)] for place in range(places[-1] + 1)), places
 
 
-def times_of_samples(t: Any, y: Tensor) -> Times | None:
+def times_of_samples(t: Any, y: Tensor, endless: bool = False) -> Times | None:
     """The columns (batch, 1, ...) of output times of shape (batch, T) for the samples of y; None where t has another number of axes.
 
-    Each sample's times rise or fall strictly, all in one direction, and may end early with nan.
+    Each sample's times rise or fall strictly, all in one direction, and may end early with nan; the last may be infinite if ``endless``.
     """
     rows = isinstance(t, (list, tuple)) and t and all(isinstance(row, (list, tuple)) or getattr(row, "ndim", 0) == 1 for row in t)
     if not (rows or getattr(t, "ndim", 0) == 2):
@@ -91,8 +91,8 @@ def times_of_samples(t: Any, y: Tensor) -> Times | None:
     if len(given) != len(y) or not given.shape[1]:
         raise ValueError(f"t of shape {tuple(given.shape)} must have a row of output times for each of the {len(y)} samples of y0")
     times = given.to("cpu", torch.float64)
-    missing = times.isnan()
-    if missing[:, 0].any() or (missing[:, :-1] & ~missing[:, 1:]).any() or times.isinf().any():
+    missing, infinite = times.isnan(), times.isinf()
+    if missing[:, 0].any() or (missing[:, :-1] & ~missing[:, 1:]).any() or (infinite[:, 0] if endless else infinite).any():
         raise ValueError("each row of t must be finite and may end with nan, after the last time of its sample")
     gaps = times.diff(dim=1)
     gaps = gaps[~gaps.isnan()]

@@ -35,6 +35,7 @@ ORDER = [
         "gradients",
         "events",
         "pieces",
+        "events_of_samples",
         "solution",
         "solve",
         "plan",

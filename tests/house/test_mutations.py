@@ -753,7 +753,7 @@ MUTATIONS = {
     ),
     "a start on the surface taken at its word": (
         "events.py",
-        " or abs(value.item()) <= doubt",
+        " | (value.abs() <= doubt)",
         "",
         "test_events.py::test_a_start_on_the_surface_is_no_event",
     ),
@@ -768,6 +768,18 @@ MUTATIONS = {
         "start: Time = time if time.requires_grad else number",
         "start: Time = number",
         "test_events.py::test_a_ball_that_bounces_in_one_call_has_the_gradients_of_the_closed_form",
+    ),
+    "the event of a sample at a constant time": (
+        "events_of_samples.py",
+        "time = s + (move - move.detach())",
+        "time = s.clone()",
+        "test_events_of_samples.py::test_balls_from_different_heights_land_when_they_should",
+    ),
+    "a sample goes on from its event at a constant time": (
+        "events_of_samples.py",
+        "torch.where(node == here, start, node) if start.requires_grad else node",
+        "node",
+        "test_events_of_samples.py::test_a_batch_of_bouncing_balls_has_the_closed_form_and_its_gradients",
     ),
     "passes of a recursion a time late": (
         "solvers/map.py",
