@@ -38,7 +38,7 @@ from .problem import SolveError, Status
 from .solution import Solution
 from .solve import odeint, solve
 from .solvers import METHODS, Auto, BackwardEuler, ImplicitMidpoint, Leapfrog, Method
-from .solvers.linear import FourierOperator, LinearOperator
+from .solvers.linear import FourierOperator, LinearOperator, SplitState
 from .solvers.stability import stability_function
 from .solvers.tableau import Tableau
 from .stepping import Control
@@ -90,6 +90,7 @@ __all__ = [
     "SkewFlow",
     "Solution",
     "SolveError",
+    "SplitState",
     "Static",
     "Status",
     "Tableau",

@@ -20,7 +20,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from .pytree import LEAF, Structure, build, leaves_of
 from .signature import CountedCall
 from .solvers import Leaves, Method, StepFailed, stacked_slopes, states_between
-from .solvers.linear import as_operator
+from .solvers.linear import SplitState, as_operator
 from .solvers.method import Split, add
 from .stepping import Adaptive, Grid, Step, Time, Times, numbers
 from .torch_private import saving_hooks
@@ -109,11 +109,15 @@ class VectorField:
             found = self.latest[time, dtype] = torch.scalar_tensor(time, dtype=dtype, device=self.device)
         return found
 
+    def at(self, step: Step, node: float) -> Tensor:
+        """The time of a stage as f sees it."""
+        return self.time(step.seen(node), self.time_dtype)
+
     def __call__(
         self, args: tuple[Any, ...], step: Step, stage: int, node: float, y: Leaves, call: CountedCall | None = None
     ) -> list[Tensor]:
         """f, or ``call`` in its place, at the stage's time."""
-        t = self.time(step.seen(node), self.time_dtype)
+        t = self.at(step, node)
         if not torch.compiler.is_compiling():  # a side effect that its recompute would not allow
             self.evaluations += 1
         before = None if torch.compiler.is_compiling() else versions(y)
@@ -121,7 +125,19 @@ class VectorField:
         slope = call(t, build(self.structure, y), *own, step=step.index, stage=stage, backwards=step.backwards)
         if before is not None:
             refuse_changed(before, y)
-        return self._checked(slope, y) if call.checked else [slope]
+        return self._checked(slope, y)
+
+    def inside(self, args: tuple[Any, ...], call: CountedCall, step: Step, stage: int, node: float, state: SplitState) -> Tensor:
+        """What ``call`` makes of a state and its coordinates at the stage's time."""
+        t = self.at(step, node)
+        if torch.compiler.is_compiling():
+            return call(t, state, *self.own(args), step=step.index, stage=stage, backwards=step.backwards)
+        self.evaluations += 1
+        known = state.known()
+        before = versions(known)
+        found = call(t, state, *self.own(args), step=step.index, stage=stage, backwards=step.backwards)
+        refuse_changed(before, known)
+        return found
 
     def own(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """Those of f: without what has been prepared."""
@@ -170,7 +186,7 @@ class Given:
 
     def split(self) -> Split | None:
         """``func.split(*args)``, if func has it: (linear, rest) or (linear, data, rest). A rest may have a method ``transformed``, which
-        gives ``linear.forward`` of it."""
+        gives ``linear.forward`` of it at a ``SplitState``."""
         own, known = self.field.own(self.args), self.field.parts
         if known is None or own or torch.compiler.is_compiling():
             known = self._parts(own)
@@ -183,9 +199,9 @@ class Given:
             return None
         linear, *data, rest = split(*own)  # pyright: ignore[reportGeneralTypeIssues]
         inside = getattr(rest, "transformed", None)
-        flat = lambda part, checked: partial(self.field, self.args, call=CountedCall(part, checked))  # noqa: E731
-        within = None if inside is None else flat(inside, False)
-        return Split(as_operator(linear), flat(rest, True), flat(data[0], True) if data else None, within)
+        flat = lambda part: partial(self.field, self.args, call=CountedCall(part))  # noqa: E731
+        within = None if inside is None else partial(self.field.inside, self.args, CountedCall(inside))
+        return Split(as_operator(linear), flat(rest), flat(data[0]) if data else None, within)
 
     def allowed(self, y: Leaves) -> list[Tensor] | None:
         """atol + rtol |y| of each leaf; None on a grid."""

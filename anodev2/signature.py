@@ -34,9 +34,8 @@ def _called(func: Callable[..., Any]) -> Callable[..., Any]:
 class CountedCall:
     """Call ``func(*args)``, with ``step`` and ``stage`` where it has keyword-only parameters of these names."""
 
-    def __init__(self, func: Callable[..., Any], checked: bool = True) -> None:
+    def __init__(self, func: Callable[..., Any]) -> None:
         self.func = func
-        self.checked = checked  # whether its answer is to be a slope
         self.names = _counters_wanted(func)
 
     def counters(self, step: int, stage: int, backwards: bool = False) -> Counters:

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from anodev2 import SplitState
+
 from .coefficient import Diffusivity, is_constant, is_zero, positive
 from .diffusion import Diffusion
 from .equation import FieldEquation, Term
@@ -46,9 +48,9 @@ class SelfAdvection(Term):
         right = self._transported(self.forward_side, lambda v: v.clamp(min=0) ** 2 / 2, t, u)
         return -(right + self._transported(self.backward_side, lambda v: v.clamp(max=0) ** 2 / 2, t, u))
 
-    def spectrum(self, t: Any, u: Tensor) -> Tensor | None:
+    def spectrum(self, t: Any, state: SplitState) -> Tensor | None:
         side = self.forward_side
-        return -side.spectrum(u**2 / 2, self.grid) if isinstance(side, Spectral) else None
+        return side.spectrum(state.field.square(), self.grid, -0.5) if isinstance(side, Spectral) else None
 
     def _transported(self, side: Derivative, flux: Callable[[Tensor], Tensor], t: Any, u: Tensor) -> Tensor:
         pad = self.boundary.pad if self.viscous else self.boundary.pad_self_carried

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from anodev2 import FourierOperator, LinearOperator
+from anodev2 import FourierOperator, LinearOperator, SplitState
 from anodev2.torch_private import no_dispatch_modes
 
 from .closed_form import dense_flow, elapsed, fourier_flow, line_between, wall_series
@@ -327,8 +327,8 @@ class Term(FieldEquation):
     def tendency(self, t: Any, u: Tensor) -> Tensor:
         """Its part of du/dt."""
 
-    def spectrum(self, t: Any, u: Tensor) -> Tensor | None:
-        """The real Fourier transform of ``tendency``, where it is known before that is."""
+    def spectrum(self, t: Any, state: SplitState) -> Tensor | None:
+        """The real Fourier transform of ``tendency`` on a periodic grid, where it is known before that is."""
         return None
 
     @abstractmethod

@@ -8,10 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from anodev2 import SplitState
+from anodev2.tables import kept
+
 from .coefficient import Coefficient, as_coefficient, attach, evaluate, extremes, is_constant, need_at_least_0, positive
 from .conditions import Need
 from .equation import Term
-from .grid import Grid1D
+from .grid import Grid1D, modes, wavenumbers
 from .numbers import as_tensor
 from .stability import Profile
 from .stencils import Derivative, derivative
@@ -165,15 +168,16 @@ class Nonlinearity(Term):
         return False
 
     def tendency(self, t: Any, u: Tensor) -> Tensor:
-        return torch.fft.irfft(self.spectrum(t, u), n=self.grid.n)
-
-    def spectrum(self, t: Any, u: Tensor) -> Tensor:
         self.grid.check(u)
-        k = self.grid.wavenumbers(u) if self.order % 2 else self.grid.modes(u)
-        kept = torch.arange(len(k), device=u.device) * (self.degree + 1) < self.grid.n
-        smooth = torch.fft.irfft(torch.fft.rfft(u) * kept, n=self.grid.n)
-        factor = torch.complex(torch.zeros_like(k), k) ** self.order * kept if self.order else kept
-        return factor * torch.fft.rfft(self.function(smooth))
+        return torch.fft.irfft(self._of_modes(torch.fft.rfft(u)), n=self.grid.n)
+
+    def spectrum(self, t: Any, state: SplitState) -> Tensor:
+        return self._of_modes(state.coordinates)
+
+    def _of_modes(self, v: Tensor) -> Tensor:
+        case = self.grid.n, self.grid.length, self.degree, v.dtype, v.device
+        smooth = torch.fft.irfft(kept(_kept_powers, 0, *case) * v, n=self.grid.n)
+        return kept(_kept_powers, self.order, *case) * torch.fft.rfft(self.function(smooth))
 
     def symbol(self, k: Tensor) -> Tensor:
         raise ValueError("a Nonlinearity is not linear and has no symbol; take matrix(u), its Jacobian")
@@ -187,3 +191,11 @@ class Nonlinearity(Term):
 
     def frozen(self, value: float, k: Tensor) -> Tensor:
         return torch.zeros_like(k, dtype=torch.complex128)
+
+
+def _kept_powers(order: int, n: int, length: float, degree: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(i k)^m of the real Fourier modes that a polynomial of this degree may have, of others 0; complex, as products go faster then."""
+    like = torch.empty(0, dtype=dtype.to_real(), device=device)
+    k = wavenumbers(n, length, like) if order % 2 else modes(n, length, like)
+    inside = torch.arange(len(k), device=device) * (degree + 1) < n
+    return torch.complex(torch.zeros_like(k), k) ** order * inside if order else inside.to(dtype)

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from anodev2 import SplitState
+
 from .grid import Grid1D
 
 if TYPE_CHECKING:
@@ -26,12 +28,11 @@ class PeriodicRest:
         self.grid.check(u)
         return reduce(torch.add, [term.tendency(t, u) for term in self.terms]) if self.terms else torch.zeros_like(u)
 
-    def transformed(self, t: Any, u: Tensor) -> Tensor:
-        """The real Fourier transform of the sum."""
-        self.grid.check(u)
-        spectra = [term.spectrum(t, u) for term in self.terms]
-        plain = [term.tendency(t, u) for term, spectrum in zip(self.terms, spectra, strict=True) if spectrum is None]
+    def transformed(self, t: Any, state: SplitState) -> Tensor:
+        """The real Fourier transform of the sum, of a field that is known, or its modes."""
+        spectra = [term.spectrum(t, state) for term in self.terms]
+        plain = [term.tendency(t, state.field) for term, spectrum in zip(self.terms, spectra, strict=True) if spectrum is None]
         known = [spectrum for spectrum in spectra if spectrum is not None]
         if plain:
             known.append(torch.fft.rfft(reduce(torch.add, plain)))
-        return reduce(torch.add, known) if known else torch.complex(u, u)[..., : self.grid.n // 2 + 1] * 0
+        return reduce(torch.add, known) if known else torch.zeros_like(state.coordinates)

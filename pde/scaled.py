@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
+from anodev2 import SplitState
+
 from .advection import Advection
 from .burgers import SelfAdvection
 from .coefficient import extremes
@@ -61,8 +63,8 @@ class Scaled(Term):
     def tendency(self, t: Any, u: Tensor) -> Tensor:
         return self.factor * self.term.tendency(t, u)
 
-    def spectrum(self, t: Any, u: Tensor) -> Tensor | None:
-        known = self.term.spectrum(t, u)
+    def spectrum(self, t: Any, state: SplitState) -> Tensor | None:
+        known = self.term.spectrum(t, state)
         return None if known is None else self.factor * known
 
     def symbol(self, k: Tensor) -> Tensor:

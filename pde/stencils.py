@@ -148,9 +148,9 @@ class Spectral(Derivative):
     def between(self, padded: Tensor, grid: Grid1D, closed: tuple[bool, bool]) -> Tensor:
         return torch.fft.irfft(self.spectrum(padded, grid), n=grid.n)
 
-    def spectrum(self, u: Tensor, grid: Grid1D) -> Tensor:
-        """(i k)^m F u."""
-        factor = kept(_powers, self.derivative, grid.n, grid.length, u.dtype, u.device)
+    def spectrum(self, u: Tensor, grid: Grid1D, scale: float = 1.0) -> Tensor:
+        """scale (i k)^m F u."""
+        factor = kept(_powers, self.derivative, grid.n, grid.length, u.dtype, u.device, scale)
         return factor * torch.fft.rfft(u)
 
     def symbol(self, k: Tensor, spacing: float) -> Tensor:
@@ -184,14 +184,14 @@ class Weno5(Derivative):
         return _stencil("upwind5", 1, self.side, 5).symbol(k, spacing)
 
 
-def _powers(order: int, n: int, length: float, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """(i k)^m of the real Fourier modes, m = ``order``."""
+def _powers(order: int, n: int, length: float, dtype: torch.dtype, device: torch.device, scale: float) -> Tensor:
+    """scale (i k)^m of the real Fourier modes, m = ``order``."""
     like = torch.empty(0, dtype=dtype, device=device)
     if order % 2 == 0:
         k = modes(n, length, like)
-        return -(k**2) if order == 2 else k**4
+        return -scale * k**2 if order == 2 else scale * k**4
     k = wavenumbers(n, length, like)
-    return torch.complex(torch.zeros_like(k), k if order == 1 else -(k**3))
+    return torch.complex(torch.zeros_like(k), scale * (k if order == 1 else -(k**3)))
 
 
 def derivative(grid: Grid1D, order: int, scheme: str, side: int = 1) -> Derivative:

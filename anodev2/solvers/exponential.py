@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from ..stepping import Step, Time
@@ -28,9 +29,10 @@ class ExponentialEuler(Method):
         return [exp, h * phi]
 
     def step(self, field: SplitField, step: Step, y: Leaves) -> list[Tensor]:
-        split, u = Split.of(field), y[0]
-        act, (exp, phi) = split.linear.apply, split.tables(self, step.dt)
-        return [split.linear.inverse(act(exp, split.linear.forward(u)) + act(phi, split.besides(step, 0, 0.0, u)))]
+        split = Split.of(field)
+        linear, (exp, phi), u = split.linear, split.tables(self, step.dt), split.at(y[0])
+        along = linear.apply(exp, u.coordinates)
+        return [linear.inverse(linear.added(along, phi, split.besides(step, 0, 0.0, u, y[0])))]
 
 
 @dataclass(frozen=True)
@@ -54,19 +56,19 @@ class ETDRK4(Method):
         exp_half, phi_half = linear.phi(h / 2, 1)
         exp, phi_1, phi_2, phi_3 = linear.phi(h, 3)
         first, middle, last = phi_1 - 3 * phi_2 + 4 * phi_3, 2 * phi_2 - 4 * phi_3, 4 * phi_3 - phi_2
-        return [exp_half, h / 2 * phi_half, exp, h * first, h * middle, h * last]
+        return [exp_half, h / 2 * phi_half, h * phi_half, exp, h * first, h * middle, h * last]
 
     def step(self, field: SplitField, step: Step, y: Leaves) -> list[Tensor]:
-        split = Split.of(field)
-        act, inverse = split.linear.apply, split.linear.inverse
-        exp_half, phi_half, exp, first, middle, last = split.tables(self, step.dt)
-        u = split.linear.forward(y[0])
+        split, shaped = Split.of(field), y[0]
+        act, added, rest = split.linear.apply, split.linear.added, split.besides
+        exp_half, phi_half, twice, exp, first, middle, last = split.tables(self, step.dt)
+        start = split.at(shaped)
+        u = start.coordinates
         along = act(exp_half, u)
-        n_u = split.besides(step, 0, 0.0, y[0])
-        a = along + act(phi_half, n_u)
-        n_a = split.besides(step, 1, 0.5, inverse(a))
-        b = along + act(phi_half, n_a)
-        n_b = split.besides(step, 2, 0.5, inverse(b))
-        c = act(exp_half, a) + act(phi_half, 2 * n_b - n_u)
-        n_c = split.besides(step, 3, 1.0, inverse(c))
-        return [inverse(act(exp, u) + act(first, n_u) + act(middle, n_a + n_b) + act(last, n_c))]
+        n_u = rest(step, 0, 0.0, start, shaped)
+        a = added(along, phi_half, n_u)
+        n_a = rest(step, 1, 0.5, a, shaped)
+        n_b = rest(step, 2, 0.5, added(along, phi_half, n_a), shaped)
+        n_c = rest(step, 3, 1.0, added(act(exp_half, a), twice, torch.sub(n_b, n_u, alpha=0.5)), shaped)
+        end = added(added(act(exp, u), first, n_u), middle, n_a + n_b)
+        return [split.linear.inverse(added(end, last, n_c))]

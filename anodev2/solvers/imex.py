@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ..stepping import Step, Time
-from .linear import LinearOperator, Table
+from .linear import LinearOperator, SplitState, Table
 from .method import Leaves, Method, Split, SplitField, combine
 
 Rows = tuple[tuple[float, ...], ...]
@@ -45,19 +45,20 @@ class IMEX(Method):
         return [linear.resolvent(diagonal * h) for diagonal in self._diagonals]
 
     def step(self, field: SplitField, step: Step, y: Leaves) -> list[Tensor]:
-        split, h, u, nodes = Split.of(field), step.dt, y[0], (*self.nodes, 1.0)
-        linear, start = split.linear, [split.linear.forward(u)]
+        split, h, shaped, nodes = Split.of(field), step.dt, y[0], (*self.nodes, 1.0)
+        linear, state = split.linear, split.at(shaped)
+        start = [state.coordinates]
         resolvents = dict(zip(self._diagonals, split.tables(self, h), strict=True))
         slopes, linears = [], []
         for stage, (explicit, (*lower, diagonal)) in enumerate(zip(self.explicit, self.implicit, strict=True)):
-            slopes.append([split.transformed(step, stage, nodes[stage], u)])
+            slopes.append([split.transformed(step, stage, nodes[stage], state)])
             known = combine(combine(start, h, explicit, slopes), h, lower, linears)
-            data = split.pushed(step, stage + 1, nodes[stage + 1], u)
+            data = split.pushed(step, stage + 1, nodes[stage + 1], shaped)
             pushed = known if data is None else combine(known, h, (diagonal,), [[data]])
             v = linear.apply(resolvents[diagonal], pushed[0])
             linears.append([(v - known[0]) / (diagonal * h)])
-            u = linear.inverse(v)
-        return [u]
+            state = SplitState(linear, coordinates=v)
+        return [state.field]
 
 
 _GAMMA = 1 - 1 / math.sqrt(2)

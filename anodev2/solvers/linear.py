@@ -68,6 +68,10 @@ class LinearOperator(ABC):
         assert isinstance(table, Tensor)
         return table.to(v) * v
 
+    def added(self, total: Tensor, table: Table, v: Tensor) -> Tensor:
+        """total + apply(table, v), in one pass where that is one product."""
+        return total + self.apply(table, v)
+
     def resolvent(self, scale: Time) -> Table:
         """(1 - scale L)^-1."""
         return 1 / (1 - scale * self.eigenvalues)
@@ -137,6 +141,10 @@ class FourierOperator(LinearOperator):
         if not v.numel():
             return v.real.new_empty(*v.shape[:-1], self.n)
         return torch.fft.irfft(v, n=self.n)
+
+    def added(self, total: Tensor, table: Table, v: Tensor) -> Tensor:
+        assert isinstance(table, Tensor)
+        return torch.addcmul(total, table.to(v), v)
 
     def preconditioner(self, scale: float, transposed: bool = False) -> Action:
         if self.near is not None:
@@ -215,6 +223,34 @@ class DenseOperator(LinearOperator):
         columns = u[..., None] if u.ndim == 1 or lu.ndim > 2 else u.reshape(-1, u.shape[-1]).mT
         found = torch.linalg.lu_solve(lu.to(u.dtype), pivots, columns, adjoint=transposed)
         return found[..., 0] if columns.ndim > u.ndim else found.mT.reshape(u.shape)
+
+
+class SplitState:
+    """A field u with its coordinates v = forward(u): the one that is not given is found when it is first asked for."""
+
+    def __init__(self, linear: LinearOperator, *, field: Tensor | None = None, coordinates: Tensor | None = None) -> None:
+        self.linear = linear
+        self._field, self._coordinates = field, coordinates
+
+    @property
+    def field(self) -> Tensor:
+        """u."""
+        if self._field is None:
+            assert self._coordinates is not None
+            self._field = self.linear.inverse(self._coordinates)
+        return self._field
+
+    @property
+    def coordinates(self) -> Tensor:
+        """v, as ``linear.forward`` gives it; of a ``FourierOperator`` the real Fourier modes."""
+        if self._coordinates is None:
+            assert self._field is not None
+            self._coordinates = self.linear.forward(self._field)
+        return self._coordinates
+
+    def known(self) -> list[Tensor]:
+        """What is there by now."""
+        return [tensor for tensor in (self._field, self._coordinates) if tensor is not None]
 
 
 def like(table: Any, v: Tensor) -> Any:

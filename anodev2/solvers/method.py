@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..stepping import Step, Time
-from .linear import LinearOperator
+from .linear import LinearOperator, SplitState
 
 Leaves = Sequence[Tensor]
 Weights = tuple[tuple[float, ...], ...]
@@ -45,7 +45,7 @@ class Split:
     linear: LinearOperator
     rest: FlatField
     data: FlatField | None = None
-    inside: FlatField | None = None
+    inside: Callable[[Step, int, float, SplitState], Tensor] | None = None
     prepared: Callable[[Time], Any | None] = lambda h: None
 
     @staticmethod
@@ -60,19 +60,24 @@ class Split:
         found = self.prepared(h)
         return method.prepare(self.linear, h) if found is None else found
 
-    def transformed(self, step: Step, stage: int, node: float, u: Tensor) -> Tensor:
-        """F rest at u."""
+    def at(self, field: Tensor) -> SplitState:
+        """A field, which has coordinates."""
+        return SplitState(self.linear, field=field)
+
+    def transformed(self, step: Step, stage: int, node: float, state: SplitState) -> Tensor:
+        """F rest at a state."""
         if self.inside is not None:
-            return self.inside(step, stage, node, [u])[0]
-        return self.linear.forward(self.rest(step, stage, node, [u])[0])
+            return self.inside(step, stage, node, state)
+        return self.linear.forward(self.rest(step, stage, node, [state.field])[0])
 
-    def pushed(self, step: Step, stage: int, node: float, u: Tensor) -> Tensor | None:
-        """F data at the stage's time."""
-        return None if self.data is None else self.linear.forward(self.data(step, stage, node, [u])[0])
+    def pushed(self, step: Step, stage: int, node: float, shaped: Tensor) -> Tensor | None:
+        """F data at the stage's time, in the shape of a field."""
+        return None if self.data is None else self.linear.forward(self.data(step, stage, node, [shaped])[0])
 
-    def besides(self, step: Step, stage: int, node: float, u: Tensor) -> Tensor:
-        """F (data + rest) at u: all but L u."""
-        rest, data = self.transformed(step, stage, node, u), self.pushed(step, stage, node, u)
+    def besides(self, step: Step, stage: int, node: float, at: SplitState | Tensor, shaped: Tensor) -> Tensor:
+        """F (data + rest) at a state, or at coordinates: all but L u."""
+        state = SplitState(self.linear, coordinates=at) if isinstance(at, Tensor) else at
+        rest, data = self.transformed(step, stage, node, state), self.pushed(step, stage, node, shaped)
         return rest if data is None else rest + data
 
 

@@ -910,6 +910,12 @@ MUTATIONS = {
         "return None",
         "test_pde_cost.py",
     ),
+    "modes by way of the field": (
+        "../pde/higher.py",
+        "self._of_modes(state.coordinates)",
+        "self._of_modes(torch.fft.rfft(state.field))",
+        "test_pde_cost.py::test_transforms_of_a_nonlinearity_without_aliasing",
+    ),
     "a spectral product by way of the field": (
         "pde/burgers.py",
         "if isinstance(side, Spectral) else None",
@@ -1032,7 +1038,7 @@ MUTATIONS = {
         'grid.points(torch.empty(0, dtype=torch.float64, device="cpu")) - grid.start - place - grid.spacing',
         "test_pde_initial.py",
     ),
-    "aliased products": ("../pde/higher.py", "* (self.degree + 1) < self.grid.n", "< self.grid.n", "test_pde_named.py"),
+    "aliased products": ("../pde/higher.py", "* (degree + 1) < n", "< n", "test_pde_named.py"),
     "waves that disperse the other way": (
         "../pde/higher.py",
         '"Dispersion", "beta", -1.0, False',
@@ -1090,8 +1096,8 @@ MUTATIONS = {
     ),
     "wall data of the stage before": (
         "solvers/imex.py",
-        "pushed(step, stage + 1, nodes[stage + 1], u)",
-        "pushed(step, stage + 1, nodes[stage], u)",
+        "pushed(step, stage + 1, nodes[stage + 1], shaped)",
+        "pushed(step, stage + 1, nodes[stage], shaped)",
         "test_pde_moving_walls.py",
     ),
     "states promoted": ("solvers/method.py", "        k = k.to(leaf.dtype)", "        pass", "test_solve.py"),

@@ -61,10 +61,32 @@ def test_a_speed_that_is_a_tensor_is_read_once_until_it_changes() -> None:
         equation(torch.zeros(()), sine())
 
 
-def test_transforms_of_a_nonlinearity_without_aliasing_and_of_a_multiple() -> None:
-    """Each evaluation: there and back for the modes that are kept, and there."""
+@pytest.mark.parametrize("trained", [False, True])
+@pytest.mark.parametrize("method", TRANSFORMS)
+def test_transforms_of_a_nonlinearity_without_aliasing(method: str, trained: bool) -> None:
+    """Two per evaluation, from the modes and to them: those of the state are never asked for as a field, but at the end."""
+    evaluations = {"exponential_euler": 1, "imex1": 1, "imex2": 2, "imex3": 4, "etdrk4": 4}[method]
     grid = Grid1D(N, 2 * math.pi)
-    assert per_step(KuramotoSivashinsky(grid), sine(), "etdrk4", "fft") == 9 + 2 * 4
+    equation: Any = KuramotoSivashinsky(grid)
+    if trained:
+        equation = equation + Diffusion(grid, nn.Parameter(torch.tensor(0.05, dtype=torch.float64)), "spectral")
+    assert per_step(equation, sine(), method, "fft") == 2 + 2 * evaluations
+
+
+def test_transforms_of_a_step_that_is_differentiated() -> None:
+    """One transposed for each; a step redone stops at the last that saves something."""
+    equation, u0 = KuramotoSivashinsky(Grid1D(N, 2 * math.pi)), sine().clone().requires_grad_()
+    for adjoint, expected in (("direct", 10 + 10), ("checkpoint", 10 + 9 + 10)):
+        seen = []
+        for steps in (4, 14):
+            u = lambda: odeint(equation, u0, [0.0, 0.01], method="etdrk4", steps=steps, adjoint=adjoint)[-1]  # noqa: B023
+            u()
+            seen.append(counted(lambda: u().sum().backward()).of("fft"))  # noqa: B023
+        assert (seen[1] - seen[0]) / 10 == expected
+
+
+def test_transforms_of_a_multiple() -> None:
+    grid = Grid1D(N, 2 * math.pi)
     assert per_step(0.5 * Burgers(grid, 0.05, "spectral", "spectral"), sine(), "etdrk4", "fft") == 9
 
 
