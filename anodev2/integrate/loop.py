@@ -265,8 +265,9 @@ class Loop:
         size = control.first_step
         if size is None:
             with torch.no_grad():
-                zero = [torch.zeros_like(leaf) for leaf in y]
-                scaled = lambda leaves: root_mean_square(error_ratios(adaptive, leaves, y, zero))  # noqa: E731
+                allowed = self.problem.given(self.args).allowed(y)
+                assert allowed is not None
+                scaled = lambda leaves: root_mean_square([leaf / most for leaf, most in zip(leaves, allowed, strict=True)])  # noqa: E731
                 d0, d1 = scaled(y), scaled(first)
                 h0 = 0.01 * d0 / d1 if d0 >= 1e-5 and 1e-5 <= d1 < math.inf else 1e-6
                 h0 = min(h0, abs(times[1] - times[0]))
@@ -323,8 +324,9 @@ def error_ratios(adaptive: Adaptive, error: Sequence[Tensor], y: Leaves, y_next:
 def root_mean_square(leaves: Sequence[Tensor]) -> float:
     """Over all elements of all leaves."""
     count = sum(leaf.numel() for leaf in leaves)
-    total = torch.stack([torch.linalg.vector_norm(leaf.float() if leaf.dtype.itemsize < 4 else leaf).double() for leaf in leaves])
-    return torch.linalg.vector_norm(total).item() / math.sqrt(max(count, 1))
+    norms = [torch.linalg.vector_norm(leaf.float() if leaf.dtype.itemsize < 4 else leaf) for leaf in leaves]
+    total = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack([norm.double() for norm in norms]))
+    return total.item() / math.sqrt(max(count, 1))
 
 
 def first_not_finite(leaves: Sequence[Tensor]) -> tuple[int, tuple[int, ...]] | None:

@@ -7,12 +7,12 @@ has each package's own arrays. rtol is the tolerance, atol the same or (Robertso
 the end, the largest in units of atol + rtol |y|. What is not installed is left out. Times are in seconds of the processor, one thread,
 medians of rounds in which all take turns, without gradients. "recorded, compiled": ``odeint(..., grid=solution.grid, compile=True)``,
 what ``Control(refresh=k)`` does in k - 1 of k calls. torchdiffeq has no stiff method of its own: it is asked for scipy's Radau.
-diffrax is compiled; the tolerance is an argument, so that it is compiled once per problem and method.
+diffrax is compiled; the tolerance is an argument, so that it is compiled once per problem and method. Problems that are in FOLDER's .csv
+stay as they are, so that a run which was stopped goes on.
 """
 
 from __future__ import annotations
 
-import csv
 import json
 import statistics
 import time
@@ -37,7 +37,7 @@ from benchmarks.workers import ONE_THREAD, Worker, cpu, without_ours
 from options import DIFFERENT, Count, Positive, mistakes_told, parse
 
 from .problems import PROBLEMS, REFERENCES, Problem, error, field
-from .report import COLUMNS, report
+from .report import COLUMNS, read, report, write
 
 TARGET = 0.02  # seconds of one turn of one contender
 RUNS = Compile(steps=3)  # two lengths of runs, and so two graphs, per problem
@@ -223,24 +223,23 @@ def main(options: Config) -> None:
     if unknown:
         raise ValueError(f"--problems {unknown} must be among {', '.join(PROBLEMS)}")
     torch.set_num_threads(1)
-    head, found = where(options), list[dict[str, Any]]()
+    head, file = where(options), None if options.out is None else options.out / "ode_vs_peers.csv"
+    found = read(file) if file is not None and file.exists() else []
+    done = {row["problem"] for row in found}
     print(f"{head}\n", flush=True)
-    for name in options.problems:
+    for name in (name for name in options.problems if name not in done):
         for family in METHODS:
             if (family == "stiff") == PROBLEMS[name].stiff:
                 for row in rows(PROBLEMS[name], family, options):
                     found.append(row)
                     print(", ".join(f"{value:.3g}" if isinstance(value, float) else str(value) for value in row.values()), flush=True)
-        if options.out is not None:
-            options.out.mkdir(parents=True, exist_ok=True)
-            with (options.out / "ode_vs_peers.csv").open("w", newline="") as file:
-                writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-                writer.writeheader()
-                writer.writerows(found)
+        if file is not None:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write(file, found)
     text = report(found, head)
     print(f"\n{text}")
-    if options.out is not None:
-        (options.out / "ode_vs_peers.md").write_text(text)
+    if file is not None:
+        file.with_suffix(".md").write_text(text)
 
 
 if __name__ == "__main__":

@@ -2,13 +2,32 @@
 
 from __future__ import annotations
 
+import csv
 import math
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 COLUMNS: tuple[str, ...] = ("problem", "family", "tolerance", "who", "method", "evaluations", "steps", "error", "seconds")
 LEAST = 1e-3  # of error / tolerance, in means: where the solution is forgotten, an error at the end says nothing
 COMPILED = "anodev2, recorded, compiled"
+
+
+def read(file: Path) -> list[dict[str, Any]]:
+    """The rows of a table that was written."""
+    with file.open() as lines:
+        rows = [dict[str, Any](row) for row in csv.DictReader(lines)]
+    for row in rows:
+        row |= {name: float(row[name]) for name in ("tolerance", "error", "seconds")}
+        row |= {name: int(row[name]) if row[name] else None for name in ("evaluations", "steps")}
+    return rows
+
+
+def write(file: Path, rows: list[dict[str, Any]]) -> None:
+    with file.open("w", newline="") as lines:
+        writer = csv.DictWriter(lines, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def mean(values: Iterable[float]) -> float:
