@@ -104,7 +104,8 @@ class _Samples:
         grid = find_grid(replace(self.problem, stepping=adaptive), [self.y], self.args, self.max_steps, surfaces)
         self.taken = surfaces.taken
         places = grid.outputs()
-        moved = tuple(torch.where(node == here, start, node) if start.requires_grad else node for node in grid.times)
+        nodes = [node for node in grid.times if isinstance(node, Tensor)]
+        moved = tuple(torch.where(node == here, start, node) if start.requires_grad else node for node in nodes)
         grid = replace(grid, times=moved, wanted=tuple(sorted({0, *places, len(grid)})), asked=())
         self.taking = problem = replace(self.problem, stepping=grid)
         run = self.adjoint.solve(problem, [self.y], self.args)

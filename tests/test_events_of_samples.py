@@ -58,8 +58,8 @@ def test_balls_land_when_they_should_though_gravity_jumps(end: float, method: st
         return torch.stack([y[:, 1], -g.reshape(-1).expand(len(y))], -1)
 
     h = tensor([0.05, 0.1, 0.2, 1.0]).requires_grad_()
-    breaks = {"breaks": [0.3, 0.7]}
-    found = solve(pull, torch.stack([h, 0 * h], -1), [0.0, end], event=ground, **{**OPTIONS, "method": method}, **breaks)
+    options = {**OPTIONS, "method": method, "breaks": [0.3, 0.7]}
+    found = solve(pull, torch.stack([h, 0 * h], -1), [0.0, end], event=ground, **options)
     first = torch.sqrt(h)
     height, speed = h - 0.09, -0.6  # at 0.3
     second = 0.3 + (0.6 - torch.sqrt((0.36 - 2 * height).clamp_min(1e-30)))
@@ -244,7 +244,8 @@ def test_mistakes_with_events_of_samples_are_told() -> None:
         solved(lambda t, y: falling(t, y) + 0 * torch.rand(1), event=ground)
     with pytest.raises(ValueError, match="t must be finite, unless there is an event that ends the solve"):
         solved(event=Event(ground.fn, terminal=False), t=[0.0, INF])
-    for t in ([0.0, INF], [[0.0, INF]] * 3):
+    endless: list[Any] = [[0.0, INF], [[0.0, INF]] * 3]
+    for t in endless:
         with pytest.raises(ValueError, match="must be finite"):
             odeint(falling, y0, t, **OPTIONS)
     with pytest.raises(ValueError, match="of sample 0 touches zero at t=1 without crossing it"):
