@@ -39,17 +39,27 @@ FAMILIES: dict[str, Callable[[], Dynamics]] = {
     "per channel": lambda: ReactionDiffusionAdvection(per="channel"),
     "chebyshev": lambda: Galerkin("chebyshev", 3, length=LAYERS),
     "constant": lambda: Galerkin("constant", 3, length=LAYERS),
+    "linear": lambda: Galerkin("linear", 3, length=LAYERS),
+    "fourier": lambda: Galerkin("fourier", 3, length=LAYERS),
     "b-spline": lambda: BSpline(4, 2, length=LAYERS),
+    "b-spline of pieces": lambda: BSpline(4, 1, length=LAYERS),
+    "b-spline of degree 3": lambda: BSpline(4, 3, length=LAYERS),
     "low rank": lambda: LowRank(1, length=LAYERS),
+    "low rank in pieces": lambda: LowRank(1, basis="constant", size=3, length=LAYERS),
     "low rank fourier": lambda: LowRank(2, basis="fourier", size=3, length=LAYERS),
     "templates": lambda: Templates(2, LAYERS, length=LAYERS),
+    "templates chebyshev": lambda: Templates(1, 3, basis="chebyshev", length=LAYERS),
     "hyper": lambda: Hyper(1, frequencies=2, length=LAYERS),
     "scale": lambda: Scale(LAYERS, length=LAYERS),
+    "gains chebyshev": lambda: Scale(3, basis="chebyshev", length=LAYERS),
     "skew": SkewFlow,
     "groups of skew": lambda: DepthGroups(SkewFlow(), (LAYERS / 2,)),
+    "groups of low rank": lambda: DepthGroups(LowRank(1, length=LAYERS / 2), (LAYERS / 2,)),
+    "groups of gains": lambda: DepthGroups(Scale(3, basis="chebyshev", length=LAYERS / 2), (LAYERS / 2,)),
     "groups of chebyshev": lambda: DepthGroups(Galerkin("chebyshev", 2, length=LAYERS / 2), (LAYERS / 2,)),
 }
-UNIQUE = ["static", "reaction-diffusion-advection", "mix", "per channel", "chebyshev", "constant", "b-spline", "scale", "skew"]
+UNIQUE = ["static", "reaction-diffusion-advection", "mix", "per channel", "chebyshev", "constant", "linear", "fourier", "b-spline"]
+UNIQUE += ["b-spline of pieces", "b-spline of degree 3", "scale", "gains chebyshev", "skew"]
 
 
 def moving(family: str) -> CoupledODEBlock:
