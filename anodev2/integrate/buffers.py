@@ -16,6 +16,7 @@ from torch.nn.parameter import is_lazy
 from ..problem import storage, versions
 from ..torch_private import copy_together, set_versions
 from .attributes import Track
+from .comparison import changed
 
 Kind = tuple[torch.device, torch.dtype, bool]  # of memory; the last: whether it is a row
 
@@ -25,13 +26,26 @@ class Group:
 
     def __init__(self, tensors: list[Tensor]) -> None:
         self.tensors = tensors
+        self._find()
+
+    def _find(self) -> None:
+        self.places = list(map(storage, self.tensors))
         self.memory: dict[Kind, list[Tensor]] = {}
         self.owners: dict[Kind, list[Tensor]] = {}
-        for tensor in tensors:
+        for tensor in self.tensors:
             word = words(tensor.detach())
             kind = (word.device, word.dtype, word.ndim == 1 and type(word) is Tensor and word.layout is torch.strided)
             self.memory.setdefault(kind, []).append(word)
             self.owners.setdefault(kind, []).append(tensor)
+
+    def current(self) -> dict[Kind, list[Tensor]]:
+        """The memory where it lies now: ``.data`` and ``set_`` give a tensor another."""
+        if self.places != list(map(storage, self.tensors)):
+            sizes = [[len(row) for row in rows] for rows in self.memory.values()]
+            self._find()
+            if sizes != [[len(row) for row in rows] for rows in self.memory.values()]:
+                raise changed("finds buffers of another size or kind")
+        return self.memory
 
     def of(self, tensors: list[Tensor]) -> bool:
         """Whether it is of these."""
@@ -53,8 +67,7 @@ class Buffers:
         self.latest = [Group([]) for _ in self.modules]  # by module, as found last
         self.alone: list[Group] = []
         self.tracks: list[Track[Values]] = [Track() for _ in self.modules]
-        self.seen: list[tuple[Group, list[int]]] = []  # at the last mark, with their versions
-        self.known: tuple[list[Group], set[int]] = [], set()  # groups and their storages, as found last
+        self.seen: list[tuple[Group, list[int]]] = []  # at the last mark, and what told that they moved
 
     def groups(self) -> list[Group]:
         """What there is to write to, by module."""
@@ -66,10 +79,7 @@ class Buffers:
 
     def storages(self) -> set[int]:
         """Of all of them."""
-        groups = self.groups()
-        if len(groups) != len(self.known[0]) or not all(map(is_, groups, self.known[0])):
-            self.known = groups, {storage(tensor) for group in groups for tensor in group.tensors}
-        return self.known[1]
+        return {storage(tensor) for group in self.groups() for tensor in group.tensors}
 
     def add(self, tensor: Tensor, before: Tensor, marks: int) -> None:
         """One more by itself, with the value that it had at so many marks."""
@@ -84,7 +94,7 @@ class Buffers:
         if not self.seen:
             return [True] * len(self.tracks)
         pairs = zip((groups or self.groups())[: len(self.modules)], self.seen, strict=False)
-        return [not now.of(then.tensors) or versions(now.tensors) != counts for now, (then, counts) in pairs] + [True] * len(self.alone)
+        return [not now.of(then.tensors) or _told(now) != told for now, (then, told) in pairs] + [True] * len(self.alone)
 
     def mark(self) -> None:
         """Note the values where they moved."""
@@ -97,7 +107,7 @@ class Buffers:
 
     def _look(self, groups: list[Group]) -> None:
         """What there is now has the values of the last mark."""
-        self.seen = [(group, versions(group.tensors)) for group in groups]
+        self.seen = [(group, _told(group)) for group in groups]
 
     def pop(self) -> None:
         """Forget the last mark."""
@@ -139,7 +149,7 @@ def put(values: Sequence[Values], counts: list[int] | None = None) -> None:
             for group, own in values:
                 for kind, rows in own.items():
                     into, given = kinds.setdefault(kind, ([], []))
-                    into += group.memory[kind]
+                    into += group.current()[kind]
                     given += rows
             for into, given in kinds.values():
                 copy_together(into, given)
@@ -153,6 +163,11 @@ def alone(tensor: Tensor, before: Tensor) -> Values:
     return group, {kind: [words(before.contiguous()) if kind[-1] else before]}
 
 
+def _told(group: Group) -> list[int]:
+    """What changes when they do: how often each was modified, and where it lies."""
+    return versions(group.tensors) + list(map(storage, group.tensors))
+
+
 def written(values: Sequence[Values]) -> list[Tensor]:
     """What is written to where these are put."""
     return [tensor for group, _ in values for tensor in group.tensors]
@@ -162,7 +177,7 @@ def _copies(groups: Sequence[Group]) -> list[Values]:
     """The values that they have."""
     kinds: dict[Kind, list[Tensor]] = {}
     for group in groups:
-        for kind, rows in group.memory.items():
+        for kind, rows in group.current().items():
             kinds.setdefault(kind, []).extend(rows)
     copies = {kind: iter(_apart(rows) if kind[-1] else _alike(rows)) for kind, rows in kinds.items()}
     return [(group, {kind: list(islice(copies[kind], len(rows))) for kind, rows in group.memory.items()}) for group in groups]

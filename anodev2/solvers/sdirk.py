@@ -105,8 +105,8 @@ class _Dense:
             self.bound = torch.clamp_min(8 * flat.eps.reshape(parts, -1), method.tolerance)
 
     def _terms(self, w: Tensor) -> Tensor:
-        """The size of each element at the start or at w, whichever is larger: a wave at rest has velocities as soon as it moves. Where
-        there is no error control with those that feed it."""
+        """The error allowed of each element, by its size at the start or at w, whichever is larger: a wave at rest has velocities as soon
+        as it moves. Where there is no error control that size, with those that feed it."""
         size = torch.maximum(self.start, w.abs())
         allowed = self.field.allowed(self.flat.split(size.reshape(-1)))
         if allowed is not None:
@@ -146,13 +146,15 @@ class _Dense:
     def _newton(self, slope: Callable[[Tensor], Tensor], known: Tensor, near: Tensor) -> Tensor:
         """The stage (blocks, n) from the slope near which it is expected; where it is not found, values that are not finite."""
         w, before, method = known + self.beside * near, torch.inf, self.method
-        offs = torch.ones_like(known[:, 0])
+        offs, terms, unit = torch.ones_like(known[:, 0]), w, w  # the last two known after the first iteration
         slow, limit = (0.5, ATTEMPTS) if self.controlled else (0.1, method.iterations)
         for _ in range(limit):
             change = self.factors.solve(known + self.beside * slope(w.reshape(-1)).reshape(known.shape) - w)
             w = w + change
-            terms = self._terms(w)
-            offs = torch.nan_to_num((change.abs() / ((KAPPA if self.controlled else self.bound) * terms)).amax(1), nan=0.0, posinf=0.0)
+            if before == torch.inf:
+                terms = self._terms(w)
+                unit = (KAPPA if self.controlled else self.bound) * terms
+            offs = torch.nan_to_num((change.abs() / unit).amax(1), nan=0.0, posinf=0.0)
             off = float(offs.max())
             rate = off / before if before < torch.inf else 1.0  # not known
             still = not self.controlled and rate > 0.5 and before < torch.inf  # where it is the rounding of larger elements

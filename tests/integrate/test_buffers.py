@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from anodev2 import Adjoint, CheckpointAdjoint, odeint
 from anodev2.integrate import buffers
 
 NOT_A_NUMBER = torch.tensor([0x7FC12345, -0x3FEDCC], dtype=torch.int32)  # with a payload
@@ -55,6 +56,50 @@ def test_statistics_and_their_count_are_copied_in_one_launch(monkeypatch: pytest
     assert sorted(launches) == [1, 1, 1, 1, 2, 6]
     assert [bits(buffer) for buffer in own] == [bits(value) for value in VALUES.values()]
     assert [buffer._version for buffer in own] == counts
+
+
+class Counting(nn.Module):
+    """z' = w c sin z, with a c that grows in every evaluation."""
+
+    c: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.tensor(0.7, dtype=torch.float64))
+        self.register_buffer("c", torch.ones(1, dtype=torch.float64))
+
+    def forward(self, t: Tensor, z: Tensor) -> Tensor:
+        with torch.no_grad():
+            self.c.mul_(1.1)
+        return self.w * self.c.clone() * z.sin()
+
+
+def taken_away(f: Counting, how: str) -> None:
+    """c is 5, in place or in other memory."""
+    five = torch.full((1,), 5.0, dtype=torch.float64)
+    if how == "in place":
+        f.c.fill_(5.0)
+    elif how == "data":
+        f.c.data = five
+    elif how == "set_":
+        with torch.no_grad():
+            f.c.set_(five)  # pyright: ignore[reportArgumentType, reportCallIssue]
+    else:
+        f.c = five
+
+
+@pytest.mark.parametrize("adjoint", ["checkpoint", CheckpointAdjoint(slots=2)], ids=str)
+@pytest.mark.parametrize("how", ["in place", "data", "set_", "another buffer"])
+def test_what_becomes_of_a_buffer_after_a_solve_is_nothing_to_its_gradient(how: str, adjoint: str | Adjoint) -> None:
+    """The gradient is that of what was computed, and the buffer is as it was left: both as with "direct"."""
+    found = []
+    for way in ("direct", adjoint):
+        f, z0 = Counting(), torch.tensor([0.5, 1.0], dtype=torch.float64, requires_grad=True)
+        loss = odeint(f, z0, [0.0, 1.0], method="euler", steps=4, adjoint=way)[-1].sum()
+        taken_away(f, how)
+        found.append(torch.autograd.grad(loss, [z0, f.w]))
+        assert f.c.item() == 5.0
+    torch.testing.assert_close(found[1], found[0], rtol=1e-13, atol=0)
 
 
 def bits(tensor: Tensor) -> list[int]:
