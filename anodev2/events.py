@@ -275,7 +275,9 @@ class Crossing:
             after = value(high)
             if not as_it_was and recording.random.moved_since_mark():
                 raise ValueError(f"event {self.which} cannot be recorded where func draws random numbers: give it terminal=True")
-            return _root(value, low, self.before, high, after)
+            one = lambda number: torch.tensor([number], dtype=torch.float64)  # noqa: E731
+            ends = (one(low), one(high), one(self.before), one(after))
+            return roots(lambda s: one(value(s.item())), *ends, torch.ones(1, dtype=torch.bool)).item()
 
     def state(self, problem: Problem, y: Leaves, args: tuple[Any, ...], s: float, leave: bool) -> tuple[Tensor, Leaves]:
         """Time and state of the event at s, with the history of y; ``leave``: random numbers and buffers as after the step to it.
@@ -307,23 +309,28 @@ class Crossing:
         return problem.advance(Step(self.step.index, (self.start, s), 0, 0, 1, limits=self.step.limits, by=self.step.by), y, args)
 
 
-def _root(g: Callable[[float], float], low: float, g_low: float, high: float, g_high: float) -> float:
-    """Where g changes sign between low and high, to round-off: regula falsi, Illinois variant, bisecting where that is slow."""
-    width = math.inf
-    for count in range(200):
-        least, gap = 2 * math.ulp(max(abs(low), abs(high))), low - high
-        if g_high == 0 or abs(gap) <= least:
+def roots(g: Callable[[Tensor], Tensor], low: Tensor, high: Tensor, g_low: Tensor, g_high: Tensor, active: Tensor) -> Tensor:
+    """Where g of each element changes sign between low and high, to round-off.
+
+    Source: Chandrupatla, Adv. Eng. Softw. 28 (1997): inverse quadratic interpolation where it is safe, else bisection.
+    """
+    a, b, ga, gb = high, low, g_high, g_low
+    c, gc, share = b, gb, torch.full_like(a, 0.5)
+    for _ in range(200):
+        best = torch.where(ga.abs() < gb.abs(), a, b)
+        unit = torch.nextafter(best.abs(), torch.full_like(best, math.inf)) - best.abs()
+        least = 2 * unit / (b - a).abs().clamp_min(unit)
+        active = active & (ga != 0) & (gb != 0) & (least < 0.5)
+        if not bool(active.any()):
             break
-        share = g_high / (g_high - g_low)
-        if count % 3 == 0:
-            share, width = 0.5 if abs(gap) > width / 4 else share, abs(gap)
-        middle = high + math.copysign(
-            min(max(share * abs(gap), 0.75 * least), abs(gap) / 2 if share == 0.5 else abs(gap) - 0.75 * least), gap
-        )
-        g_middle = g(middle)
-        if g_middle * g_high <= 0:
-            low, g_low = high, g_high
-        else:
-            g_low /= 2
-        high, g_high = middle, g_middle
-    return high
+        x = torch.where(active, a + share.clamp(least, 1 - least) * (b - a), a)
+        gx = torch.where(active, g(x), ga)
+        same = gx.sign() == ga.sign()
+        c, gc = torch.where(same, a, b), torch.where(same, ga, gb)
+        b, gb = torch.where(active & ~same, a, b), torch.where(active & ~same, ga, gb)
+        a, ga = x, gx
+        xi, phi = (a - b) / (c - b), (ga - gb) / (gc - gb)
+        safe = (1 - (1 - xi).sqrt() < phi) & (phi < xi.sqrt())
+        quadratic = ga / (gb - ga) * gc / (gb - gc) + (c - a) / (b - a) * ga / (gc - ga) * gb / (gc - gb)
+        share = torch.where(safe & quadratic.isfinite(), quadratic, 0.5)
+    return torch.where(ga.abs() < gb.abs(), a, b)

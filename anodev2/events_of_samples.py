@@ -6,14 +6,14 @@ A piece takes every sample to its next event, or to the end. What was at its end
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .events import Event, event_value, started
+from .events import Event, event_value, roots, started
 from .gradients.adjoint import Adjoint
 from .gradients.function import first_order_only
 from .integrate.per_sample import columns, find_grid
@@ -23,8 +23,6 @@ from .problem import Problem, Status
 from .pytree import build
 from .solvers import Leaves
 from .stepping import Adaptive, Step, Time, limited
-
-Values = Callable[[Tensor], Tensor]
 
 
 @dataclass
@@ -287,30 +285,3 @@ def _happenings(samples: _Samples) -> tuple[tuple[Tensor, ...], tuple[Any, ...]]
         times.append(torch.where(there, time, math.nan))
         states.append(torch.where(there.view(shape), state, complex(math.nan, math.nan) if y.is_complex() else math.nan))
     return tuple(times), tuple(states)
-
-
-def roots(g: Values, low: Tensor, high: Tensor, g_low: Tensor, g_high: Tensor, active: Tensor) -> Tensor:
-    """Where g of each element changes sign between low and high, to round-off.
-
-    Source: Chandrupatla, Adv. Eng. Softw. 28 (1997): inverse quadratic interpolation where it is safe, else bisection.
-    """
-    a, b, ga, gb = high, low, g_high, g_low
-    c, gc, share = b, gb, torch.full_like(a, 0.5)
-    for _ in range(200):
-        best = torch.where(ga.abs() < gb.abs(), a, b)
-        unit = torch.nextafter(best.abs(), torch.full_like(best, math.inf)) - best.abs()
-        least = 2 * unit / (b - a).abs().clamp_min(unit)
-        active = active & (ga != 0) & (gb != 0) & (least < 0.5)
-        if not bool(active.any()):
-            break
-        x = torch.where(active, a + share.clamp(least, 1 - least) * (b - a), a)
-        gx = torch.where(active, g(x), ga)
-        same = gx.sign() == ga.sign()
-        c, gc = torch.where(same, a, b), torch.where(same, ga, gb)
-        b, gb = torch.where(active & ~same, a, b), torch.where(active & ~same, ga, gb)
-        a, ga = x, gx
-        xi, phi = (a - b) / (c - b), (ga - gb) / (gc - gb)
-        safe = (1 - (1 - xi).sqrt() < phi) & (phi < xi.sqrt())
-        quadratic = ga / (gb - ga) * gc / (gb - gc) + (c - a) / (b - a) * ga / (gc - ga) * gb / (gc - gb)
-        share = torch.where(safe & quadratic.isfinite(), quadratic, 0.5)
-    return torch.where(ga.abs() < gb.abs(), a, b)

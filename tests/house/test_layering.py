@@ -71,7 +71,7 @@ FOLDERS = {
         *("", "stability"),
     ],
     "integrate": [
-        *("captured", "functional_call", "sample_weights", "attributes", "buffers", "side_effects", "comparison", "recording", "loop"),
+        *("captured", "functional_call", "sample_weights", "attributes", "comparison", "buffers", "side_effects", "recording", "loop"),
         *("per_sample", "dense", "compiled", "refreshed", ""),
     ],
     "gradients": ["vjp", "offload", "per_step", "schedule", "slots", "reversible", "backsolve", "function", "adjoint", ""],
