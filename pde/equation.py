@@ -200,8 +200,9 @@ class FieldEquation(Multiples, Equation):
         """The largest step with which ``method`` amplifies no mode: |R(h lambda)| <= 1 for the symbol lambda of every mode.
 
         Methods that treat the linear part of ``split()`` by themselves are judged on both parts. Between walls, and where coefficients
-        vary, also the eigenvalues of the matrix count, on a few points of the same spacing: 0 where one has a positive real part,
-        as with central differences at a speed that changes its sign. Coefficients that vary are those of t = 0; in the symbol they are
+        vary, also the eigenvalues of the matrix count, on a few points of the same spacing: 0 where one of a rough mode has a positive
+        real part, as with central differences at a speed that changes its sign; smooth modes that grow are the equation's own, and limit
+        nothing. Coefficients that vary are those of t = 0; in the symbol they are
         frozen at their smallest and largest values: an estimate. Growing reaction and sources are left out; so is transport by u
         itself unless u is given (Burgers), which is frozen at max |u|. For n > 1024 1024 modes stand for all. Infinite where nothing
         limits h, and for fake and meta coefficients, which are not known.

@@ -23,6 +23,7 @@ POINTS = 32  # on which walls are looked at: what they do to eigenvalues, they d
 VARYING = 128  # on which coefficients that vary are looked at, as they are up to so many
 ROUND_OFF = 1e-8  # of the largest eigenvalue: what is smaller is not told from 0
 SLOW = 1e-3  # of the largest eigenvalue: a real part that is smaller grows over thousands of steps, as errors of the scheme do
+SMOOTH = 0.25  # (1 - cos k h) / 2 of waves of six points: modes as smooth that grow are the equation's own, those of a scheme are rougher
 
 Profile = float | tuple[float, ...]  # a coefficient that is constant, or its values at points
 
@@ -91,13 +92,20 @@ def matrix_limit(
         made = [term.on(grid, value) for term, value in zip(terms, chosen, strict=True)]
         known = [term for term in made if term is not None]
         if len(known) == len(made):
-            limit = min(limit, stability.limit(told_from_round_off(torch.linalg.eigvals(matrix(known)))))
+            limit = min(limit, stability.limit(limiting(matrix(known))))
     return limit
 
 
-def told_from_round_off(eigenvalues: Tensor) -> Tensor:
-    """Without those that are 0, and real parts that are positive, but for round-off and slow growth."""
-    largest = eigenvalues.abs().max()
-    kept = eigenvalues[eigenvalues.abs() > 10 * ROUND_OFF * largest]
-    kept = kept[(kept.real <= 0) | (kept.real > SLOW * largest) | (kept.abs() > SLOW * largest)]
+def limiting(matrix: Tensor, components: int = 1) -> Tensor:
+    """The eigenvalues of a matrix of fields that limit a step: without those that are 0, and those of smooth modes that grow.
+
+    What the equation itself lets grow is smooth: a drift that carries a field in through a wall, a wall that gives more the more there is.
+    Of rough modes slow growth counts as none.
+    """
+    values, vectors = torch.linalg.eig(matrix)
+    largest = values.abs().max()
+    fields = vectors.unflatten(-2, (components, -1))
+    rough, size = (part.abs().square().sum((-3, -2)) for part in (fields.diff(dim=-2), fields))
+    smooth = rough < 4 * SMOOTH * size
+    kept = values[(values.abs() > 10 * ROUND_OFF * largest) & ~(smooth & (values.real > 0))]
     return torch.complex(torch.where((kept.real > 0) & (kept.real < SLOW * largest), 0.0, kept.real), kept.imag)

@@ -18,7 +18,7 @@ from .equation import Sum, Term
 from .grid import Grid1D
 from .reaction import Reaction
 from .scaled import Scaled
-from .stability import POINTS, ROUND_OFF, VARYING, Profile, few, profiles, some_modes, told_from_round_off
+from .stability import POINTS, ROUND_OFF, VARYING, Profile, few, limiting, profiles, some_modes
 
 Placed = tuple[Pair, Term]
 
@@ -45,8 +45,8 @@ def coupled_limit(method: Any, terms: Mapping[Pair, Sequence[Term]], grids: Sequ
     small = [few(grid, POINTS if constant else VARYING) for grid in grids]
     for chosen in itertools.product(*(_values(term) if term.constant else profiles(term) for _, term in placed)):
         made = [_on(term, small[j], value) for ((_, j), term), value in zip(placed, chosen, strict=True)]
-        found = torch.linalg.eigvals(_summed(placed, [Sum(term).matrix() for term in made], len(grids), False))
-        limit = min(limit, stability.limit(_not_growing(found) if grown else told_from_round_off(found)))
+        found = _summed(placed, [Sum(term).matrix() for term in made], len(grids), False)
+        limit = min(limit, stability.limit(_not_growing(torch.linalg.eigvals(found)) if grown else limiting(found, len(grids))))
     return limit
 
 

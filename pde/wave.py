@@ -19,7 +19,7 @@ from .grid import Grid1D
 from .multiples import Multiples
 from .numbers import as_tensor, present
 from .second_order import Absorbed, SecondOrder, Spreading
-from .stability import few, remembered, some_modes, told_from_round_off
+from .stability import few, limiting, remembered, some_modes
 from .stencils import Derivative, derivative
 from .system import System
 
@@ -146,7 +146,7 @@ class Wave(Multiples, Equation):
         square = -self.second.symbol(some_modes(self.grid), self.grid.spacing).real
         if self.boundary.absorbs:
             matrix = Wave(few(self.grid), 1.0, self.scheme).matrix()
-            eigenvalues = told_from_round_off(torch.linalg.eigvals(matrix))
+            eigenvalues = limiting(matrix, 2)
             return stability_function(method).limit(torch.cat([_both(torch.sqrt(square)).flatten(), eigenvalues]))
         if not self.grid.periodic:
             square = torch.cat([square, -torch.linalg.eigvals(self.second.matrix(few(self.grid))).real.clamp(max=0)])

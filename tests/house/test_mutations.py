@@ -982,6 +982,18 @@ MUTATIONS = {
         "known.get((j, i), zero)",
         "test_pde_systems.py::test_systems_are_solved_as_scipy_does",
     ),
+    "growth of the equation taken for the scheme's": (
+        "../pde/stability.py",
+        "~(smooth & (values.real > 0))",
+        "(values.abs() > 0)",
+        "test_pde_stability.py::test_what_the_equation_lets_grow_limits_no_step",
+    ),
+    "growth of the scheme taken for the equation's": (
+        "../pde/stability.py",
+        "~(smooth & (values.real > 0))",
+        "(values.real <= 0)",
+        "test_pde_stability.py::test_what_a_scheme_lets_grow_makes_no_step_stable",
+    ),
     "a velocity counted as growth": (
         "../pde/system_stability.py",
         "if isinstance(own, Reaction) else own.extremes(None)",

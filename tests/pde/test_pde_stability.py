@@ -14,7 +14,21 @@ import torch
 from torch import Tensor
 
 from anodev2 import METHODS, Tableau, odeint
-from anodev2.pde import Advection, AdvectionDiffusionReaction, Burgers, Diffusion, Dirichlet, Grid1D, Neumann, Wave
+from anodev2.pde import (
+    Advection,
+    AdvectionDiffusionReaction,
+    Burgers,
+    Closed,
+    Diffusion,
+    Dirichlet,
+    Grid1D,
+    Neumann,
+    Reaction,
+    Robin,
+    Slope,
+    System,
+    Wave,
+)
 from problems import RUNGE_KUTTA, points
 
 ZERO = torch.zeros((), dtype=torch.float64)
@@ -194,6 +208,59 @@ def test_fine_grids_are_judged_by_their_largest_mode() -> None:
 def test_nothing_limits_a_field_that_stands_still() -> None:
     for equation in (Advection(GRID, 0.0), Diffusion(GRID, 0.0), AdvectionDiffusionReaction(GRID), Wave(GRID, 0.0)):
         assert equation.max_stable_step("leapfrog" if isinstance(equation, Wave) else "rk4") == math.inf
+
+
+def drift(t: Any, x: Tensor) -> Tensor:
+    return 1 - x
+
+
+SLOPES, GIVING, CLOSED = (Slope(), Slope()), (Robin(1.0, 0.3), Robin(1.0, -0.3)), (Closed(), Closed())
+GROWS: dict[str, Callable[[int], Any]] = {  # the mass by e^t as the drift carries it in; walls that give the more, the more is there
+    **{
+        f"drift {s}": lambda n, s=s: Advection(Grid1D(n, 2.0, SLOPES), drift, s, conservative=True)
+        for s in ("upwind1", "upwind3", "upwind5")
+    },
+    "drift and diffusion": lambda n: (
+        Advection(Grid1D(n, 2.0, SLOPES), drift, "upwind3", conservative=True) + Diffusion(Grid1D(n, 2.0, SLOPES), 0.1)
+    ),
+    **{f"walls {s}": lambda n, s=s: Diffusion(Grid1D(n, 2.0, GIVING), 0.1, s) for s in ("central2", "central4", "central6")},
+    "walls, D varies": lambda n: Diffusion(Grid1D(n, 2.0, GIVING), lambda t, x: 0.1 + 0.03 * torch.sin(3 * x)),
+    "a system": lambda n: System(
+        {
+            "u": {"u": Diffusion(Grid1D(n, 2.0, GIVING), 0.1), "v": Reaction(Grid1D(n, 2.0, GIVING), 0.1)},
+            "v": {"u": Reaction(Grid1D(n, 2.0, GIVING), -0.1), "v": Diffusion(Grid1D(n, 2.0, GIVING), 0.2)},
+        }
+    ),
+}
+ROUGH: dict[str, Callable[[int], Any]] = {  # what no step mends: central differences where the speed changes its sign, a pile at a wall
+    "central2": lambda n: Advection(Grid1D(n, 2.0, SLOPES), drift, "central2"),
+    "central2 conservative": lambda n: Advection(Grid1D(n, 2.0, SLOPES), drift, "central2", conservative=True),
+    "upwind5 closed": lambda n: Advection(Grid1D(n, 2.0, CLOSED), 1.0, "upwind5", conservative=True),
+}
+
+
+@pytest.mark.parametrize("n", [24, 48, 96])
+@pytest.mark.parametrize("name", GROWS)
+def test_what_the_equation_lets_grow_limits_no_step(name: str, n: int) -> None:
+    """Up to the limit no mode grows faster than the equation lets it, beyond it one that decays does."""
+    equation = GROWS[name](n)
+    h, eigenvalues = equation.max_stable_step("rk4"), torch.linalg.eigvals(equation.matrix())
+    grown = torch.exp(h * eigenvalues.real.clamp(min=0))
+    assert eigenvalues.real.max() > 0.1
+    assert (R("rk4", 0.98 * h * eigenvalues).abs() < grown + 1e-6).all()
+    top = 2.6 if name.startswith("drift upwind") else 1.05  # of a speed that varies the largest one counts everywhere: an estimate
+    assert (R("rk4", top * h * eigenvalues).abs() > torch.exp(top * h * eigenvalues.real.clamp(min=0)) + 1e-6).any()
+    u = torch.ones(2, n, dtype=torch.float64) if name == "a system" else torch.ones(n, dtype=torch.float64)
+    with torch.no_grad():
+        odeint(equation, u, [0.0, 4 * h], steps=5)  # without a warning
+
+
+@pytest.mark.parametrize("n", [24, 48, 96])
+@pytest.mark.parametrize("name", ROUGH)
+def test_what_a_scheme_lets_grow_makes_no_step_stable(name: str, n: int) -> None:
+    equation = ROUGH[name](n)
+    assert torch.linalg.eigvals(equation.matrix()).real.max() > 0.1
+    assert equation.max_stable_step("rk4") == 0
 
 
 def test_growing_reaction_is_left_out() -> None:
