@@ -12,10 +12,10 @@ from weakref import WeakKeyDictionary, ref
 import torch
 from torch import Tensor, nn
 
-from .problem import versions
+from .problem import Problem, versions
 from .pytree import LEAF, Structure
 from .solvers import Leaves, Method
-from .stepping import Grid, numbers
+from .stepping import Adaptive, Grid, numbers
 from .torch_private import transformed
 
 
@@ -29,6 +29,19 @@ def check_state(leaves: list[Any]) -> None:
             raise TypeError(f"y0 must be made of tensors, got {type(leaf).__name__}; {cure}")
         if not (leaf.is_floating_point() or leaf.is_complex()):
             raise TypeError(f"y0 must be floating or complex, got a leaf of {leaf.dtype}; write y0.float()")
+
+
+def check_runs(problem: Problem, adjoint: Any, looking: str | None = None) -> None:
+    """ValueError where there are no steps to compile, or something is ``looking`` into each of them."""
+    stepping = problem.stepping
+    if isinstance(stepping, Adaptive) and stepping.control.refresh is None:  # else its search has failed, and the solve says why
+        raise ValueError("compile=True needs to know the steps: give steps, or grid=solution.grid of an earlier solve with error control")
+    if problem.within():
+        raise ValueError("compile=True needs a grid that holds every time of t, such as that of an earlier solve with hit='exact'")
+    if adjoint.both_ways:
+        raise ValueError(f"compile=True is for adjoint='checkpoint' or 'direct', not {type(adjoint).__name__}, which has steps of its own")
+    if looking is not None:
+        raise ValueError(f"compile=True takes several steps at a time, and {looking} looks into each of them: leave one of the two out")
 
 
 def check_splits(func: Callable[..., Any], method: Method, structure: Structure) -> None:

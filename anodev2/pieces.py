@@ -1,4 +1,7 @@
-"""A solve in pieces: from each event that changes the state another begins, with what is left of the grid or of the output times."""
+"""A solve in pieces: from each event that changes the state another begins, with what is left of the grid or of the output times.
+
+So does one where compiled runs of steps end early: step by step from the start of the run, it is told in which step and why.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +15,13 @@ from torch import Tensor
 
 from .events import Event, Happened, Observer, event_value
 from .gradients.adjoint import Adjoint
+from .integrate.compiled import Compile, Runs, compiled
 from .integrate.dense import Dense
 from .problem import Costs, Problem, Run, Status, VectorField
 from .pytree import Structure, build, leaves_of, structure_of
 from .solvers import Leaves
 from .stepping import Adaptive, Grid, Step, Time, numbers, wants_grad
+from .torch_private import transformed
 
 AT_ONCE = 1e-12  # the share of the time within which an event with an effect must not happen again
 
@@ -37,7 +42,7 @@ class Piece:
     def points(self, kind: Any) -> list[tuple[Tensor, Leaves]]:
         """The times and states to be saved of its steps, in order of time."""
         times, problem = self.run.grid.ends(), replace(self.problem, save=kind, also=set())
-        places = [place for place in problem.outputs(self.run.grid) if place or self.asked or kind == "steps"]
+        places = [place for place in problem.outputs(self.run.grid) if place or self.asked or kind in ("steps", "end")]
         found: dict[float, list[tuple[Time, Leaves]]] = {place: [(times[place], self.states[place])] for place in places}
         for index, own in self.run.grid.within().items() if kind == "times" else ():
             rows = zip(*(leaf.unbind() for leaf in self.read[index]), strict=True)
@@ -45,8 +50,37 @@ class Piece:
         return [(self.problem.field.time(time), state) for place in sorted(found) for time, state in found[place]]
 
 
-def solved_in_pieces(problem: Problem, leaves: Leaves, args: tuple[Any, ...], adjoint: Adjoint, watch: Observer) -> list[Piece]:
+def one_run(adjoint: Adjoint, problem: Problem, leaves: Leaves, args: tuple[Any, ...], how: Compile | None) -> Run:
+    """One run; where it is compiled, its grid is that of the steps themselves."""
+    grid = problem.stepping
+    if how is None or not isinstance(grid, Grid) or torch.compiler.is_compiling() or transformed():
+        return adjoint.solve(problem, leaves, args)
+    run = adjoint.solve(compiled(problem, how), leaves, args)
+    assert isinstance(run.grid, Runs)
+    return replace(run, grid=grid if run.grid.stop is None else replace(grid, stop=run.grid.done))
+
+
+def _in_runs(problem: Problem, leaves: Leaves, args: tuple[Any, ...], adjoint: Adjoint, watch: Observer, how: Compile) -> list[Piece]:
+    """All in compiled runs of steps; where one would not be the whole of it, what is left step by step."""
+    run = one_run(adjoint, problem, leaves, args, how)
+    first = Piece(problem, run, dict(zip(problem.outputs(run.grid), run.states, strict=True)), [], None, True, run.read)
+    if run.status is None or how.steps == 1 or not isinstance(problem.stepping, Grid):
+        return [first]
+    run.status, done = None, len(run.grid)
+    watch.done = done
+    problem = replace(problem, stepping=problem.stepping.after(done))
+    watch.begin(problem, frozenset())
+    rest = adjoint.solve(problem, first.states[done], args)
+    states = dict(zip(problem.outputs(rest.grid), rest.states, strict=True))
+    return [first, Piece(problem, rest, states, [], None, False, rest.read)]
+
+
+def solved_in_pieces(
+    problem: Problem, leaves: Leaves, args: tuple[Any, ...], adjoint: Adjoint, watch: Observer, how: Compile | None = None
+) -> list[Piece]:
     """All pieces of the solve, of which the last has its end and status."""
+    if how is not None:
+        return _in_runs(problem, leaves, args, adjoint, watch, how)
     pieces: list[Piece] = []
     asked, last = True, dict[int, float]()  # when each event with an effect happened last
     while True:

@@ -122,7 +122,7 @@ class VectorField:
             self.evaluations += 1
         before = None if torch.compiler.is_compiling() else versions(y)
         call, own = call or self.call, self.own(args)
-        slope = call(t, build(self.structure, y), *own, step=step.index, stage=stage, backwards=step.backwards)
+        slope = call(t, build(self.structure, y), *own, step=step.number, stage=stage, backwards=step.backwards)
         if before is not None:
             refuse_changed(before, y)
         return self._checked(slope, y)
@@ -131,11 +131,11 @@ class VectorField:
         """What ``call`` makes of a state and its coordinates at the stage's time."""
         t = self.at(step, node)
         if torch.compiler.is_compiling():
-            return call(t, state, *self.own(args), step=step.index, stage=stage, backwards=step.backwards)
+            return call(t, state, *self.own(args), step=step.number, stage=stage, backwards=step.backwards)
         self.evaluations += 1
         known = state.known()
         before = versions(known)
-        found = call(t, state, *self.own(args), step=step.index, stage=stage, backwards=step.backwards)
+        found = call(t, state, *self.own(args), step=step.number, stage=stage, backwards=step.backwards)
         refuse_changed(before, known)
         return found
 

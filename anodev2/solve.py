@@ -10,15 +10,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from .checks import check_one_method, check_splits, check_state, warn_of_instability
+from .checks import check_one_method, check_runs, check_splits, check_state, warn_of_instability
 from .events import Event, Observer, as_events, check_events
 from .events_of_samples import solved_by_sample
-from .gradients.adjoint import Adjoint, CheckpointAdjoint, DirectAdjoint, in_force
-from .integrate.compiled import Compile, as_compile, compiled
+from .gradients.adjoint import Adjoint, in_force
+from .integrate.compiled import Compile, as_compile
 from .integrate.per_sample import check_samples, find_grid
 from .integrate.recording import untouched
 from .integrate.refreshed import refreshed
-from .pieces import costs, densely, happenings, joined, met, methods_of, nodes, saved_points, saved_tree, solved_in_pieces
+from .pieces import costs, densely, happenings, joined, met, methods_of, nodes, one_run, saved_points, saved_tree, solved_in_pieces
 from .problem import Problem, Run, SolveError, Status, VectorField
 from .pytree import Structure, build, leaves_of, structure_of
 from .solution import Solution, Stats
@@ -143,6 +143,7 @@ def solve(
     per_sample: bool = False,
     args: tuple[Any, ...] = (),
     adjoint: str | Adjoint = "checkpoint",
+    compile: bool | Compile = False,
     save: Literal["times", "steps", "end"] | Callable[[Tensor, Any], Any] = "times",
     dense: bool = False,
     event: Event | Callable[[Tensor, Any], Tensor] | Sequence[Event | Callable[[Tensor, Any], Tensor]] | None = None,
@@ -157,6 +158,8 @@ def solve(
     Args:
         func, y0, t, method, steps, step_size, grid, rtol, atol, control, hit, breaks, per_sample, args, adjoint: as for ``odeint``; with
             an event, error control ends steps at the times t.
+        compile: as for ``odeint``: the runs are what is looked at, and where one ends the solve its steps are taken again, one by one.
+            With a callback or save="steps" each step is a run. Not with ``event`` and ``dense``.
         save: the states at "times" t, after all "steps", or at the "end"; or a function (t, y) whose results at the times
             t are stacked instead of the states.
         dense: keep states and slopes of all steps, to call the solution with any time.
@@ -212,7 +215,10 @@ def solve(
     check_events(events, problem, max_steps, control is not None and control.refresh is not None)
     if isinstance(problem.method, Map) and (dense or events):
         raise ValueError("method='map' has no times between its passes: dense and event need an ODE; look at save='steps'")
-    chosen, ended = in_force(adjoint, None)[0], None
+    (chosen, how), ended = in_force(adjoint, as_compile(compile)), None
+    if how is not None:
+        check_runs(problem, chosen, "an event" if events else "dense=True" if dense else None)
+        how = replace(how, steps=1) if kind == "steps" or callback is not None else how
     if per_sample and events and isinstance(problem.stepping, Adaptive):
         ended = solved_by_sample(problem, leaves, args, chosen, events, max_steps, kind)
         pieces, points, status = ended.pieces, ended.points, ended.status
@@ -220,11 +226,11 @@ def solve(
     else:
         own = isinstance(problem.stepping, Grid) and max_steps == MAX_STEPS
         watch = Observer(problem, args, events, callback, progress, None if own else max_steps)
-        kept = ("all" if kind == "times" else "steps") if dense else "reached" if events and kind != "steps" else kind
+        kept = ("all" if kind == "times" else "steps") if dense else "reached" if (events or how) and kind == "times" else kind
         slopes = dense and problem.method.interpolant is not None
         problem = replace(problem, watch=None if per_sample else watch, save=kept, slopes=slopes)
         with watch:
-            pieces = solved_in_pieces(problem, leaves, args, chosen, watch)
+            pieces = solved_in_pieces(problem, leaves, args, chosen, watch, how)
         points = saved_points(pieces, kind)
         if per_sample and kind != "steps":  # there all samples meet
             points = met(pieces[0].run.grid, points, kind)
@@ -273,23 +279,11 @@ def run_of(
         problem = replace(problem, watch=Observer(problem, (), (), None, False, max_steps).limit)
     chosen, how = in_force(adjoint, as_compile(compile))
     if how is not None:
-        check_compile(problem, chosen)
-        if save != "steps" and not torch.compiler.is_compiling() and not transformed():  # else there are no runs, or others compile
-            problem = compiled(problem, how)
-    run = chosen.solve(problem, leaves, args)
+        check_runs(problem, chosen)
+    run = one_run(chosen, problem, leaves, args, how if save != "steps" else None)
     if run.status is not None:
         raise SolveError(run.status)
     return run, problem
-
-
-def check_compile(problem: Problem, adjoint: Adjoint) -> None:
-    """ValueError where there are no steps to compile."""
-    if not isinstance(problem.stepping, Grid):
-        raise ValueError("compile=True needs to know the steps: give steps, or grid=solution.grid of an earlier solve with error control")
-    if problem.within():
-        raise ValueError("compile=True needs a grid that holds every time of t, such as that of an earlier solve with hit='exact'")
-    if not isinstance(adjoint, (CheckpointAdjoint, DirectAdjoint)):
-        raise ValueError(f"compile=True is for adjoint='checkpoint' or 'direct', not {type(adjoint).__name__}, which has steps of its own")
 
 
 def problem_of(

@@ -244,7 +244,7 @@ class Frame:
         if last is not None and last is not self:
             last.let_go()
         solve.redone = weakref.ref(self)
-        solve.costs.redone += 1
+        solve.costs.redone += self.take.step.count
         with torch.enable_grad():
             leaves, y = self.state()
             watching = solve.recording.watching(y) if self.last else nullcontext()

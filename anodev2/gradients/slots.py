@@ -104,7 +104,7 @@ class Slots:
                     y = self.captured.end(y, lambda start, step=steps[at]: self.captured.problem.advance(step, start, self.captured.args))
             if self.offload is not None and (ahead := [at for at in states if at < index]):
                 self.offload.prefetch(ahead[-1], states[ahead[-1]])
-            self.costs.redone += index - start + 1
+            self.costs.redone += sum(step.count for step in steps[start : index + 1])
             self.costs.hold((len({*states, index}) + 1) * self.state_bytes + (self.graph_bytes or 0))
             watching = self.recording.watching(y) if index == len(steps) - 1 else nullcontext()
             with self.recording.replaying(index):

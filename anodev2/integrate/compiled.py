@@ -28,6 +28,8 @@ from ..stepping import Grid, Step, Time, as_count
 from ..tables import kept
 from ..torch_private import compile_errors, options_of_mode
 
+METHODS = 16  # whose graphs are kept for one func; those of the oldest go
+
 
 @dataclass(frozen=True)
 class Compile:
@@ -39,6 +41,10 @@ class Compile:
 
     What cannot be compiled (see the warning) runs as it is. With ``slots=``, tensors with a history go into args: by closure they are
     refused.
+
+    Graphs are kept as long as func lives (a function that is made anew for each call is found by its code, which lives as long as
+    the function around it), of the last 16 methods, and hold neither func nor what it captures; torch keeps as many shapes as its
+    ``recompile_limit``, 8, allows. ``torch.compiler.reset()`` forgets all.
 
     Args:
         steps: the most steps in one graph; where func takes the number of the ``step``, every run is a graph of its own.
@@ -73,6 +79,10 @@ class SeveralSteps(Step):
     inner: tuple[Step, ...] = ()
 
     @property
+    def count(self) -> int:
+        return len(self.inner)
+
+    @property
     def dt(self) -> Time:
         return self.time(1.0) - self.time(0.0)
 
@@ -89,7 +99,12 @@ class Runs(Grid):
 
     @cached_property
     def _single(self) -> Grid:
-        return Grid(self.times, self.counts, self.wanted, jumps=self.jumps)
+        return Grid(self.times, self.counts, self.wanted, jumps=self.jumps, before=self.before)
+
+    @property
+    def done(self) -> int:
+        """How many steps the runs have, to where they stop."""
+        return len(self._single) if self.stop is None else self._bounds[self.stop - 1][1] if self.stop else 0
 
     @cached_property
     def _bounds(self) -> list[tuple[int, int]]:
@@ -100,16 +115,16 @@ class Runs(Grid):
         return bounds
 
     def __len__(self) -> int:
-        return len(self._bounds)
+        return len(self._bounds) if self.stop is None else self.stop
 
     def steps(self) -> list[Step]:
         single = self._single.steps()
-        own = [tuple(single[start:end]) for start, end in self._bounds]
+        own = [tuple(single[start:end]) for start, end in self._bounds[: self.stop]]
         return [SeveralSteps(i, self.times, s[0].interval, s[0].part, s[0].parts, inner=s) for i, s in enumerate(own)]
 
     def outputs(self) -> tuple[int, ...]:
-        done = {end: number + 1 for number, (_, end) in enumerate(self._bounds)}
-        return (0, *(done[place] for place in self._single.outputs()[1:]))
+        done = {end: number + 1 for number, (_, end) in enumerate(self._bounds[: self.stop])}
+        return (0, *(done[place] for place in self._single.outputs()[1:] if place in done))
 
 
 def _pieces(count: int, longest: int) -> int:
@@ -136,7 +151,7 @@ class CompiledSteps(Method):
         vector, args = field.field, field.args
         if self.graphs.refused or self.graphs.complex_coordinates(self, field, y):
             return _eagerly(self.inner, field, step, y)
-        count, first = len(step.inner), step.inner[0].index if "step" in vector.call.names else 0
+        count, first = len(step.inner), step.inner[0].number if "step" in vector.call.names else 0
         times = _tensor_of([step.inner[0].time(0.0), *(one.time(1.0) for one in step.inner)], vector)
         tables = [vector.table(args, one.dt) for one in step.inner]
         limits = None
@@ -147,15 +162,17 @@ class CompiledSteps(Method):
         first_time, run = self.graphs.of(self.inner, self.options, case)
         before = versions(y)
         own = args if vector.lengths is None else (*vector.own(args), tables)
+        counted = vector.evaluations
+        vector.evaluations += count * len(self.nodes)  # a redone run may end as soon as all is there
         try:
             with compilers_own_warnings_ignored() if first_time else nullcontext():
                 end = run(vector, self.inner, own, first, count, times, limits, *y)
         except compile_errors() as error:
+            vector.evaluations = counted
             end = _eagerly(self.inner, field, step, y)  # which has words for what func must not do
             self.graphs.refuse(error)
             return end
         refuse_changed(before, y)
-        vector.evaluations += count * len(self.nodes)
         return end
 
 
@@ -163,8 +180,7 @@ class Graphs:
     """What has been compiled for one func."""
 
     def __init__(self) -> None:
-        self.runs: dict[Hashable, Callable[..., list[Tensor]]] = {}
-        self.methods: list[Method | Tableau] = []
+        self.by: dict[int, tuple[Method | Tableau, dict[Hashable, Callable[..., list[Tensor]]]]] = {}
         self.refused = False
         self.complex: bool | None = None
 
@@ -190,16 +206,18 @@ class Graphs:
         """Whether it is new, and the compiled run of a case; torch tells shapes, types and the state of func apart."""
         plain = type(method) is RungeKutta  # found by its name it is made anew each time, from the same tableau
         lasting = method.tableau if plain else method  # pyright: ignore[reportAttributeAccessIssue]
-        key = (id(lasting), options, case)  # a tableau takes long to hash
-        new = key not in self.runs
+        runs = self.by.setdefault(id(lasting), (lasting, {}))[1]  # a tableau takes long to hash; kept, its id stays its own
+        while len(self.by) > METHODS:  # those that are made anew for each call
+            del self.by[next(iter(self.by))]
+        key = options, case
+        new = key not in runs
         if new:
-            self.methods.append(lasting)  # which keeps its id its own
             own = types.FunctionType(_run.__code__.replace(), globals())  # torch counts what it compiles per code object
             inner: dict[str, Any] = options_of_mode(options.mode) if options.mode else {}
             if plain:  # a tableau does not change
                 inner["guard_filter_fn"] = _worth_guarding
-            self.runs[key] = torch.compile(own, fullgraph=True, dynamic=False, backend=options.backend, options=inner)
-        return new, self.runs[key]
+            runs[key] = torch.compile(own, fullgraph=True, dynamic=False, backend=options.backend, options=inner)
+        return new, runs[key]
 
     def refuse(self, error: Exception) -> None:
         """Say once why func is not compiled."""
@@ -233,8 +251,14 @@ def compiled(problem: Problem, options: Compile) -> Problem:
     except TypeError:
         name = type(func).__name__
         raise TypeError(f"compile=True needs a func that can be found again, a function, method or nn.Module, got a {name}") from None
-    runs = Runs(grid.times, grid.counts, grid.wanted, jumps=grid.jumps, longest=options.steps)
-    return replace(problem, method=CompiledSteps(problem.method, options, graphs), stepping=runs)
+    runs = Runs(grid.times, grid.counts, grid.wanted, jumps=grid.jumps, before=grid.before, longest=options.steps)
+    watch = None if problem.watch is None else partial(_watched, problem.watch)
+    return replace(problem, method=CompiledSteps(problem.method, options, graphs), stepping=runs, watch=watch)
+
+
+def _watched(watch: Callable[..., Any], run: SeveralSteps, y: Leaves, y_next: Leaves) -> Any:
+    """What is seen of a run: its last step, from the start of its first."""
+    return watch(replace(run, index=run.inner[-1].index), y, y_next)
 
 
 def owner(func: Any) -> Any:

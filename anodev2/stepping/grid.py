@@ -28,7 +28,8 @@ class Step:
     """The ``part``-th of ``parts`` equal steps of one interval; ``index`` counts over the whole solve.
 
     ``backwards``: the step goes from the end of that step to its start, its times being in this order. ``by``: which of several
-    methods takes it. ``limits``: within which f is asked where it may jump at an end of the step (``Jumps``).
+    methods takes it. ``limits``: within which f is asked where it may jump at an end of the step (``Jumps``). ``before``: steps of the
+    solve that another grid has taken.
     """
 
     index: int
@@ -39,6 +40,17 @@ class Step:
     backwards: bool = False
     by: int = 0
     limits: Limits | None = None
+    before: int = 0
+
+    @property
+    def count(self) -> int:
+        """Of how many steps of the method it is made."""
+        return 1
+
+    @property
+    def number(self) -> int:
+        """What f is told: counted over the whole solve."""
+        return self.before + self.index
 
     @property
     def dt(self) -> Time:
@@ -83,6 +95,7 @@ class Grid:
     ``by``: which of several methods takes each step; (): the only one.
     ``status`` tells which samples of a search per sample did not come to the end, a ``Status``; None: all came. ``statuses``: of each.
     ``asked``: output times that differ from sample to sample, nan where one has no more. ``jumps``: where f may jump, between steps.
+    ``before``: steps that another grid has taken before this one.
     """
 
     times: Times
@@ -95,6 +108,7 @@ class Grid:
     statuses: tuple[Any, ...] = ()
     asked: Times = ()
     jumps: Jumps | None = None
+    before: int = 0
 
     def __len__(self) -> int:
         return sum(self.counts) if self.stop is None else self.stop
@@ -103,7 +117,7 @@ class Grid:
         """All steps in order."""
         places = [(interval, part, parts) for interval, parts in enumerate(self.counts) for part in range(parts)]
         by = self.by or (0,) * len(places)
-        steps = [Step(index, self.times, *place, by=by[index]) for index, place in enumerate(places[: self.stop])]
+        steps = [Step(index, self.times, *place, by=by[index], before=self.before) for index, place in enumerate(places[: self.stop])]
         return steps if self.jumps is None else [limited(step, self.jumps) for step in steps]
 
     def outputs(self) -> tuple[int, ...]:
@@ -119,6 +133,12 @@ class Grid:
         """The same grid with other times."""
         inside = tuple((index, tuple(map(change, times))) for index, times in self.inside)
         return replace(self, times=tuple(map(change, self.times)), inside=inside)
+
+    def after(self, done: int) -> Grid:
+        """What is left after so many steps, one in each interval; outputs within steps are not kept."""
+        times, wanted = self.ends(), [place - done for place in self.outputs() if place > done]
+        left = (1,) * (len(self) - done)
+        return Grid(tuple(times[done:]), left, (0, *wanted), by=self.by[done:], jumps=self.jumps, before=self.before + done)
 
     def ends(self) -> list[Time]:
         """The times before the first step and after each."""

@@ -13,7 +13,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from anodev2 import METHODS, CheckpointAdjoint, Compile, CoupledODEBlock, ODEBlock, ReactionDiffusionAdvection, Tableau, odeint
+from anodev2 import (
+    METHODS,
+    CheckpointAdjoint,
+    Compile,
+    Control,
+    CoupledODEBlock,
+    ODEBlock,
+    ReactionDiffusionAdvection,
+    SolveError,
+    Tableau,
+    odeint,
+    solve,
+)
 from anodev2.integrate import compiled
 from anodev2.integrate.compiled import Runs
 from anodev2.models import resnet4
@@ -23,6 +35,7 @@ from anodev2.stepping import Grid
 from sampled import rows
 
 FAST = Compile(steps=3, backend="aot_eager")  # the same tracing, guards and autograd nodes; no code is generated
+TRACED = Compile(steps=3, backend="eager")  # the graph run as it is: values to the bit
 
 
 class Field(nn.Module):
@@ -79,7 +92,7 @@ def test_functions_made_anew_share_their_graphs() -> None:
         made.append(compiled.owner(func))
         odeint(func, torch.randn(2, 3, dtype=torch.float64), [0.0, 1.0], steps=3, method="euler", compile=FAST)
     assert made[0] is made[1] is made[2]
-    assert len(compiled._GRAPHS[made[0]].runs) == 1
+    assert sum(len(runs) for _, runs in compiled._GRAPHS[made[0]].by.values()) == 1
 
 
 def test_graphs_live_as_long_as_func() -> None:
@@ -247,7 +260,7 @@ def test_blocks_compile_and_say_so() -> None:
     block = CoupledODEBlock(Branch(), ReactionDiffusionAdvection(), steps=3, compile=FAST)
     assert "compile=Compile(steps=3, mode=None, backend='aot_eager')" in repr(block)
     fast = block(z)
-    assert len(compiled._GRAPHS[block.f].runs) == 1
+    assert sum(len(runs) for _, runs in compiled._GRAPHS[block.f].by.values()) == 1
     path = block.trajectory(z)  # every state is wanted: not in runs
     block.compiling = False
     torch.testing.assert_close(fast, block(z))
@@ -309,3 +322,109 @@ def test_what_compiled_code_writes_to_unseen_is_refused(own: bool, how: str) -> 
     run("direct")
     with pytest.raises(ValueError, match=r"writes to a hidden tensor of shape \(3,\) in code that is compiled"):
         run("checkpoint")
+
+
+@pytest.mark.parametrize(
+    ("save", "adjoint"),
+    rows(["times", "end", "steps"], ["direct", "checkpoint", CheckpointAdjoint(slots=1)], quick=[("times", "checkpoint")]),
+    ids=str,
+)
+def test_solve_tells_the_same_of_compiled_runs(save: Any, adjoint: Any) -> None:
+    f, start, found = Field(), torch.randn(2, 3, dtype=torch.float64), []
+    for compile in (False, TRACED):
+        y0 = start.clone().requires_grad_()
+        solution = solve(f, y0, [0.0, 0.5, 2.0], steps=4, method="midpoint", adjoint=adjoint, compile=compile, save=save)
+        found.append((solution, torch.autograd.grad(solution.ys.square().sum(), [y0, *f.parameters()])))
+    (plain, gradients), (fast, own) = found
+    assert torch.equal(fast.ys, plain.ys) and torch.equal(fast.ts, plain.ts)
+    assert (fast.grid, fast.methods, fast.status) == (plain.grid, plain.methods, plain.status)
+    torch.testing.assert_close(own, gradients, rtol=1e-13, atol=1e-14)
+    if not isinstance(adjoint, CheckpointAdjoint):  # with slots runs are redone, fewer of them
+        costs = [
+            (stats.evaluations_forward, stats.evaluations_backward, stats.accepted, stats.recomputed) for stats in (fast.stats, plain.stats)
+        ]
+        assert costs[0] == costs[1]
+
+
+@pytest.mark.parametrize(("save", "most"), rows(["times", "end", "steps"], [7, 8, None], quick=[("end", 7), ("end", 8), ("end", None)]))
+def test_a_compiled_solve_that_ends_early_is_the_plain_one(save: Any, most: int | None) -> None:
+    """In the step and with the states, gradients and numbers of steps of the solve that looks at each."""
+
+    def f(t: Tensor, y: Tensor, *, step: int) -> Tensor:
+        return y * y * (1 + 0.1 * step)
+
+    found = []
+    for compile in (False, TRACED):
+        y0 = torch.tensor([1.0, 0.5], dtype=torch.float64, requires_grad=True)
+        solution = solve(f, y0, [0.0, 0.5, 1.0, 2.0**100], steps=4, method="euler", compile=compile, save=save, max_steps=most, throw=False)
+        (gradient,) = torch.autograd.grad(solution.ys.sum(), y0)
+        found.append((solution, gradient))
+    (plain, gradient), (fast, own) = found
+    assert str(fast.status) == str(plain.status) and plain.status.reason == ("not finite" if most is None else "max_steps")
+    assert torch.equal(fast.ys, plain.ys) and torch.equal(fast.ts, plain.ts) and fast.grid == plain.grid
+    torch.testing.assert_close(own, gradient, rtol=1e-13, atol=0)
+
+
+@pytest.mark.slow
+def test_a_callback_is_shown_every_step_of_a_compiled_solve() -> None:
+    f, y0 = Field(), torch.ones(2, 3, dtype=torch.float64)
+    shown: list[list[float]] = [[], []]
+    for own, compile in zip(shown, (False, TRACED), strict=True):
+        solve(f, y0, [0.0, 1.0], steps=4, method="euler", compile=compile, callback=lambda t, y, own=own: own.append(t))
+    assert shown[0] == shown[1] == [0.25, 0.5, 0.75, 1.0]
+
+
+def test_what_looks_into_steps_is_refused_while_they_are_compiled() -> None:
+    f, y0 = Field(), torch.ones(2, 3, dtype=torch.float64)
+    options: dict[str, Any] = {"steps": 4, "compile": True}
+    with pytest.raises(ValueError, match="an event looks into each of them"):
+        solve(f, y0, [0.0, 1.0], event=lambda t, y: y.sum(), **options)
+    with pytest.raises(ValueError, match="dense=True looks into each of them"):
+        solve(f, y0, [0.0, 1.0], dense=True, **options)
+    with pytest.raises(ValueError, match="compile=True is for adjoint='checkpoint' or 'direct', not BacksolveAdjoint"):
+        solve(f, y0, [0.0, 1.0], adjoint="backsolve", **options)
+    with pytest.raises(ValueError, match="compile=True needs to know the steps"):
+        solve(f, y0, [0.0, 1.0], method="dopri5", compile=True)
+    blowing_up: dict[str, Any] = {"method": "dopri5", "control": Control(refresh=2), "compile": TRACED}
+    with pytest.raises(SolveError, match="step size fell"):  # no steps are found to be compiled: why
+        solve(lambda t, y: y * y, torch.ones(3, dtype=torch.float64), [0.0, 2.0], **blowing_up)
+
+
+@pytest.mark.slow
+def test_samples_with_steps_and_times_of_their_own_are_compiled_too() -> None:
+    f, y0 = Field(), torch.tensor([[0.1, 0.2, 0.3], [2.0, -5.0, 4.0]], dtype=torch.float64)
+    t = torch.tensor([[0.0, 0.5, 2.0], [0.0, 1.0, float("nan")]])
+    options: dict[str, Any] = {"method": "bosh3", "rtol": 1e-2, "atol": 1e-2, "per_sample": True}
+    for solved in (odeint, lambda *args, **more: solve(*args, **more).ys):
+        plain, fast = (solved(f, y0, t, compile=compile, **options) for compile in (False, TRACED))
+        assert torch.equal(fast.nan_to_num(7.0), plain.nan_to_num(7.0)) and bool(plain[2, 1].isnan().all())
+
+
+def test_methods_that_are_made_anew_do_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", lambda run, **options: run)
+    f, y0 = Field(), torch.ones(2, 3, dtype=torch.float64)
+
+    class Own(RungeKutta):
+        pass
+
+    tableau = METHODS["euler"]
+    assert isinstance(tableau, Tableau)
+    for _ in range(compiled.METHODS + 5):
+        odeint(f, y0, [0.0, 1.0], method=Own(tableau), steps=1, compile=TRACED)
+    assert len(compiled._GRAPHS[f].by) == compiled.METHODS
+
+
+@pytest.mark.slow
+def test_what_a_compiled_func_captures_is_freed_with_it() -> None:
+    gone = []
+
+    def use() -> None:
+        f = Field()
+        gone.append(weakref.ref(f))
+        y0 = torch.randn(2, 3, dtype=torch.float64, requires_grad=True)
+        solve(lambda t, y: f(t, y), y0, [0.0, 1.0], steps=2, method="euler", compile=TRACED).ys.sum().backward()
+
+    use()
+    use()
+    gc.collect()
+    assert [ref() for ref in gone] == [None, None]
