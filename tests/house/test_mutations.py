@@ -822,8 +822,8 @@ MUTATIONS = {
     ),
     "a step redone by the other method": (
         "stepping/grid.py",
-        "*place, by=by[index])",
-        "*place)",
+        "*place, by=by[index], before",
+        "*place, before",
         "test_auto.py::test_every_adjoint_has_the_gradient_of_store_all_across_changes",
     ),
     "an event located by the other method": (
