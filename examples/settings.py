@@ -133,7 +133,7 @@ ACTS: Acts = {  # options that do not always have an effect: with what they have
     "stack": ("several --seeds", lambda c: len(c.seeds) > 1),
     "channels_last": ("one seed at a time, without --stack", lambda c: not c.stack or len(c.seeds) == 1),
     "cuda_graph": (
-        "one process on CUDA and without --compile",
+        "one process on CUDA and without --compile (compiled coupled blocks copy tables from the host, which no graph records)",
         lambda c: processes() == 1 and not c.compile and choose_device(c.device).type == "cuda",
     ),
 }

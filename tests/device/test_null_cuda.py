@@ -14,33 +14,10 @@ import torch
 from settings import Config
 from tests.null_cuda import captures, waits
 from tests.null_cuda.device import NullDevice
+from tests.null_cuda.launches import LAUNCHES, MEASURED
 
 slow = pytest.mark.slow
 BOTH = ("direct", "checkpoint")
-MEASURED = "2.14"  # the release of torch whose launches are counted below
-LAUNCHES = {  # at most so many in a training step at batch 256, 5 steps, a norm per step; a change that makes fewer lowers them
-    "resnet4 residual": 43,
-    "resnet4 ode direct": 125,
-    "resnet4 ode checkpoint": 188,
-    "resnet4 ode slots=2": 215,
-    "resnet4 coupled direct": 149,
-    "resnet4 coupled checkpoint": 212,
-    "resnet4 coupled slots=2": 239,
-    "resnet10 residual": 103,
-    "resnet10 ode direct": 349,
-    "resnet10 ode checkpoint": 538,
-    "resnet10 ode slots=2": 619,
-    "resnet10 coupled direct": 421,
-    "resnet10 coupled checkpoint": 610,
-    "resnet10 coupled slots=2": 691,
-    "resnet18 residual": 187,
-    "resnet18 ode direct": 515,
-    "resnet18 ode checkpoint": 767,
-    "resnet18 ode slots=2": 875,
-    "resnet18 coupled direct": 611,
-    "resnet18 coupled checkpoint": 863,
-    "resnet18 coupled slots=2": 971,
-}
 ONCE = "cudaEventSynchronize at anodev2/integrate/comparison.py"  # a backward pass, where a step has been redone, to refuse what changed
 REPLAYED = {  # launches of a step of train_cifar.py, its graph one: what it is given is copied, rates are set, figures added
     "": 8,
@@ -76,6 +53,16 @@ EPOCHS = [
     "--model squeezenext",
     "--compile --steps 2",
 ]
+SESSIONS = {  # parts of benchmarks/gpu_training.py, whole, tiny: what their reports say
+    "check": (
+        "ROWS ARE BEYOND",
+        "| float64, against the CPU | 1.0e+00 | 1e-10 |",
+        "| squeezenext |",
+    ),  # all that the device computes is zero
+    "steps": ("| resnet4 coupled checkpoint | 212 | 212 |",),
+    "resnet18": ("| ode, 2 steps, stored |", "coupled, 2 steps, 1 epochs: 0.00 % on the test set."),
+    "table": ("--models resnet4 --epochs 1", "| coupled, configuration 1 (ANODEV2) | 0.00 (0.00/0.00) | ~78.11 |"),
+}
 QUICK = {  # rows of the tables above that are asked for in the quick part
     "launches": {row for row in LAUNCHES if "resnet4" in row or row == "resnet18 coupled checkpoint"},
     "waits": {
@@ -90,6 +77,7 @@ QUICK = {  # rows of the tables above that are asked for in the quick part
     "epochs": set(EPOCHS[2:3]),
     "controls": set(CONTROLS),
     "promises": {"tests/device/test_cuda.py"},
+    "sessions": set(),
 }
 ROWS = {
     "launches": list(LAUNCHES),
@@ -99,6 +87,7 @@ ROWS = {
     "epochs": EPOCHS,
     "controls": list(CONTROLS),
     "promises": ["tests/device/test_cuda.py"],
+    "sessions": list(SESSIONS),
 }
 
 
@@ -170,3 +159,12 @@ def test_every_option_is_in_some_row() -> None:
 @rows("promises")
 def test_what_tests_promise_of_a_gpu_holds(null_device: NullDevice, row: str) -> None:
     assert "passed" in answer(null_device, "promises", row) and "failed" not in answer(null_device, "promises", row)
+
+
+@rows("sessions")
+def test_half_an_hour_on_a_gpu_is_whole_stopped_and_taken_up(null_device: NullDevice, row: str) -> None:
+    stopped, whole, again = answer(null_device, "sessions", row)
+    assert "Stopped by the clock" in stopped and "Stopped" not in whole
+    assert [words for words in SESSIONS[row] if words not in whole] == []
+    assert ("Stopped by the clock" in again) if row == "check" else (again == whole)  # what failed is not kept
+    assert "FOLDER" not in whole  # where it was written is nobody's business

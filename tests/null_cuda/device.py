@@ -67,7 +67,7 @@ class NullDevice:
         """
         own = {
             "LD_PRELOAD": " ".join(str(self.folder / name) for name in LIBRARIES),
-            "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'examples'}",
+            "PYTHONPATH": os.pathsep.join(str(ROOT / folder) for folder in (".", "examples", "benchmarks")),
             "OMP_NUM_THREADS": "1",
         }
         how = {"TORCH_CUDNN_V8_API_DISABLED": "1", "USE_PYTORCH_KERNEL_CACHE": "0"}

@@ -28,6 +28,14 @@ class Told:
         return self.launched.total()
 
 
+def present() -> bool:
+    """Whether this process runs on the null device."""
+    try:
+        return hasattr(ctypes.CDLL("libcuda.so.1"), "null_listen")
+    except OSError:  # no driver
+        return False
+
+
 @contextmanager
 def told() -> Iterator[Told]:
     """Everything that the device is told within."""
