@@ -808,6 +808,12 @@ MUTATIONS = {
         "if before < torch.inf else 0.0",
         "test_stiff_control.py::test_the_stiff_set_within_some_tolerances_and_twice_the_steps_of_radau",
     ),
+    "the estimate of a diagonally implicit step taken as it is": (
+        "solvers/sdirk.py",
+        "self.caution * float(x - y)",
+        "float(x - y)",
+        "test_stiff_control.py::test_the_stiff_set_within_some_tolerances_and_twice_the_steps_of_radau[esdirk4-0.0001-Oregonator]",
+    ),
     "a diagonally implicit gradient without its solve": (
         "solvers/sdirk.py",
         "return g if matrix is None else Factors",

@@ -93,9 +93,13 @@ CASES = [
 @pytest.mark.parametrize(("method", "tolerance", "problem"), CASES, ids=str)
 def test_the_stiff_set_within_some_tolerances_and_twice_the_steps_of_radau(method: str, tolerance: float, problem: Stiff) -> None:
     off, steps = steps_of(problem, method, tolerance)
-    jumps = {"Oregonator": 150, "van der Pol": 25} if method in SDIRKS else {}  # where a relaxation oscillation is off stays so
-    assert off < jumps.get(problem.name, 10)
+    assert off < 10
     assert steps <= 2 * RADAU[problem.name][TOLERANCES.index(tolerance)]
+
+
+def test_an_estimate_is_not_made_smaller() -> None:
+    with pytest.raises(ValueError, match=r"caution=0\.5 must be at least 1"):
+        replace(SDIRKS["kvaerno5"], caution=0.5)
 
 
 SHORT = {"van der Pol": 500.0, "Robertson": 40.0, "HIRES": 1.0, "Oregonator": 4.0}  # jumps move by more than a step when the start does
@@ -149,7 +153,7 @@ def test_every_adjoint_has_the_gradient_of_store_all(method: str, steps: dict[st
 def test_samples_take_steps_of_their_own(method: str) -> None:
     """As each alone, gradients included, under every adjoint; and those told to be independent as one large system.
 
-    On the steps found for each, equations are solved to round-off, under error control to 1e-3 of the error allowed.
+    On the steps found for each, equations are solved to round-off, under error control to 3e-3 of the error allowed.
     """
     f = lambda t, y: torch.stack([y[..., 1], 20 * (1 - y[..., 0] ** 2) * y[..., 1] - y[..., 0]], -1)
     y0 = torch.tensor([[2.0, 0.0], [1.0, 1.0], [-2.0, 0.5]], dtype=torch.float64).requires_grad_()
