@@ -40,10 +40,12 @@ class Branch(nn.Module):
 # `rho` lets it grow. What stands in the `state_dict`, under the names of your module, is θ at t = 0.
 
 # %%
-block = CoupledODEBlock(Branch(4), ReactionDiffusionAdvection(tau=0.05, upsilon=(0.0, -3.0), rho=0.3), steps=5)
+dynamics = ReactionDiffusionAdvection(tau=0.05, upsilon=(0.0, -3.0), rho=0.3)
+block = CoupledODEBlock(Branch(4), dynamics, steps=5)
 with torch.no_grad():  # a pattern that one can follow
     block.f.conv.weight.mul_(0.2)[:, :, 2:5, 1:3] += 1.0
-print("moves:", block.evolving, "| stays:", [name for name, _ in block.f.named_parameters() if name not in block.evolving])
+stays = [name for name, _ in block.f.named_parameters() if name not in block.evolving]
+print("moves:", block.evolving, "| stays:", stays)
 
 times = [0.0, 0.25, 0.5, 0.75, 1.0]
 path = block.weights(times)["conv.weight"].detach()
@@ -105,7 +107,9 @@ def train(network, updates=250):
 
 
 static = ODEBlock(Linear(2, 2), steps=6, method="rk4", adjoint="direct")
-coupled = CoupledODEBlock(Linear(2, 2, bias=False), NeuralDynamics(Turning()), steps=6, method="rk4", adjoint="direct")
+coupled = CoupledODEBlock(
+    Linear(2, 2, bias=False), NeuralDynamics(Turning()), steps=6, method="rk4", adjoint="direct"
+)
 losses = {"at rest, 6 parameters": train(static), "that turn, 5 parameters": train(coupled)}
 
 figure, axes = plt.subplots(1, 2, figsize=(9, 3), layout="constrained")
@@ -128,14 +132,16 @@ print({name: f"{row[-1]:.1e}" for name, row in losses.items()})
 
 # %%
 plain = coupled.unroll()
-print("the same:", torch.allclose(plain(circle), coupled(circle), atol=1e-6), "|", len(plain.state_dict()), "matrices")
+same_as_unrolled = torch.allclose(plain(circle), coupled(circle), atol=1e-6)
+print("the same:", same_as_unrolled, "|", len(plain.state_dict()), "matrices")
 
 # %% [markdown]
 # What this notebook promised:
 
 # %%
 assert same and residual
-assert losses["at rest, 6 parameters"][-1] > 9 / 32 and losses["that turn, 5 parameters"][-1] < 0.02
+assert losses["at rest, 6 parameters"][-1] > 9 / 32
+assert losses["that turn, 5 parameters"][-1] < 0.02
 
 # %% [markdown]
 # From here: [train on CIFAR](train_cifar.py), [how weights can move](../models.md#dynamics-and-what-they-cost), [a coupled system of

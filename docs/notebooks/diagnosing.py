@@ -34,8 +34,16 @@ class Branch(nn.Module):
 
 
 def network(adjoint, steps=4):
-    block = CoupledODEBlock(Branch(6), ReactionDiffusionAdvection(tau=0.02), steps=steps, adjoint=adjoint)
-    return nn.Sequential(nn.Conv2d(3, 6, 3, stride=2, padding=1), block, nn.AvgPool2d(4), nn.Flatten(), nn.Linear(24, 10)).double()
+    block = CoupledODEBlock(
+        Branch(6), ReactionDiffusionAdvection(tau=0.02), steps=steps, adjoint=adjoint
+    )
+    return nn.Sequential(
+        nn.Conv2d(3, 6, 3, stride=2, padding=1),
+        block,
+        nn.AvgPool2d(4),
+        nn.Flatten(),
+        nn.Linear(24, 10),
+    ).double()
 
 
 sick = network("backsolve")

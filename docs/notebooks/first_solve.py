@@ -37,9 +37,10 @@ def exact(t, d):
 # is told how many lie between two of them. What comes back has a row for each time.
 
 # %%
-times = torch.linspace(0, 20, 101)
-y = odeint(spring, torch.tensor([1.0, 0.0]), times, method="rk4", steps=2, args=(0.1,))
-print("states:", tuple(y.shape), "| furthest from the solution:", f"{(y[:, 0] - exact(times, torch.tensor(0.1))).abs().max():.1e}")
+start, times = torch.tensor([1.0, 0.0]), torch.linspace(0, 20, 101)
+y = odeint(spring, start, times, method="rk4", steps=2, args=(0.1,))
+off = (y[:, 0] - exact(times, torch.tensor(0.1))).abs().max()
+print("states:", tuple(y.shape), "| furthest from the solution:", f"{off:.1e}")
 
 figure, axes = plt.subplots(1, 2, figsize=(9, 3), layout="constrained")
 axes[0].plot(times, y[:, 0], ".", ms=3, label="rk4")
@@ -57,15 +58,18 @@ _ = axes[1].set(xlabel="place", ylabel="velocity")
 # %%
 counts = [20, 40, 80, 160, 320]
 end = exact(torch.tensor(20.0), torch.tensor(0.1))
-errors = {
-    method: [
-        abs(odeint(spring, torch.tensor([1.0, 0.0]), [0.0, 20.0], method=method, steps=n, args=(0.1,))[-1, 0] - end).item() for n in counts
+errors = {}
+for method in ("euler", "midpoint", "rk4", "dopri5"):
+    ends = [
+        odeint(spring, start, [0.0, 20.0], method=method, steps=n, args=(0.1,)) for n in counts
     ]
-    for method in ("euler", "midpoint", "rk4", "dopri5")
-}
+    errors[method] = [abs(y[-1, 0] - end).item() for y in ends]
 figure, axis = plt.subplots(figsize=(5, 3.2), layout="constrained")
 for method, row in errors.items():
-    axis.loglog(counts, row, "o-", ms=4, label=f"{method}: order {math.log2(row[-2] / row[-1]):.1f} at last")
+    order = math.log2(row[-2] / row[-1])
+    axis.loglog(counts, row, "o-", ms=4, label=f"{method}: order {order:.1f} at last")
+axis.set_xticks(counts, counts)
+axis.minorticks_off()
 axis.set(xlabel="steps", ylabel="error of the place at t = 20")
 _ = axis.legend()
 
@@ -73,7 +77,8 @@ _ = axis.legend()
 # Or leave it to the solver: with `rtol` and `atol` it chooses its steps. `solve` also tells what it took.
 
 # %%
-solution = solve(spring, torch.tensor([1.0, 0.0]), [0.0, 20.0], method="dopri5", rtol=1e-8, atol=1e-8, args=(0.1,))
+to = {"rtol": 1e-8, "atol": 1e-8}
+solution = solve(spring, start, [0.0, 20.0], method="dopri5", **to, args=(0.1,))
 print(solution.stats)
 print("off by", f"{abs(solution.ys[-1, 0] - end):.0e}")
 
@@ -85,7 +90,7 @@ print("off by", f"{abs(solution.ys[-1, 0] - end):.0e}")
 
 # %%
 d = torch.tensor(0.1, requires_grad=True)
-place = odeint(spring, torch.tensor([1.0, 0.0]), [0.0, 20.0], method="dopri8", steps=200, args=(d,))[-1, 0]
+place = odeint(spring, start, [0.0, 20.0], method="dopri8", steps=200, args=(d,))[-1, 0]
 (gradient,) = torch.autograd.grad(place, d)
 (known,) = torch.autograd.grad(exact(torch.tensor(20.0), d), d)
 print(f"{gradient:.10f}, of the solution {known:.10f}")
@@ -97,9 +102,8 @@ print(f"{gradient:.10f}, of the solution {known:.10f}")
 # event has a gradient as well. In closed form the time is (π/2 + arcsin d) / √(1 − d²).
 
 # %%
-rest = solve(
-    spring, torch.tensor([1.0, 0.0]), [0.0, 10.0], method="dopri8", rtol=1e-12, atol=1e-12, args=(d,), event=Event(lambda t, y: y[0])
-)
+to, event = {"rtol": 1e-12, "atol": 1e-12}, Event(lambda t, y: y[0])
+rest = solve(spring, start, [0.0, 10.0], method="dopri8", **to, args=(d,), event=event)
 (slope,) = torch.autograd.grad(rest.event_time, d)
 closed = (math.pi / 2 + torch.asin(d)) / torch.sqrt(1 - d**2)
 (closed_slope,) = torch.autograd.grad(closed, d)

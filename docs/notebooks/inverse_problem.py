@@ -27,7 +27,8 @@ from anodev2 import odeint
 from anodev2.pde import AdvectionDiffusionReaction, Grid1D, Slope, Value
 
 torch.set_default_dtype(torch.float64)
-table = next(path for path in (Path("rod.csv"), Path("docs/notebooks/rod.csv")) if path.exists())
+places = (Path("rod.csv"), Path("docs/notebooks/rod.csv"))
+table = next(path for path in places if path.exists())
 with table.open() as file:
     head, *rows = csv.reader(file)
 times = torch.tensor([float(row[0]) for row in rows])
@@ -63,7 +64,9 @@ def readings(D, k):
 
 # %%
 logs = torch.log(torch.tensor([3e-5, 3e-4])).requires_grad_()
-optimizer = torch.optim.LBFGS([logs], max_iter=40, line_search_fn="strong_wolfe", tolerance_change=1e-12)
+optimizer = torch.optim.LBFGS(
+    [logs], max_iter=40, line_search_fn="strong_wolfe", tolerance_change=1e-12
+)
 history = []
 
 
@@ -77,7 +80,10 @@ def closure():
 
 optimizer.step(closure)
 D, k = logs.detach().exp()
-print(f"{len(history)} gradients: a thermometer is off by {history[0]:.1f} °C at first, by {history[-1]:.2f} °C in the end")
+print(
+    f"{len(history)} gradients: a thermometer is off by {history[0]:.1f} °C at first,",
+    f"by {history[-1]:.2f} °C in the end",
+)
 
 # %% [markdown]
 # ## How sure?
@@ -86,7 +92,9 @@ print(f"{len(history)} gradients: a thermometer is off by {history[0]:.1f} °C a
 # logarithms, 2 σ² H⁻¹. A gradient of a solve has a gradient in turn.
 
 # %%
-H = torch.autograd.functional.hessian(lambda p: (readings(*p.exp()) - measured).square().sum(), logs.detach())
+H = torch.autograd.functional.hessian(
+    lambda p: (readings(*p.exp()) - measured).square().sum(), logs.detach()
+)
 sigma = history[-1] * (measured.numel() / (measured.numel() - 2)) ** 0.5
 errors = sigma * (2 * torch.linalg.inv(H)).diagonal().sqrt()
 for name, value, error, unit in (("D", D, errors[0], "m²/s"), ("k", k, errors[1], "1/s")):

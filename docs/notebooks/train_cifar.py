@@ -55,8 +55,10 @@ print(f"{sum(p.numel() for p in network.parameters()):,} parameters")
 # %%
 EPOCHS, BATCH = 2, 40
 optimizer = torch.optim.SGD(network.parameters(), lr=0.0, momentum=0.9, weight_decay=5e-4)
-schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=EPOCHS * len(x) // BATCH)
-block = next(module for module in network.modules() if isinstance(module, anodev2.CoupledODEBlock))
+schedule = torch.optim.lr_scheduler.OneCycleLR(
+    optimizer, max_lr=0.1, total_steps=EPOCHS * len(x) // BATCH
+)
+block = next(m for m in network.modules() if isinstance(m, anodev2.CoupledODEBlock))
 optimizer.register_step_post_hook(block.dynamics.project)
 
 
@@ -81,8 +83,9 @@ for epoch in range(EPOCHS):
         schedule.step()
         losses.append(loss.item())
     accuracies.append(accuracy())
+    loss = sum(losses[-len(x) // BATCH :]) * BATCH / len(x)
     print(
-        f"epoch {epoch + 1}: loss {sum(losses[-len(x) // BATCH :]) * BATCH / len(x):.2f}, {accuracies[-1]:.1f} % of the test images right"
+        f"epoch {epoch + 1}: loss {loss:.2f}, {accuracies[-1]:.1f} % of the test images right"
     )
 
 # %%
@@ -104,7 +107,8 @@ drawn = torch.randperm(len(x_test))[:8]
 with torch.no_grad():
     found = network(x_test[drawn]).argmax(1)
 figure, axes = plt.subplots(1, 8, figsize=(10, 1.7), layout="constrained")
-for axis, image, a, b in zip(axes, images.x_test[drawn], found.tolist(), y_test[drawn].tolist(), strict=True):
+rows = zip(axes, images.x_test[drawn], found.tolist(), y_test[drawn].tolist(), strict=True)
+for axis, image, a, b in rows:
     axis.imshow(image.numpy())
     axis.set_title(images.names[a] + ("" if a == b else f"\n({images.names[b]})"), fontsize=8)
     axis.axis("off")
