@@ -96,14 +96,13 @@ class _Samples:
         """Take every sample to its next event; whether one goes on from there."""
         surfaces = Surfaces(self.problem, self.events, self.taken, self.on, self.longest, self.way)
         here, over = self.time.detach(), self.over
-        start = torch.where(over, here, self.time)
         ahead = [torch.where(over | (self.way * (end - here) <= 0), here, end) for end in self.asked[1:]]
         adaptive = replace(self.adaptive, times=(here, *ahead))
         grid = find_grid(replace(self.problem, stepping=adaptive), [self.y], self.args, self.max_steps, surfaces)
         self.taken = surfaces.taken
         places = grid.outputs()
         nodes = [node for node in grid.times if isinstance(node, Tensor)]
-        moved = tuple(torch.where(node == here, start, node) if start.requires_grad else node for node in nodes)
+        moved = tuple(torch.where(node == here, self.time, node) if self.time.requires_grad else node for node in nodes)
         grid = replace(grid, times=moved, wanted=tuple(sorted({0, *places, len(grid)})), asked=())
         self.taking = problem = replace(self.problem, stepping=grid)
         run = self.adjoint.solve(problem, [self.y], self.args)
@@ -127,6 +126,7 @@ class _Samples:
         met = surfaces.crossing.any(0).view_as(self.time)
         times, happened = self._when(surfaces)
         time, y = self._at(torch.where(met, times, self.time.detach()), happened, met)
+        time = torch.where(met, time, self.time)  # which has the gradient of an event before
         self.happened.append((happened, time, y))
         self.nodes.append(time)
         self.steps.append((time, y))

@@ -118,6 +118,35 @@ def test_a_batch_of_bouncing_balls_has_the_closed_form_and_its_gradients(adjoint
         torch.testing.assert_close(*gradients, rtol=1e-10, atol=1e-12)
 
 
+ENDS = [("checkpoint", [], "times"), ("slots", [0.5], "steps"), ("direct", [0.5], "times")]
+ENDS += [
+    pytest.param(a, b, save, marks=pytest.mark.slow) for a in ("checkpoint", "reversible") for b in ([], [0.5]) for save in ("steps", "end")
+]
+
+
+@pytest.mark.parametrize(("adjoint", "breaks", "save"), ENDS)
+def test_samples_that_end_while_others_go_on_keep_the_gradient_of_their_time(adjoint: Any, breaks: list[float], save: Any) -> None:
+    """Rates r, 2 r behind the break; y_1 begins anew at 1, and a sample ends where y_0 has come as far as it shall."""
+    how = {"slots": CheckpointAdjoint(slots=2), "reversible": ReversibleAdjoint()}.get(adjoint, adjoint)
+    r, far = tensor(1.3).requires_grad_(), tensor([0.4, 3.2, 1.7, 0.9]).requires_grad_()
+
+    def f(t: Tensor, y: Tensor) -> Tensor:
+        return r * torch.where(t < 0.5, 1.0, 2.0 if breaks else 1.0).to(y.dtype) * torch.ones_like(y)
+
+    again = Event(lambda t, y: y[:, 1] - 1.0, effect=lambda t, y: torch.stack([y[:, 0], 0 * y[:, 1]], -1))
+    options = {**OPTIONS, "method": "bosh3", "breaks": breaks or None, "adjoint": how, "save": save}
+    found = solve(f, torch.zeros(4, 2, dtype=torch.float64), [0.0, 1.0, INF], event=[Event(lambda t, y: y[:, 0] - far), again], **options)
+    exact = torch.where((far > 0.5 * r) & bool(breaks), 0.5 + (far - 0.5 * r) / (2 * r), far / r)
+    assert [one.reason for one in found.statuses] == ["event"] * 4 and found.t_events[1].shape == (3, 4)
+    for value in (found.event_time, found.t_events[0][0], found.ts[-1]):
+        assert value is not None
+        torch.testing.assert_close(value, exact, rtol=1e-12, atol=0)
+        for sample in range(4):
+            pairs = zip(*(torch.autograd.grad(one[sample], [r, far], retain_graph=True) for one in (value, exact)), strict=True)
+            for gradient, closed in pairs:
+                torch.testing.assert_close(gradient, closed, rtol=1e-11, atol=1e-12)
+
+
 RATES = tensor([[1.0], [2.3], [0.4], [3.1]])
 STARTS = tensor([[1.0, 0.0], [-0.5, 2.0], [0.3, -1.0], [0.0, 1.5]])
 

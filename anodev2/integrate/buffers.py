@@ -65,16 +65,19 @@ class Buffers:
     def __init__(self, modules: Sequence[nn.Module]) -> None:
         self.modules = [module for module in modules if module._buffers]
         self.latest = [Group([]) for _ in self.modules]  # by module, as found last
+        self.sharing: list[set[int]] = []  # modules that hold memory of each other
         self.alone: list[Group] = []
         self.tracks: list[Track[Values]] = [Track() for _ in self.modules]
         self.seen: list[tuple[Group, list[int]]] = []  # at the last mark, and what told that they moved
 
     def groups(self) -> list[Group]:
         """What there is to write to, by module."""
+        new = False
         for place, module in enumerate(self.modules):
             own = [b for b in module._buffers.values() if b is not None and not b.requires_grad and (type(b) is Tensor or not is_lazy(b))]
             if not self.latest[place].of(own):
-                self.latest[place] = Group(own)
+                self.latest[place], new = Group(own), True
+        self.sharing = _sharing(self.latest) if new else self.sharing
         return self.latest + self.alone
 
     def storages(self) -> set[int]:
@@ -94,7 +97,11 @@ class Buffers:
         if not self.seen:
             return [True] * len(self.tracks)
         pairs = zip((groups or self.groups())[: len(self.modules)], self.seen, strict=False)
-        return [not now.of(then.tensors) or _told(now) != told for now, (then, told) in pairs] + [True] * len(self.alone)
+        moved = [not now.of(then.tensors) or _told(now) != told for now, (then, told) in pairs]
+        for places in self.sharing:
+            if any(moved[place] for place in places):
+                moved = [one or place in places for place, one in enumerate(moved)]
+        return moved + [True] * len(self.alone)
 
     def mark(self) -> None:
         """Note the values where they moved."""
@@ -137,6 +144,17 @@ class Buffers:
                 now += [] if moved else [last]
                 unknown |= {id(one): one for one in (group, own[0]) if moved or one is not last[0]}
         return then, _copies(list(unknown.values())) + now
+
+
+def _sharing(groups: Sequence[Group]) -> list[set[int]]:
+    """The places of groups that have memory in common: what tells that one moved speaks for the others."""
+    owners: dict[int, set[int]] = {}
+    for place, group in enumerate(groups):
+        places = {place}.union(*(owners.get(memory, ()) for memory in group.places))
+        owners |= dict.fromkeys(group.places, places)
+        if len(places) > 1:
+            owners = {memory: places if own & places else own for memory, own in owners.items()}
+    return list({id(places): places for places in owners.values() if len(places) > 1}.values())
 
 
 def put(values: Sequence[Values], counts: list[int] | None = None) -> None:
@@ -197,7 +215,12 @@ def _alike(tensors: list[Tensor]) -> list[Tensor]:
 
 def words(tensor: Tensor) -> Tensor:
     """The same memory as a row of numbers; those of 4 bytes are of one kind, so that statistics and what counts them are."""
-    if type(tensor) is not Tensor or tensor.layout is not torch.strided or not tensor.is_contiguous():
+    if type(tensor) is not Tensor or tensor.layout is not torch.strided:
+        return tensor
+    tensor = tensor.conj() if tensor.is_conj() else tensor
+    if 0 in tensor.stride():  # an expanded one, of which one element is the memory of many
+        tensor = tensor[tuple(slice(None) if stride else slice(1) for stride in tensor.stride())]
+    if not tensor.is_contiguous():
         return tensor
     row = tensor.view(-1)
     return row.view(torch.int32) if tensor.dtype in (torch.float32, torch.int64) else row

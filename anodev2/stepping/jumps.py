@@ -29,7 +29,7 @@ class Jumps:
     def limits(self, start: Time, end: Time) -> Limits:
         """Between which times f is asked in a step, numbers or (of samples with times of their own) tensors like these."""
         if isinstance(start, Tensor) and start.ndim:
-            return self._of_samples(start, torch.as_tensor(end))
+            return self._of_samples(start.detach(), torch.as_tensor(end).detach())
         start, end = numbers((start, end))
         low, high = (self._within(start, end), self._within(end, start))
         return (low or -math.inf, high or math.inf) if start < end else (high or -math.inf, low or math.inf)

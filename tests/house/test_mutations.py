@@ -420,6 +420,24 @@ MUTATIONS = {
         "        str(",
         "test_recording.py",
     ),
+    "statistics that another module holds too, as they were for it": (
+        "integrate/buffers.py",
+        "if any(moved[place] for place in places):",
+        "if False:",
+        "test_buffers.py::test_memory_that_modules_share_moves_for_all_of_them",
+    ),
+    "a sample's end without the gradient of its time": (
+        "events_of_samples.py",
+        "time = torch.where(met, time, self.time)",
+        "pass",
+        "test_events_of_samples.py::test_samples_that_end_while_others_go_on_keep_the_gradient_of_their_time",
+    ),
+    "limits of samples with a history": (
+        "stepping/jumps.py",
+        "self._of_samples(start.detach(), ",
+        "self._of_samples(start, ",
+        "test_events_of_samples.py::test_samples_that_end_while_others_go_on_keep_the_gradient_of_their_time",
+    ),
     "a count cut to half of its memory": (
         "integrate/buffers.py",
         "row.view(torch.int32) if",
@@ -777,7 +795,7 @@ MUTATIONS = {
     ),
     "a sample goes on from its event at a constant time": (
         "events_of_samples.py",
-        "torch.where(node == here, start, node) if start.requires_grad else node",
+        "torch.where(node == here, self.time, node) if self.time.requires_grad else node",
         "node",
         "test_events_of_samples.py::test_a_batch_of_bouncing_balls_has_the_closed_form_and_its_gradients",
     ),

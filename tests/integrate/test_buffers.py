@@ -102,5 +102,60 @@ def test_what_becomes_of_a_buffer_after_a_solve_is_nothing_to_its_gradient(how: 
     torch.testing.assert_close(found[1], found[0], rtol=1e-13, atol=0)
 
 
+class Holder(nn.Module):
+    """Counts, beside what it is given to hold."""
+
+    count: Tensor
+    held: Tensor
+
+    def __init__(self, held: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("held", held)
+        self.register_buffer("count", torch.zeros((), dtype=torch.int64))
+
+
+class Watched(nn.Module):
+    """A BatchNorm, and modules that hold what is its own, or a part of it, beside what they count by themselves, now and then."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.norm, self.linear = nn.BatchNorm1d(3), nn.Linear(3, 3)
+        mean = self.norm.running_mean
+        assert mean is not None
+        parts = {
+            "whole": mean,
+            "part": mean[1:],
+            "expanded": torch.ones(1).expand(3),
+            "conjugate": torch.ones(3, dtype=torch.complex64).conj(),
+        }
+        self.other = Holder(parts[how]) if how in parts else nn.BatchNorm1d(3)
+        if isinstance(self.other, nn.BatchNorm1d):
+            self.other.running_mean, self.other.running_var = mean, self.norm.running_var
+
+    def forward(self, t: Tensor, z: Tensor) -> Tensor:
+        early = bool(t < 0.5)
+        if isinstance(self.other, Holder):
+            read = self.other.held.real.clone().mean()
+            if early:
+                self.other.count += 1
+            return self.linear(self.norm(z)) * (1 + read)
+        norm = self.norm if early else self.other
+        return self.linear(norm(z)) * (1 + self.other.running_var.clone())  # pyright: ignore[reportOptionalMemberAccess]
+
+
+@pytest.mark.parametrize("adjoint", ["checkpoint", CheckpointAdjoint(slots=2), CheckpointAdjoint(offload="cpu")], ids=str)
+@pytest.mark.parametrize("how", ["whole", "part", "another norm", "expanded", "conjugate"])
+def test_memory_that_modules_share_moves_for_all_of_them(how: str, adjoint: str | Adjoint) -> None:
+    """Steps that are redone read what they read, and leave the statistics as they were: as with "direct"."""
+    found = []
+    for way in ("direct", adjoint):
+        torch.manual_seed(0)
+        f, z0 = Watched(how), torch.randn(5, 3, requires_grad=True)
+        loss = odeint(f, z0, [0.0, 1.0], method="euler", steps=4, adjoint=way)[-1].square().sum()
+        found.append([*f.state_dict().values(), *torch.autograd.grad(loss, [z0, f.linear.weight])])
+        found[-1] = [value.clone() for value in found[-1]]
+    torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=1e-6)
+
+
 def bits(tensor: Tensor) -> list[int]:
     return tensor.contiguous().reshape(-1).view(torch.uint8).tolist()
