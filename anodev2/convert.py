@@ -64,9 +64,10 @@ def convert(
     """k trained residual blocks z + f_n(z) of equal shape as one coupled block of k Euler steps whose weights pass nearest to theirs.
 
     Least is the sum over all weights that evolve and all layers of |theta(t_n) - theta_n|^2, over theta(0) and the parameters of
-    ``dynamics``: by least squares where the dynamics is linear in both, from a start by singular values for low rank and banks, then by
-    L-BFGS in double precision, which may end in a local minimum (``Hyper`` of width 2 or more does). What does not evolve (norms and
-    their statistics, biases) is copied and each step's own. For k = 1 the block is z + f_1(z) to the bit.
+    ``dynamics``: by least squares where the dynamics is linear in both, from a start by singular values for low rank and banks, by the
+    growth of Fourier modes for reaction, diffusion and advection, group by group for ``DepthGroups``; then by L-BFGS in double precision,
+    which may end in a local minimum (``Hyper`` of width 2 or more does, and pieces of depth in groups that end between two layers). What
+    does not evolve (norms and their statistics, biases) is copied and each step's own. For k = 1 the block is z + f_1(z) to the bit.
     ``Conversion.block.unroll()`` is a stack again. The modules given are left as they are.
 
     Args:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -32,40 +33,49 @@ from problems import Convolutions, image
 from sampled import rows
 
 LAYERS = 6
-FAMILIES: dict[str, Callable[[], Dynamics]] = {
-    "static": Static,
-    "reaction-diffusion-advection": lambda: ReactionDiffusionAdvection(),
-    "mix": lambda: ReactionDiffusionAdvection(mix=True),
-    "per channel": lambda: ReactionDiffusionAdvection(per="channel"),
-    "chebyshev": lambda: Galerkin("chebyshev", 3, length=LAYERS),
-    "constant": lambda: Galerkin("constant", 3, length=LAYERS),
-    "linear": lambda: Galerkin("linear", 3, length=LAYERS),
-    "fourier": lambda: Galerkin("fourier", 3, length=LAYERS),
-    "b-spline": lambda: BSpline(4, 2, length=LAYERS),
-    "b-spline of pieces": lambda: BSpline(4, 1, length=LAYERS),
-    "b-spline of degree 3": lambda: BSpline(4, 3, length=LAYERS),
-    "low rank": lambda: LowRank(1, length=LAYERS),
-    "low rank in pieces": lambda: LowRank(1, basis="constant", size=3, length=LAYERS),
-    "low rank fourier": lambda: LowRank(2, basis="fourier", size=3, length=LAYERS),
-    "templates": lambda: Templates(2, LAYERS, length=LAYERS),
-    "templates chebyshev": lambda: Templates(1, 3, basis="chebyshev", length=LAYERS),
-    "hyper": lambda: Hyper(1, frequencies=2, length=LAYERS),
-    "scale": lambda: Scale(LAYERS, length=LAYERS),
-    "gains chebyshev": lambda: Scale(3, basis="chebyshev", length=LAYERS),
-    "skew": SkewFlow,
-    "groups of skew": lambda: DepthGroups(SkewFlow(), (LAYERS / 2,)),
-    "groups of low rank": lambda: DepthGroups(LowRank(1, length=LAYERS / 2), (LAYERS / 2,)),
-    "groups of gains": lambda: DepthGroups(Scale(3, basis="chebyshev", length=LAYERS / 2), (LAYERS / 2,)),
-    "groups of chebyshev": lambda: DepthGroups(Galerkin("chebyshev", 2, length=LAYERS / 2), (LAYERS / 2,)),
+ZOO: dict[str, Callable[[float], Dynamics]] = {  # of a length
+    "static": lambda _: Static(),
+    "reaction-diffusion-advection": lambda _: ReactionDiffusionAdvection(),
+    "mix": lambda _: ReactionDiffusionAdvection(mix=True),
+    "per channel": lambda _: ReactionDiffusionAdvection(per="channel"),
+    "chebyshev": lambda length: Galerkin("chebyshev", 3, length=length),
+    "constant": lambda length: Galerkin("constant", 3, length=length),
+    "linear": lambda length: Galerkin("linear", 3, length=length),
+    "fourier": lambda length: Galerkin("fourier", 3, length=length),
+    "b-spline": lambda length: BSpline(4, 2, length=length),
+    "b-spline of pieces": lambda length: BSpline(4, 1, length=length),
+    "b-spline of degree 3": lambda length: BSpline(4, 3, length=length),
+    "low rank": lambda length: LowRank(1, length=length),
+    "low rank in pieces": lambda length: LowRank(1, basis="constant", size=3, length=length),
+    "low rank fourier": lambda length: LowRank(2, basis="fourier", size=3, length=length),
+    "templates": lambda length: Templates(2, LAYERS, length=length),
+    "templates chebyshev": lambda length: Templates(1, 3, basis="chebyshev", length=length),
+    "hyper": lambda length: Hyper(1, frequencies=2, length=length),
+    "scale": lambda length: Scale(LAYERS, length=length),
+    "gains chebyshev": lambda length: Scale(3, basis="chebyshev", length=length),
+    "skew": lambda _: SkewFlow(),
 }
+GROUPS = {"halves": (3.0,), "thirds": (2.0, 4.0), "a short and a long": (2.0,), "between layers": (2.5,)}
+TOLD = [name for name in ZOO if "piece" not in name and name not in ("templates", "scale", "hyper")]  # where a group ends between layers
 UNIQUE = ["static", "reaction-diffusion-advection", "mix", "per channel", "chebyshev", "constant", "linear", "fourier", "b-spline"]
 UNIQUE += ["b-spline of pieces", "b-spline of degree 3", "scale", "gains chebyshev", "skew"]
 
 
-def moving(family: str) -> CoupledODEBlock:
+def of_groups(family: str, groups: str) -> Dynamics:
+    ends = (0.0, *GROUPS[groups], float(LAYERS))
+    return DepthGroups(ZOO[family](max(b - a for a, b in pairwise(ends))), GROUPS[groups])
+
+
+FAMILIES = {name: lambda make=make: make(float(LAYERS)) for name, make in ZOO.items()}
+FAMILIES |= {
+    f"{name} in halves": lambda name=name: of_groups(name, "halves") for name in ("skew", "low rank", "gains chebyshev", "chebyshev")
+}
+
+
+def moving(dynamics: Dynamics) -> CoupledODEBlock:
     """A block whose dynamics is no special one."""
     torch.manual_seed(0)
-    block = CoupledODEBlock(Convolutions(), FAMILIES[family](), steps=LAYERS, t=(0.0, LAYERS), evolve="conv*.weight")
+    block = CoupledODEBlock(Convolutions(), dynamics, steps=LAYERS, t=(0.0, LAYERS), evolve="conv*.weight")
     for name, parameter in block.dynamics.named_parameters():
         parameter.data.normal_(std=1.0 if name in ("inner", "bias") else 0.05).abs_()
     return block
@@ -93,7 +103,7 @@ def stack_of(branches: list[nn.Module], z: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("family", rows(FAMILIES, quick=["static", "mix", "chebyshev", "low rank", "skew"]))
 def test_weights_that_follow_a_dynamics_are_found_with_it(family: str) -> None:
-    block = moving(family)
+    block = moving(FAMILIES[family]())
     branches, z = layers(block), image()
     torch.manual_seed(1)
     found = convert(branches, FAMILIES[family](), evolve="conv*.weight")
@@ -102,9 +112,26 @@ def test_weights_that_follow_a_dynamics_are_found_with_it(family: str) -> None:
     torch.testing.assert_close(found.block(z), stack_of(branches, z), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(found.block.unroll()(z), found.block(z), rtol=1e-12, atol=1e-12)
     if family in UNIQUE:
-        expected = {name.replace("conv", "branches/0/conv"): p for name, p in block.dynamics.named_parameters()}
-        for name, parameter in found.block.dynamics.named_parameters():
-            torch.testing.assert_close(parameter, expected[name], rtol=1e-5, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}")
+        same_coefficients(found.block, block)
+
+
+def same_coefficients(found: CoupledODEBlock, made: CoupledODEBlock) -> None:
+    expected = {name.replace("conv", "branches/0/conv"): p for name, p in made.dynamics.named_parameters()}
+    for name, parameter in found.dynamics.named_parameters():
+        torch.testing.assert_close(parameter, expected[name], rtol=1e-5, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.parametrize(
+    ("family", "groups"),
+    rows(ZOO, ["halves", "thirds", "a short and a long"], quick=[("reaction-diffusion-advection", "halves"), ("mix", "thirds")])
+    + rows(TOLD, ["between layers"], quick=[("per channel", "between layers")]),
+)
+def test_weights_that_follow_groups_of_any_dynamics_are_found_with_it(family: str, groups: str) -> None:
+    block = moving(of_groups(family, groups))
+    found = convert(layers(block), of_groups(family, groups), evolve="conv*.weight")
+    assert all(error.max() < 1e-6 for error in found.errors.values()), found
+    if family in ("reaction-diffusion-advection", "mix", "per channel", "skew"):  # others have more coefficients than a group has layers
+        same_coefficients(found.block, block)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

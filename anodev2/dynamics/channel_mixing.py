@@ -42,6 +42,13 @@ class ChannelMixing(nn.Module):
         moved = fields.movedim(2 + self.axis, -1)
         return (moved.flatten(2, -2) @ matrices).view(moved.shape).movedim(-1, 2 + self.axis)
 
+    def columns(self, name: str) -> list[tuple[nn.Parameter, Tensor]]:
+        """The parameters of a weight, each with what a unit of it does to the modes of the axis: (1, modes, 2) on the CPU."""
+        key = parameter_key(name)
+        table = growth((self.sizes[name],), (1.0,), torch.float64, torch.device("cpu")).unflatten(1, (-1, 2))[1:]
+        found = [parameters[key] for parameters in (self.upsilon, self.signed_tau) if key in parameters]
+        return [*zip(found, table.split(1), strict=True)] if found else []
+
     def modes(self, name: str) -> Tensor:
         """The eigenvalues for one weight, (size,) complex128 on the CPU."""
         if self.sizes[name] == 1:

@@ -65,24 +65,25 @@ class DepthGroups(Dynamics):
             theta = {name: values[-1] for name, values in path.items()}
         return {name: torch.stack([found[time][name] for time in times]) for name in theta}
 
+    @torch.no_grad()
     def fit(self, path: Theta, times: Sequence[float]) -> Theta | None:
-        """Group by group, the start of each but the first being the end of the one before."""
-        first: Theta | None = None
-        start: Theta = {}
-        for place, group in enumerate(self._dynamics()):
-            at = [i for i, time in enumerate(times) if self._place(time) == place and not (place and time == self.starts[place])]
-            elapsed = [times[i] - self.starts[place] for i in at]
-            own = {name: values[at] for name, values in path.items()}
-            if place:
-                own = {name: torch.cat([start[name][None], values]) for name, values in own.items()}
-                elapsed = [0.0, *elapsed]
-            found = group.fit(own, elapsed) if len(elapsed) > 1 else {name: values[0] for name, values in own.items()}
+        """Group by group, those that hold most of the path first: they tell the others of weights at ends where the path has none."""
+        known = {time: {name: values[i] for name, values in path.items()} for i, time in enumerate(times)}
+        first = known[times[0]]
+        held = [sum(self._place(time) == place for time in times) for place in range(len(self.starts))]
+        for place in sorted(range(len(held)), key=lambda place: -held[place]):
+            begin, end = self.starts[place], (*self.starts, math.inf)[place + 1]
+            at = sorted(time for time in known if begin <= time <= end)
+            if len(at) < 2:
+                continue
+            own = {name: torch.stack([known[time][name] for time in at]) for name in path}
+            found = self._dynamics()[place].fit(own, [time - begin for time in at])
             if found is None:
                 return None
-            first = first or found
-            if place + 1 < len(self.starts):
-                begin = start if place else found
-                start = {name: w[-1] for name, w in self._of_group(place, begin, [self.starts[place + 1]]).items()}
+            first = first if place else found
+            known.setdefault(begin, found)
+            if end < math.inf:
+                known.setdefault(end, {name: values[-1] for name, values in self._of_group(place, found, [end]).items()})
         return first
 
     def _of_group(self, place: int, theta: Theta, times: Sequence[float]) -> Theta:

@@ -14,7 +14,7 @@ from ..tables import kept
 from ..torch_private import in_fake_mode
 from .channel_mixing import ChannelMixing
 from .dynamics import Dynamics, Theta, parameter_key, refuse_another
-from .spectral import alike, convolved, expm1, growth, moving, stacked
+from .spectral import alike, began, convolved, expm1, growing, growth, moving, stacked
 
 
 class ReactionDiffusionAdvection(Dynamics):
@@ -181,6 +181,38 @@ class ReactionDiffusionAdvection(Dynamics):
                 found = found + mixing.rates(weights, tuple(times), found, flow=True)
             path |= zip(weights, found.unbind(1), strict=True)
         return {name: path[name] for name in theta}
+
+    @torch.no_grad()
+    def fit(self, path: Theta, times: Sequence[float]) -> Theta | None:
+        """The coefficients by which the Fourier modes grow and turn from time to time, and the start nearest to all by these."""
+        if self.nonlinearity is not None or not self.learnable or len(times) < 2:
+            return None
+        start: Theta = {}
+        for name, values in path.items():
+            parameters, table = self._columns(name, values)
+            rows, axes = len(self.rho[parameter_key(name)]), tuple(range((1 if self.mix else 3) - values.ndim, 0))
+            modes = torch.fft.fftn(values, dim=axes)
+            flat = modes.reshape(len(times), rows, -1, table.shape[1])
+            found = growing(flat, times, table).split([parameter.numel() // rows for parameter in parameters], 1)
+            for parameter, part in zip(parameters, found, strict=True):
+                parameter.copy_(part.reshape(parameter.shape))
+            self.project()
+            symbols = torch.tensordot(torch.cat([p.reshape(rows, -1) for p in parameters], 1).to(table), table, 1)
+            start[name] = torch.fft.ifftn(began(flat, times, symbols).reshape(modes.shape[1:]), dim=axes).real
+        return start
+
+    def _columns(self, name: str, like: Tensor) -> tuple[list[nn.Parameter], Tensor]:
+        """The parameters of a weight, and what a unit of each does to its modes: (columns, modes, 2), of the channel axes too in a mix."""
+        key, kinds = parameter_key(name), (self.rho, self.upsilon, self.signed_tau)
+        parameters = [parameters[key] for parameters in kinds if key in parameters]
+        space = growth(tuple(self.spaces[name]), (1.0,), torch.float64, torch.device("cpu")).unflatten(1, (-1, 2))
+        tables, sizes = [space[:, None, None]], [*like.shape[1:3], space.shape[1]] if self.mix else [1, 1, space.shape[1]]
+        for mixing in self._mixings():
+            for parameter, column in mixing.columns(name):
+                parameters.append(parameter)
+                tables.append(column.unflatten(1, [-1, 1, 1] if mixing.axis == 0 else [1, -1, 1]))
+        table = torch.cat([part.expand(-1, *sizes, -1) for part in tables]).flatten(1, 3)
+        return parameters, table.to(like.device, torch.promote_types(like.dtype, torch.float32))
 
     def _symbols(self, weights: Theta, times: tuple[float, ...]) -> Tensor:
         """(-tau |k|^2 + rho + i k . upsilon) t of kernels of one shape: (rows, times, modes, 2), a row for each set of coefficients."""

@@ -51,13 +51,15 @@ class SkewFlow(Dynamics):
 
     @torch.no_grad()
     def fit(self, path: Theta, times: Sequence[float]) -> Theta | None:
-        """The rotation nearest to all steps of the path, which are equal, and the mean of all weights turned back."""
-        step = times[1] - times[0]
+        """The rotation nearest to all steps of the path that are as long as most are, and the mean of all weights turned back."""
+        steps = torch.tensor(times, dtype=torch.float64, device="cpu").diff()
+        step = steps.median()
+        alike = ((steps - step).abs() < 1e-6 * step.abs()).nonzero()[:, 0].tolist()
         for name, values in path.items():
             flat, out = values.flatten(2), values.shape[1]
-            u, _, v = torch.linalg.svd((flat[1:] @ flat[:-1].mT).sum(0))
+            u, _, v = torch.linalg.svd((flat[1:][alike] @ flat[:-1][alike].mT).sum(0))
             u[:, -1] *= torch.linalg.det(u @ v).sign()
-            generator = _logarithm(u @ v) / step
+            generator = _logarithm(u @ v) / float(step)
             self.angles[parameter_key(name)].data.copy_(generator.flatten()[_below(out, generator.device)])
         return {name: self._turned_back(name, values, times) for name, values in path.items()}
 

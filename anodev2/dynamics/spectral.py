@@ -79,6 +79,31 @@ def convolved(symbols: Tensor, weights: Tensor) -> Tensor:
     return moved.reshape(kernels, rows // kernels, times, places, -1, inner).permute(2, 0, 1, 4, 5, 3).reshape(times, *weights.shape)
 
 
+def growing(modes: Tensor, times: Sequence[float], table: Tensor) -> Tensor:
+    """Coefficients c, (rows, columns), with which ``modes`` grow by exp(t c table): exact where they do.
+
+    Sizes grow by the real part of the table, phases by the imaginary, at most half a turn from time to time: least squares in logarithms,
+    weighted by the size of what grows. ``modes``: (times, rows, kernels, modes), complex; ``table``: (columns, modes, 2).
+    """
+    step = torch.tensor(times, dtype=table.dtype, device=table.device).diff()[:, None, None]
+    power = modes.abs().square().sum(2).clamp(min=torch.finfo(table.dtype).tiny)
+    common = (modes[:-1].conj() * modes[1:]).sum(2)
+    weights = (power[1:] * power[:-1]).sqrt(), common.abs()
+    logarithms = (power[1:] / power[:-1]).log() / 2, common.angle()
+    normal, right = table.new_zeros(()), table.new_zeros(())
+    for weight, grown, part in zip(weights, logarithms, table.unbind(-1), strict=True):
+        normal = normal + ((weight * step**2).sum(0)[:, None] * part) @ part.mT
+        right = right + (weight * step * grown).sum(0) @ part.mT
+    return (torch.linalg.pinv(normal, hermitian=True) @ right[..., None])[..., 0]
+
+
+def began(modes: Tensor, times: Sequence[float], symbols: Tensor) -> Tensor:
+    """The start, (rows, kernels, modes), whose growth by exp(t symbol) passes nearest to ``modes``; ``symbols``: (rows, modes, 2)."""
+    t = torch.tensor(times, dtype=symbols.dtype, device=symbols.device)[:, None, None, None]
+    grown = torch.view_as_complex(t * symbols).exp()[:, :, None]
+    return (grown.conj() * modes).sum(0) / grown.abs().square().sum(0)
+
+
 def _places(space: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """The places of a kernel in rows, which are the numbers of its modes too, and the sizes of its axes."""
     whole = torch.cartesian_prod(*(torch.arange(size, device="cpu") for size in space)).reshape(-1, len(space))

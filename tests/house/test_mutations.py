@@ -1217,6 +1217,18 @@ MUTATIONS = {
         "pass",
         "test_zoo.py::test_a_group_goes_on_where_the_one_before_ends",
     ),
+    "groups fitted without the weights at their end": (
+        "dynamics/depth_groups.py",
+        "if begin <= time <= end)",
+        "if begin <= time < end)",
+        "test_convert.py::test_weights_that_follow_groups_of_any_dynamics_are_found_with_it[templates-thirds]",
+    ),
+    "modes that turn the other way in a fit": (
+        "dynamics/spectral.py",
+        "modes[:-1].conj() * modes[1:]",
+        "modes[:-1] * modes[1:].conj()",
+        "test_convert.py::test_weights_that_follow_groups_of_any_dynamics_are_found_with_it[mix-thirds]",
+    ),
     "a group at the time of the block": (
         "dynamics/depth_groups.py",
         "(t - self.starts[place], theta)",
