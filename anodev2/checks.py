@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from .problem import Problem, versions
 from .pytree import LEAF, Structure
+from .signature import takes
 from .solvers import Leaves, Method
 from .stepping import Adaptive, Grid, numbers
 from .torch_private import transformed
@@ -90,10 +91,12 @@ def warn_of_instability(func: Callable[..., Any], method: Method, grid: Grid, y:
         return
     if torch.get_default_device().type == "meta":  # what it computes would have no values
         return
-    limit = _limit_on_gpu(func, method) if y[0].is_cuda and isinstance(func, nn.Module) else _limit(func, method)
+    times = numbers(grid.times)
+    ends = (times[0], times[-1])
+    limit = _limit_on_gpu(func, method, ends) if y[0].is_cuda and isinstance(func, nn.Module) else _limit(func, method, ends)
     if limit is None:
         return
-    longest = max(abs(b - a) / count for (a, b), count in zip(pairwise(numbers(grid.times)), grid.counts, strict=True))
+    longest = max(abs(b - a) / count for (a, b), count in zip(pairwise(times), grid.counts, strict=True))
     if longest > limit * (1 + 1e-9):
         name = type(func).__name__
         if limit == 0:
@@ -106,12 +109,15 @@ def warn_of_instability(func: Callable[..., Any], method: Method, grid: Grid, y:
         warnings.warn(words, UserWarning, stacklevel=4)
 
 
-def _limit(func: Any, method: Method) -> float:
+def _limit(func: Any, method: Method, times: Sequence[float]) -> float:
+    """The smallest of those at these times, where func tells them of a time."""
     with torch.no_grad():
-        return float(func.max_stable_step(method))
+        if not takes(func.max_stable_step, "t"):
+            return float(func.max_stable_step(method))
+        return min(float(func.max_stable_step(method, t=t)) for t in times)
 
 
-def _limit_on_gpu(func: nn.Module, method: Method) -> float | None:
+def _limit_on_gpu(func: nn.Module, method: Method, times: Sequence[float]) -> float | None:
     """The largest stable step; None where it is not known by now."""
     tensors = [*func.parameters(), *func.buffers()]
     now, known = versions(tensors), _ASKED.setdefault(func, {})
@@ -128,5 +134,5 @@ def _limit_on_gpu(func: nn.Module, method: Method) -> float | None:
         patience = 2 * asked.patience
     if torch.cuda.is_current_stream_capturing():
         return None
-    known[method] = _Asked(_limit(func, method), [ref(tensor) for tensor in tensors], now, patience)
+    known[method] = _Asked(_limit(func, method, times), [ref(tensor) for tensor in tensors], now, patience)
     return known[method].limit

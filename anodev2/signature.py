@@ -19,6 +19,12 @@ def signature_of(func: Callable[..., Any]) -> inspect.Signature | None:
         return None
 
 
+def takes(func: Callable[..., Any], name: str) -> bool:
+    """Whether a function has a parameter of this name."""
+    signature = signature_of(func)
+    return signature is not None and name in signature.parameters
+
+
 def uncompiled(func: Any) -> Any:
     """The module inside torch.compile(module)."""
     while isinstance(inside := getattr(func, "_orig_mod", None), nn.Module):

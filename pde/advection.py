@@ -90,8 +90,8 @@ class Advection(Term):
         k = as_tensor(k)
         return -evaluate(self.speed, 0.0, lambda: k, k) * torch.complex(torch.zeros_like(k), k)
 
-    def extremes(self, u: Tensor | None) -> list[float]:
-        return extremes(self.speed, self.grid.points(self.like()))
+    def extremes(self, u: Tensor | None, t: float = 0.0) -> list[float]:
+        return extremes(self.speed, self.grid.points(self.like()), t)
 
     def frozen(self, value: float, k: Tensor) -> Tensor:
         return self._symbol(value, k)

@@ -173,10 +173,10 @@ def as_coefficient(value: float | tuple[float, ...]) -> float | Tensor:
     return torch.tensor(value, dtype=torch.float64, device="cpu") if isinstance(value, tuple) else value
 
 
-def extremes(value: Any, x: Tensor) -> list[float]:
-    """Smallest and largest value over points (and fields) at t = 0."""
+def extremes(value: Any, x: Tensor, t: float = 0.0) -> list[float]:
+    """Smallest and largest value over points (and fields) at time t."""
     if isinstance(value, int | float):
         return [float(value)]
     with torch.no_grad():
-        found = torch.as_tensor(evaluate(value, torch.zeros_like(x.reshape(-1)[0]), lambda: x, x), dtype=x.dtype, device=x.device)
+        found = torch.as_tensor(evaluate(value, torch.full_like(x.reshape(-1)[0], t), lambda: x, x), dtype=x.dtype, device=x.device)
         return sorted({found.min().item(), found.max().item()})

@@ -110,7 +110,7 @@ class ConservationLaw(Term):
     def exact_symbol(self, k: Tensor) -> Tensor:
         return self.symbol(k)
 
-    def extremes(self, u: Tensor | None) -> list[float]:
+    def extremes(self, u: Tensor | None, t: float = 0.0) -> list[float]:
         return [0.0 if u is None else self.fastest(u).max().item()]
 
     def frozen(self, value: float, k: Tensor) -> Tensor:

@@ -109,13 +109,12 @@ class Diffusion(Term):
         self.need_constant("the exact symbol")
         return evaluate(self.diffusivity, 0.0, lambda: k, k) * torch.complex(-(k**2), torch.zeros_like(k))
 
-    def extremes(self, u: Tensor | None) -> list[float]:
+    def extremes(self, u: Tensor | None, t: float = 0.0) -> list[float]:
         if self.linear:
-            return sorted({max(value, 0.0) for value in extremes(self.diffusivity, self.grid.points(self.like()))})
+            return sorted({max(value, 0.0) for value in extremes(self.diffusivity, self.grid.points(self.like()), t)})
         if u is None:
             return [0.0]
-        t = torch.zeros((), dtype=u.dtype, device=u.device)
-        return extremes(lambda *_: self._of_field(t, self.grid.points(u), u), u)
+        return extremes(lambda t, _: self._of_field(t, self.grid.points(u), u), u, t)
 
     def frozen(self, value: float, k: Tensor) -> Tensor:
         if self.constant or self.scheme == "spectral":

@@ -63,8 +63,8 @@ class Equation(nn.Module, ABC):
         """The state of the semi-discrete equation at ``times`` (elapsed since u), stacked in front; None without a closed form."""
 
     @abstractmethod
-    def max_stable_step(self, method: Any) -> float:
-        """The largest time step with which ``method`` lets no mode grow that the equation does not let grow."""
+    def max_stable_step(self, method: Any, *, t: float = 0.0) -> float:
+        """The largest step with which ``method`` lets no mode grow that the equation, as it is at time t, does not let grow."""
 
     def like(self) -> Tensor:
         """An empty float64 tensor where the coefficients live."""
@@ -196,16 +196,15 @@ class FieldEquation(Multiples, Equation):
         """Copies and pickles split anew: what is kept refers to this very equation."""
         return {**self.__dict__, "_split": None}
 
-    def max_stable_step(self, method: Any, u: Tensor | None = None) -> float:
+    def max_stable_step(self, method: Any, u: Tensor | None = None, *, t: float = 0.0) -> float:
         """The largest step with which ``method`` amplifies no mode: |R(h lambda)| <= 1 for the symbol lambda of every mode.
 
         Methods that treat the linear part of ``split()`` by themselves are judged on both parts. Between walls, and where coefficients
         vary, also the eigenvalues of the matrix count, on a few points of the same spacing: 0 where one of a rough mode has a positive
         real part, as with central differences at a speed that changes its sign; smooth modes that grow are the equation's own, and limit
-        nothing. Coefficients that vary are those of t = 0; in the symbol they are
-        frozen at their smallest and largest values: an estimate. Growing reaction and sources are left out; so is transport by u
-        itself unless u is given (Burgers), which is frozen at max |u|. For n > 1024 1024 modes stand for all. Infinite where nothing
-        limits h, and for fake and meta coefficients, which are not known.
+        nothing. Coefficients that vary are those of time t; in the symbol they are frozen at their smallest and largest values: an
+        estimate. Growing reaction and sources are left out; so is transport by u itself unless u is given (Burgers), which is frozen at
+        max |u|. For n > 1024 1024 modes stand for all. Infinite where nothing limits h, and for coefficients not finite, fake or meta.
 
         Source: Hairer, Wanner, Solving Ordinary Differential Equations II, IV.2; LeVeque, Finite Difference Methods, 9.
         """
@@ -213,13 +212,13 @@ class FieldEquation(Multiples, Equation):
             return math.inf
         terms = self.terms()
         with torch.no_grad():
-            values = [term.extremes(u) for term in terms]
+            values = [term.extremes(u, t) for term in terms]
             scale = max((abs(value) for found in values for value in found), default=0.0)
-            if scale == 0:
+            if scale == 0 or not all(math.isfinite(value) for found in values for value in found):
                 return math.inf
             values = [[value / scale for value in found] for found in values]  # symbols are linear in the coefficients
             known = not self.grid.periodic or not all(term.constant for term in terms)
-            along = [[scaled(profile, scale) for profile in profiles(term)] for term in terms if term.linear] if known else []
+            along = [[scaled(profile, scale) for profile in profiles(term, t)] for term in terms if term.linear] if known else []
         key = (method, *map(tuple, values), *map(tuple, along))
         return remembered(self._limits, key, lambda: self._limit(method, values, along)) / scale
 
@@ -276,12 +275,13 @@ class FieldEquation(Multiples, Equation):
         return FourierOperator(symbol, self.grid.n, near), PeriodicRest(self.grid, others)
 
     def _near(self, linear: Sequence[Term]) -> Callable[[], LinearOperator]:
-        """All linear terms with the coefficients of t = 0, for implicit methods; of many points on a circle with their means."""
+        """Linear terms with the coefficients of t = 0, if finite, for implicit methods; of many points on a circle with their means."""
+        known = lambda: [(term, found) for term in linear if all(map(math.isfinite, found := term.extremes(None)))]  # noqa: E731
         if self.grid.n <= NEAR or not self.grid.periodic:
-            return lambda: LinearOperator.of(_dense(linear, self.grid, self.like()))
+            return lambda: LinearOperator.of(_dense([term for term, _ in known()], self.grid, self.like()))
         k = self.grid.modes(self.like())
-        means = [(term, statistics.fmean(term.extremes(None))) for term in linear]
-        return lambda: FourierOperator(reduce(torch.add, [term.frozen(mean, k) for term, mean in means]), self.grid.n)
+        means = [(term, statistics.fmean(found)) for term, found in known()]
+        return lambda: FourierOperator(sum((term.frozen(mean, k) for term, mean in means), 0j * k), self.grid.n)
 
     def _exact_series(self, t: float | Tensor, u0: Tensor) -> Tensor:
         self.grid.check(u0)
@@ -333,8 +333,8 @@ class Term(FieldEquation):
         return None
 
     @abstractmethod
-    def extremes(self, u: Tensor | None) -> list[float]:
-        """The smallest and the largest value of its coefficient at t = 0 (around u, where it is not linear)."""
+    def extremes(self, u: Tensor | None, t: float = 0.0) -> list[float]:
+        """The smallest and the largest value of its coefficient at time t (around u, where it is not linear)."""
 
     @abstractmethod
     def frozen(self, value: float, k: Tensor) -> Tensor:

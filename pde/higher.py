@@ -72,8 +72,8 @@ class DerivativeTerm(Term):
         k = as_tensor(k)
         return self._factor(0.0, k) * torch.complex(torch.zeros_like(k), k) ** self.order
 
-    def extremes(self, u: Tensor | None) -> list[float]:
-        return extremes(getattr(self, self.coefficient), self.grid.points(self.like()))
+    def extremes(self, u: Tensor | None, t: float = 0.0) -> list[float]:
+        return extremes(getattr(self, self.coefficient), self.grid.points(self.like()), t)
 
     def frozen(self, value: float, k: Tensor) -> Tensor:
         return self.sign * value * self.difference.symbol(k, self.grid.spacing)
@@ -124,8 +124,8 @@ class Hyperdiffusion(DerivativeTerm):
             raise ValueError("nu of Hyperdiffusion must be a number or a tensor of shape (..., 1), the same at all points")
         need_at_least_0("nu", nu)
 
-    def extremes(self, u: Tensor | None) -> list[float]:
-        return sorted({max(value, 0.0) for value in super().extremes(u)})
+    def extremes(self, u: Tensor | None, t: float = 0.0) -> list[float]:
+        return sorted({max(value, 0.0) for value in super().extremes(u, t)})
 
     def _factor(self, t: Any, like: Tensor) -> Any:
         return self.sign * positive(evaluate(self.nu, t, lambda: like, like))
@@ -185,7 +185,7 @@ class Nonlinearity(Term):
     def exact_symbol(self, k: Tensor) -> Tensor:
         return self.symbol(k)
 
-    def extremes(self, u: Tensor | None) -> list[float]:
+    def extremes(self, u: Tensor | None, t: float = 0.0) -> list[float]:
         """Left out, as sources are."""
         return [0.0]
 

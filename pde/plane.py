@@ -126,7 +126,7 @@ class Plane(nn.Module):
 
         return (PlaneBlocks if self.several else PlaneModes)(self.symbol, self.shape), rest
 
-    def max_stable_step(self, method: Any) -> float:
+    def max_stable_step(self, method: Any, *, t: float = 0.0) -> float:
         """The largest step with which ``method`` amplifies no mode that the equation itself does not let grow; the reaction is left out.
 
         Where coefficients vary or there are walls an estimate, 1 / (1 / h_x + 1 / h_y) of the limits along both axes; infinite, not
@@ -134,7 +134,7 @@ class Plane(nn.Module):
         """
         stability = stability_function(method)
         if not self._known():
-            limits = [math.inf if self.several else part.max_stable_step(method) for part in (self.along_x, self.along_y)]
+            limits = [math.inf if self.several else part.max_stable_step(method, t=t) for part in (self.along_x, self.along_y)]
             return 0.0 if 0 in limits else 1 / found if (found := sum(1 / limit for limit in limits)) else math.inf
         if stability.acts_on != "whole":
             return math.inf

@@ -50,9 +50,9 @@ class Reaction(Term):
     def exact_symbol(self, k: Tensor) -> Tensor:
         return self.symbol(k)
 
-    def extremes(self, u: Tensor | None) -> list[float]:
+    def extremes(self, u: Tensor | None, t: float = 0.0) -> list[float]:
         """Growth is left out: no step is too long or too short for what is to grow."""
-        return sorted({min(rate, 0.0) for rate in extremes(self.rate, self.grid.points(self.like()))})
+        return sorted({min(rate, 0.0) for rate in extremes(self.rate, self.grid.points(self.like()), t)})
 
     def frozen(self, value: float, k: Tensor) -> Tensor:
         return torch.full_like(k, value, dtype=torch.complex128)
@@ -95,7 +95,7 @@ class Source(Term):
     def exact_symbol(self, k: Tensor) -> Tensor:
         return self.symbol(k)
 
-    def extremes(self, u: Tensor | None) -> list[float]:
+    def extremes(self, u: Tensor | None, t: float = 0.0) -> list[float]:
         return [0.0]
 
     def frozen(self, value: float, k: Tensor) -> Tensor:

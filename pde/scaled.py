@@ -73,11 +73,11 @@ class Scaled(Term):
     def exact_symbol(self, k: Tensor) -> Tensor:
         return self.factor * self.term.exact_symbol(k)
 
-    def extremes(self, u: Tensor | None) -> list[float]:
+    def extremes(self, u: Tensor | None, t: float = 0.0) -> list[float]:
         """Of a reaction what decays then."""
         if self.factor < 0 and isinstance(self.term, Reaction):
-            return sorted({max(rate, 0.0) for rate in extremes(self.term.rate, self.grid.points(self.like()))})
-        return self.term.extremes(u)
+            return sorted({max(rate, 0.0) for rate in extremes(self.term.rate, self.grid.points(self.like()), t)})
+        return self.term.extremes(u, t)
 
     def frozen(self, value: float, k: Tensor) -> Tensor:
         return self.factor * self.term.frozen(value, k)

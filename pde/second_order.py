@@ -115,8 +115,8 @@ class Absorbed(Term):
     def exact_symbol(self, k: Tensor) -> Tensor:
         return self.symbol(k)
 
-    def extremes(self, u: Tensor | None) -> list[float]:
-        return extremes(self.speed, self.grid.points(self.like()))
+    def extremes(self, u: Tensor | None, t: float = 0.0) -> list[float]:
+        return extremes(self.speed, self.grid.points(self.like()), t)
 
     def frozen(self, value: float, k: Tensor) -> Tensor:
         return torch.zeros_like(k, dtype=torch.complex128)

@@ -43,12 +43,12 @@ def some_modes(grid: Grid1D) -> Tensor:
     return k if grid.n <= MODES else k[torch.linspace(0, len(k) - 1, MODES).round().long().clamp(max=len(k) - 1)]
 
 
-def profiles(term: Term) -> list[Profile]:
-    """The coefficient at t = 0: numbers where it is constant, else its values in the fields that have its extremes, on ``few`` points."""
+def profiles(term: Term, t: float = 0.0) -> list[Profile]:
+    """The coefficient at time t: numbers where it is constant, else its values in the fields that have its extremes, on ``few`` points."""
     x = term.grid.points(term.like())
-    values = evaluate(getattr(term, term.coefficient), torch.zeros_like(x[0]), lambda: x, x)
+    values = evaluate(getattr(term, term.coefficient), torch.full_like(x[0], t), lambda: x, x)
     if not isinstance(values, Tensor) or values.ndim == 0 or values.shape[-1] == 1:
-        return list(term.extremes(None))
+        return list(term.extremes(None, t))
     rows = values.expand(*values.shape[:-1], term.grid.n).reshape(-1, term.grid.n)
     rows = rows[sorted({int(rows.amin(1).argmin()), int(rows.amax(1).argmax())})]
     if term.grid.n > VARYING:

@@ -174,7 +174,7 @@ class System(Multiples, Equation):
         """Copies split anew."""
         return {**self.__dict__, "_split": None}
 
-    def max_stable_step(self, method: Any, u: Any = None) -> float:
+    def max_stable_step(self, method: Any, u: Any = None, *, t: float = 0.0) -> float:
         """The largest step with which ``method`` amplifies no mode that the equation itself does not let grow.
 
         By the eigenvalues of the matrix of each mode, and between walls or where coefficients vary also of that of a few points. A
@@ -187,8 +187,8 @@ class System(Multiples, Equation):
         with torch.no_grad():
             each = self._each()
             if self._decoupled(self.pairs):
-                return min(equation.max_stable_step(method) for equation in each.values())
-            return coupled_limit(method, {pair: equation.terms() for pair, equation in each.items()}, self.grids)
+                return min(equation.max_stable_step(method, t=t) for equation in each.values())
+            return coupled_limit(method, {pair: equation.terms() for pair, equation in each.items()}, self.grids, t)
 
     def system(self) -> System:
         """Itself."""

@@ -23,18 +23,19 @@ from .stability import POINTS, ROUND_OFF, VARYING, Profile, few, limiting, profi
 Placed = tuple[Pair, Term]
 
 
-def coupled_limit(method: Any, terms: Mapping[Pair, Sequence[Term]], grids: Sequence[Grid1D]) -> float:
+def coupled_limit(method: Any, terms: Mapping[Pair, Sequence[Term]], grids: Sequence[Grid1D], t: float = 0.0) -> float:
     """The smallest of the limits by modes and, with walls or coefficients that vary, by matrices of a few points."""
     stability, limit, grown = stability_function(method), math.inf, False
     placed = [(pair, term) for pair, each in terms.items() for term in each if term.linear]
     if stability.acts_on != "whole":
         placed = [(pair, term) for pair, term in placed if not term.constant]
-    if not placed:
+    values = [_values(term, t) for _, term in placed]
+    if not placed or not all(math.isfinite(value) for found in values for value in found):
         return math.inf
     k = some_modes(grids[0])
-    for chosen in itertools.product(*(_values(term) for _, term in placed)):
+    for chosen in itertools.product(*values):
         eigenvalues = torch.linalg.eigvals(
-            _summed(placed, [t.frozen(v, k) for (_, t), v in zip(placed, chosen, strict=True)], len(grids), True)
+            _summed(placed, [term.frozen(v, k) for (_, term), v in zip(placed, chosen, strict=True)], len(grids), True)
         )
         largest = eigenvalues.abs().max()
         grown = grown or bool((eigenvalues.real > ROUND_OFF * largest).any())
@@ -43,7 +44,8 @@ def coupled_limit(method: Any, terms: Mapping[Pair, Sequence[Term]], grids: Sequ
     if limit == 0 or stability.acts_on != "whole" or (grids[0].periodic and constant):
         return limit
     small = [few(grid, POINTS if constant else VARYING) for grid in grids]
-    for chosen in itertools.product(*(_values(term) if term.constant else profiles(term) for _, term in placed)):
+    along = [found if term.constant else profiles(term, t) for found, (_, term) in zip(values, placed, strict=True)]
+    for chosen in itertools.product(*along):
         made = [_on(term, small[j], value) for ((_, j), term), value in zip(placed, chosen, strict=True)]
         found = _summed(placed, [Sum(term).matrix() for term in made], len(grids), False)
         limit = min(limit, stability.limit(_not_growing(torch.linalg.eigvals(found)) if grown else limiting(found, len(grids))))
@@ -62,10 +64,10 @@ def _not_growing(eigenvalues: Tensor) -> Tensor:
     return torch.complex(eigenvalues.real.clamp(max=0), eigenvalues.imag)
 
 
-def _values(term: Term) -> list[float]:
+def _values(term: Term, t: float) -> list[float]:
     """The extremes of the coefficient: of a reaction what it is, for between two fields its sign is no growth."""
     own = term.term if isinstance(term, Scaled) else term
-    return extremes(own.rate, own.grid.points(own.like())) if isinstance(own, Reaction) else own.extremes(None)
+    return extremes(own.rate, own.grid.points(own.like()), t) if isinstance(own, Reaction) else own.extremes(None, t)
 
 
 def _on(term: Term, grid: Grid1D, value: Profile) -> Term:

@@ -128,18 +128,18 @@ class Wave(Multiples, Equation):
         found = dense_flow(self._matrix(c, u), torch.cat([torch.zeros_like(pushed), pushed], -1), both, times)
         return found[..., : self.grid.n], found[..., self.grid.n :]
 
-    def max_stable_step(self, method: Any) -> float:
+    def max_stable_step(self, method: Any, *, t: float = 0.0) -> float:
         """The largest step with which ``method`` amplifies no mode: |R(+-i w h)| <= 1 for all frequencies w of the grid.
 
-        A speed that varies is frozen at its largest size at t = 0: an estimate. Between walls the eigenvalues of the second derivative
+        A speed that varies is frozen at its largest size at time t: an estimate. Between walls the eigenvalues of the second derivative
         on at most 32 points of the same spacing count too. 0 for methods that are stable nowhere on the imaginary axis (Euler,
         midpoint), infinite for fake and meta tensors.
         """
         if not present(self.like()):
             return math.inf
         with torch.no_grad():
-            c = max(abs(value) for value in extremes(self.speed, self.grid.points(self.like())))
-        return math.inf if c == 0 else remembered(self._limits, method, lambda: self._limit(method)) / c
+            c = max(abs(value) for value in extremes(self.speed, self.grid.points(self.like()), t))
+        return math.inf if c == 0 or not math.isfinite(c) else remembered(self._limits, method, lambda: self._limit(method)) / c
 
     def _limit(self, method: Any) -> float:
         """That for c = 1."""

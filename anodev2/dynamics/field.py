@@ -10,6 +10,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from ..signature import takes
 from ..system import check_call
 from .dynamics import Dynamics, Theta, parameter_key, refuse_another
 
@@ -97,10 +98,10 @@ class FieldDynamics(Dynamics):
             path[name] = self._weight(values[0] if self.paired else values, w)
         return path
 
-    def max_stable_step(self, method: Any) -> float:
-        """That of the equation; infinite where it tells none."""
+    def max_stable_step(self, method: Any, *, t: float = 0.0) -> float:
+        """That of the equation, at time t where it asks for one; infinite where it tells none."""
         limit = getattr(self.equation, "max_stable_step", None)
-        return math.inf if limit is None else limit(method)
+        return math.inf if limit is None else limit(method, **({"t": t} if takes(limit, "t") else {}))
 
     def _velocities(self, theta: Theta) -> Theta:
         return {name: self.velocity[parameter_key(name)] for name in theta} if self.paired else {}

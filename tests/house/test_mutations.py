@@ -1012,6 +1012,18 @@ MUTATIONS = {
         "(values.abs() > 0)",
         "test_pde_stability.py::test_what_the_equation_lets_grow_limits_no_step",
     ),
+    "a preconditioner that is not finite": (
+        "../pde/equation.py",
+        "for term, _ in known()]",
+        "for term in linear]",
+        "test_pde_stability.py::test_a_diffusivity_that_is_infinite_at_first_is_solved_from_later_on",
+    ),
+    "steps judged by the coefficients of another time": (
+        "checks.py",
+        "method, t=t)",
+        "method, t=0)",
+        "test_pde_stability.py::test_steps_are_judged_by_the_first_and_the_last_time",
+    ),
     "growth of the scheme taken for the equation's": (
         "../pde/stability.py",
         "~(smooth & (values.real > 0))",
@@ -1020,8 +1032,8 @@ MUTATIONS = {
     ),
     "a velocity counted as growth": (
         "../pde/system_stability.py",
-        "if isinstance(own, Reaction) else own.extremes(None)",
-        "if False else own.extremes(None)",
+        "if isinstance(own, Reaction) else own.extremes(None, t)",
+        "if False else own.extremes(None, t)",
         "test_pde_systems.py::test_the_largest_stable_step_is_where_the_matrix_says",
     ),
     "a velocity that is a copy": ("../pde/second_order.py", "        return u\n", "        return 1.0 * u\n", "test_pde_systems.py"),
@@ -1064,7 +1076,7 @@ MUTATIONS = {
     ),
     "a diffusivity of the field that limits no step": (
         "../pde/diffusion.py",
-        "return extremes(lambda *_: self._of_field(t, self.grid.points(u), u), u)",
+        "return extremes(lambda t, _: self._of_field(t, self.grid.points(u), u), u, t)",
         "return [0.0]",
         "test_pde_of_the_field.py",
     ),

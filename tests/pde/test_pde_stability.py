@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from anodev2 import METHODS, Tableau, odeint
+from anodev2 import METHODS, FieldDynamics, Tableau, odeint
 from anodev2.pde import (
     Advection,
     AdvectionDiffusionReaction,
@@ -21,8 +21,10 @@ from anodev2.pde import (
     Closed,
     Diffusion,
     Dirichlet,
+    Dispersion,
     Grid1D,
     Neumann,
+    Plane,
     Reaction,
     Robin,
     Slope,
@@ -261,6 +263,58 @@ def test_what_a_scheme_lets_grow_makes_no_step_stable(name: str, n: int) -> None
     equation = ROUGH[name](n)
     assert torch.linalg.eigvals(equation.matrix()).real.max() > 0.1
     assert equation.max_stable_step("rk4") == 0
+
+
+WALLS = Grid1D(24, 2.0, (Slope(), Slope()))
+IN_TIME: dict[str, Callable[[Any], Any]] = {
+    "advection": lambda c: Advection(GRID, c, "upwind3"),
+    "advection between walls": lambda c: Advection(WALLS, c, "upwind1", conservative=True) + Diffusion(WALLS, 0.01),
+    "diffusion": lambda c: Diffusion(GRID, c),
+    "diffusion between walls": lambda c: Diffusion(WALLS, c) + Reaction(WALLS, c),
+    "a multiple": lambda c: 2 * Diffusion(GRID, c) - Reaction(GRID, c),
+    "dispersion": lambda c: Dispersion(GRID, c, "central2"),
+    "wave": lambda c: Wave(GRID, c),
+    "waves of a system": lambda c: 0.5 * Wave(WALLS, c),
+    "fields that feel each other": lambda c: System(
+        {"u": {"u": Diffusion(WALLS, c), "v": Reaction(WALLS, 1.0)}, "v": Diffusion(WALLS, 0.1)}
+    ),
+    "plane": lambda c: Plane(Diffusion(GRID, c), Diffusion(WALLS, c)),
+    "weights": lambda c: FieldDynamics(Diffusion(GRID, c), "o i -> o i"),
+}
+FACTORS: dict[str, Callable[[Any], Any]] = {
+    "from 0 on": lambda t: t / 2,
+    "infinite at 0": lambda t: 2 / t,
+    "not a number at 0": lambda t: (t - 1) ** 0.5,
+}
+
+
+@pytest.mark.parametrize("factor", FACTORS)
+@pytest.mark.parametrize("name", IN_TIME)
+def test_coefficients_are_those_of_the_time_that_is_asked_for(name: str, factor: str) -> None:
+    """All are 1 at t = 2; at t = 0 nothing is known of them, or they are 0."""
+    field = lambda t, x: FACTORS[factor](t) * torch.ones_like(x)
+    for varying in (field, lambda t, x: FACTORS[factor](t)):
+        assert IN_TIME[name](varying).max_stable_step("rk4", t=2.0) == pytest.approx(IN_TIME[name](1.0).max_stable_step("rk4"), rel=1e-3)
+        assert IN_TIME[name](varying).max_stable_step("rk4") > 0
+
+
+@pytest.mark.parametrize("grid", [GRID, WALLS], ids=["periodic", "walls"])
+@pytest.mark.parametrize("method", ["rk4", "imex3", "implicit_midpoint"])
+def test_a_diffusivity_that_is_infinite_at_first_is_solved_from_later_on(method: str, grid: Grid1D) -> None:
+    """D = a / t: a cosine falls by t^(-a k^2), k^2 that of the differences; D = a t by exp(-a k^2 t^2 / 2)."""
+    x, k = points(grid), math.pi if grid is GRID else math.pi / 2
+    square = (2 / grid.spacing * math.sin(k * grid.spacing / 2)) ** 2
+    for diffusivity, fallen in ((lambda t, x: 0.02 / t, math.log(3.0)), (lambda t, x: 0.02 * t, 4.0)):
+        u = odeint(Diffusion(grid, diffusivity), torch.cos(k * x), [1.0, 3.0], method=method, steps=60)[-1]
+        torch.testing.assert_close(u, torch.cos(k * x) * math.exp(-0.02 * square * fallen), rtol=0, atol=2e-5)
+
+
+def test_steps_are_judged_by_the_first_and_the_last_time() -> None:
+    """A speed that grows from 0, and one that falls to 0: both are too fast for such steps at one end."""
+    for speed in (lambda t, x: t, lambda t, x: 1 - t):
+        with pytest.warns(UserWarning, match="beyond the largest stable one"):
+            odeint(Advection(GRID, speed, "upwind1"), torch.ones(16, dtype=torch.float64), [0.0, 1.0], steps=5)
+        odeint(Advection(GRID, speed, "upwind1"), torch.ones(16, dtype=torch.float64), [0.0, 1.0], steps=8)
 
 
 def test_growing_reaction_is_left_out() -> None:
