@@ -280,7 +280,7 @@ class Problem:
         if split is None or not isinstance(grid, Grid):
             return self, args
         lengths, first = repeated(grid)
-        linear, v = split.linear, split.linear.forward(y0[0].new_empty(0, *y0[0].shape[-1:]))
+        linear, v = split.linear, split.linear.sample(y0[0])
         tables = [linear.kept((self.method, h), v, partial(self.method.prepare, linear, h)) for h in first]
         field = copy(self.field)
         field.parts, field.lengths = split, lengths or None

@@ -26,6 +26,9 @@ class Blocks(LinearOperator):
         super().__init__(lambda: self.dense.eigenvalues, near)
         self.shape, self.packed = shape, packed
 
+    def sample(self, u: Tensor) -> Tensor:
+        return self.forward(u.new_empty(0, *u.shape[-1:]))
+
     def apply(self, table: Any, v: Tensor) -> Tensor:
         return self.dense.apply(table, v)
 

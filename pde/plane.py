@@ -212,6 +212,9 @@ class PlaneModes(LinearOperator):
         super().__init__(symbol)
         self.shape = shape
 
+    def sample(self, u: Tensor) -> Tensor:
+        return self.forward(u.new_empty(0, *u.shape[-1:]))
+
     def forward(self, u: Tensor) -> Tensor:
         return torch.fft.rfft2(u) if u.numel() else torch.complex(u, u)
 

@@ -191,8 +191,7 @@ class Graphs:
         if self.complex is None:
             split = field.split()
             assert split is not None  # checked when the problem was made
-            with torch.no_grad():
-                self.complex = split.linear.forward(y[0].new_empty(0, *y[0].shape[-1:])).is_complex()
+            self.complex = split.linear.sample(y[0]).is_complex()
             if self.complex:
                 warnings.warn(
                     f"compile=True has no effect with {method.name} here, the solve goes on without: its steps are taken in Fourier modes, "

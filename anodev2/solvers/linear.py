@@ -58,6 +58,11 @@ class LinearOperator(ABC):
     def inverse(self, v: Tensor) -> Tensor:
         """The field u of coordinates v."""
 
+    def sample(self, u: Tensor) -> Tensor:
+        """Coordinates of which only type and device matter, beside those of u; where fields without elements have some, of such a one."""
+        with torch.no_grad():
+            return self.forward(u)
+
     def __call__(self, u: Tensor) -> Tensor:
         """L u."""
         v = self.forward(u)
@@ -129,6 +134,9 @@ class FourierOperator(LinearOperator):
     def symbol(self) -> Tensor:
         """The eigenvalue of each real Fourier mode."""
         return self.eigenvalues
+
+    def sample(self, u: Tensor) -> Tensor:
+        return self.forward(u.new_empty(0, *u.shape[-1:]))
 
     def forward(self, u: Tensor) -> Tensor:
         if u.is_complex():

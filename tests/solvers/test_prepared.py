@@ -62,6 +62,45 @@ class Sines(LinearOperator):
         return v @ self.basis
 
 
+class Free(nn.Module):
+    """du/dt = i c u_xx + i |u|^2 u / 5 of complex u on a ring: by a transform of one's own, or by its matrix."""
+
+    def __init__(self, c: Tensor, matrix: bool) -> None:
+        super().__init__()
+        self.c, self.matrix, self.k = c, matrix, torch.fft.fftfreq(N, 1 / N, dtype=torch.float64)
+
+    def split(self) -> tuple[Any, Any]:
+        rates = -1j * self.c * self.k**2
+        modes = torch.fft.fft(torch.eye(N, dtype=torch.complex128)) / math.sqrt(N)
+        return modes.mH @ torch.diag(rates) @ modes if self.matrix else Modes(rates), lambda t, u: 0.2j * u.abs() ** 2 * u
+
+    def forward(self, t: Tensor, u: Tensor) -> Tensor:
+        linear, rest = self.split()
+        return linear(u) + rest(t, u)
+
+
+class Modes(LinearOperator):
+    """An operator of a user's own, which torch.fft computes: not of a field without elements."""
+
+    def forward(self, u: Tensor) -> Tensor:
+        return torch.fft.fft(u)
+
+    def inverse(self, v: Tensor) -> Tensor:
+        return torch.fft.ifft(v)
+
+
+@pytest.mark.parametrize("shape", [(), (2,), (2, 1)], ids=str)
+@pytest.mark.parametrize("method", ["exponential_euler", "etdrk4", "imex1", "imex2", "imex3"])
+def test_a_transform_of_ones_own_is_its_matrix(method: str, shape: tuple[int, ...]) -> None:
+    found = []
+    for matrix in (True, False):
+        u0 = torch.polar(torch.linspace(1, 2, N).double(), torch.linspace(0, 3, N).double()).expand(*shape, N).clone().requires_grad_()
+        c = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
+        u = odeint(Free(c, matrix), u0, [0.0, 0.1, 0.25], method=method, steps=2)
+        found.append([u, *torch.autograd.grad((u.real * u.imag).sum(), [u0, c])])
+    torch.testing.assert_close(found[1], found[0], rtol=1e-11, atol=1e-12)
+
+
 @pytest.mark.parametrize("kind", ["matrix", "sines"])
 @pytest.mark.parametrize("times", TIMES)
 @pytest.mark.parametrize("method", RATIONAL)
