@@ -3,6 +3,8 @@
 Nothing else knows: schedules keep the states between runs and redo runs, and autograd meets one node per run, whose backward
 pass is compiled too. The times of the steps are a tensor, so that one graph serves every run of its length; only where f
 takes the number of the step has each run a graph of its own. What is compiled for a func is kept as long as func lives.
+
+Without gradients a run is a loop: one graph of one step, which goes round as often as there are steps.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from ..stepping import Grid, Step, Time, as_count
 from ..tables import kept
 from ..torch_private import compile_errors, options_of_mode
 
+LONGEST = 1024  # steps of a loop that is one graph
 METHODS = 16  # whose graphs are kept for one func; those of the oldest go
 
 
@@ -38,6 +41,9 @@ class Compile:
     One graph forward and one backward for up to ``steps`` steps, used by every run of so many steps of every solve with the same
     func. More steps per graph are a little faster and take longer to compile (half a second per evaluation of a small f); torch caches
     graphs on disk across processes. ``CheckpointAdjoint`` then keeps states between runs and holds the graph of one run.
+
+    Under ``torch.no_grad`` on the CPU one step is compiled, in a loop that takes up to 1,024 of them in one call, whatever ``steps`` from
+    2 on; not where func takes the number of the ``step``, nor with methods that split func.
 
     What cannot be compiled (see the warning) runs as it is. With ``slots=``, tensors with a history go into args: by closure they are
     refused.
@@ -141,6 +147,7 @@ class CompiledSteps(Method):
     inner: Method
     options: Compile
     graphs: Graphs = field(compare=False)
+    looped: bool = False
 
     def __post_init__(self) -> None:
         for name in ("name", "order", "nodes", "splits"):
@@ -148,18 +155,45 @@ class CompiledSteps(Method):
 
     def step(self, field: Any, step: Step, y: Leaves) -> list[Tensor]:
         assert isinstance(step, SeveralSteps) and isinstance(field, Given)
-        vector, args = field.field, field.args
-        if self.graphs.refused or self.graphs.complex_coordinates(self, field, y):
+        if self.graphs.complex_coordinates(self, field, y):
             return _eagerly(self.inner, field, step, y)
+        if self.looped:
+            if (end := self._loop(field, step, y)) is not None:
+                return end
+            for start in range(0, len(step.inner), self.options.steps):
+                y = self._unrolled(field, replace(step, inner=step.inner[start : start + self.options.steps]), y)
+            return list(y)
+        return self._unrolled(field, step, y)
+
+    def _loop(self, field: Given, step: SeveralSteps, y: Leaves) -> list[Tensor] | None:
+        """Without gradients: all steps in one call; None where the compiler has no loop for them."""
+        if self.graphs.unrolled:
+            return None
+        vector, count = field.field, len(step.inner)
+        times, limits = _times_of(step.inner, vector, LONGEST), _limits_of(step.inner, vector, LONGEST)
+        case = (vector.structure, vector.time_dtype, limits is None)
+        _, run = self.graphs.of(self.inner, self.options, case, _loop)
+        before, counted = versions(y), vector.evaluations
+        try:
+            vector.evaluations += count * len(self.nodes)
+            end = run(vector, self.inner, field.args, torch.tensor(count), times, limits, *(leaf.contiguous() for leaf in y))
+        except compile_errors():
+            vector.evaluations, self.graphs.unrolled = counted, True
+            return None
+        refuse_changed(before, y)
+        return end
+
+    def _unrolled(self, field: Given, step: SeveralSteps, y: Leaves) -> list[Tensor]:
+        """The steps one after the other in one graph, with its backward pass."""
+        if self.graphs.refused:
+            return _eagerly(self.inner, field, step, y)
+        vector, args = field.field, field.args
         count, first = len(step.inner), step.inner[0].number if "step" in vector.call.names else 0
-        times = _tensor_of([step.inner[0].time(0.0), *(one.time(1.0) for one in step.inner)], vector)
+        times, limits = _times_of(step.inner, vector), _limits_of(step.inner, vector)
         tables = [vector.table(args, one.dt) for one in step.inner]
-        limits = None
-        if step.inner[0].limits is not None:
-            limits = kept(_times, tuple(one.limits for one in step.inner), vector.device)
         kinds = (limits is None, *((tensor.requires_grad, tensor.is_leaf) for tensor in (times, *y)))
         case = (vector.structure, vector.time_dtype, count, first, torch.is_grad_enabled(), kinds)
-        first_time, run = self.graphs.of(self.inner, self.options, case)
+        first_time, run = self.graphs.of(self.inner, self.options, case, _run)
         before = versions(y)
         own = args if vector.lengths is None else (*vector.own(args), tables)
         counted = vector.evaluations
@@ -181,7 +215,7 @@ class Graphs:
 
     def __init__(self) -> None:
         self.by: dict[int, tuple[Method | Tableau, dict[Hashable, Callable[..., list[Tensor]]]]] = {}
-        self.refused = False
+        self.refused = self.unrolled = False
         self.complex: bool | None = None
 
     def complex_coordinates(self, method: CompiledSteps, field: Given, y: Leaves) -> bool:
@@ -201,18 +235,22 @@ class Graphs:
                 )
         return self.complex
 
-    def of(self, method: Method, options: Compile, case: tuple[Hashable, ...]) -> tuple[bool, Callable[..., list[Tensor]]]:
-        """Whether it is new, and the compiled run of a case; torch tells shapes, types and the state of func apart."""
+    def of(
+        self, method: Method, options: Compile, case: tuple[Hashable, ...], steps: Callable[..., list[Tensor]]
+    ) -> tuple[bool, Callable[..., list[Tensor]]]:
+        """Whether it is new, and the compiled function ``steps`` of a case; torch tells shapes, types and the state of func apart."""
         plain = type(method) is RungeKutta  # found by its name it is made anew each time, from the same tableau
         lasting = method.tableau if plain else method  # pyright: ignore[reportAttributeAccessIssue]
         runs = self.by.setdefault(id(lasting), (lasting, {}))[1]  # a tableau takes long to hash; kept, its id stays its own
         while len(self.by) > METHODS:  # those that are made anew for each call
             del self.by[next(iter(self.by))]
-        key = options, case
+        key = steps, options, case
         new = key not in runs
         if new:
-            own = types.FunctionType(_run.__code__.replace(), globals())  # torch counts what it compiles per code object
+            own = types.FunctionType(steps.__code__.replace(), globals())  # pyright: ignore[reportFunctionMemberAccess]  # torch counts what it compiles per code object
             inner: dict[str, Any] = options_of_mode(options.mode) if options.mode else {}
+            if steps is _loop and options.backend == "inductor":
+                inner["cpp_wrapper"] = True  # nothing is called from Python in the loop
             if plain:  # a tableau does not change
                 inner["guard_filter_fn"] = _worth_guarding
             runs[key] = torch.compile(own, fullgraph=True, dynamic=False, backend=options.backend, options=inner)
@@ -250,9 +288,18 @@ def compiled(problem: Problem, options: Compile) -> Problem:
     except TypeError:
         name = type(func).__name__
         raise TypeError(f"compile=True needs a func that can be found again, a function, method or nn.Module, got a {name}") from None
-    runs = Runs(grid.times, grid.counts, grid.wanted, jumps=grid.jumps, before=grid.before, longest=options.steps)
+    looped = options.steps > 1 and not graphs.unrolled and _loops(problem)
+    longest = LONGEST if looped else options.steps
+    runs = Runs(grid.times, grid.counts, grid.wanted, jumps=grid.jumps, before=grid.before, longest=longest)
     watch = None if problem.watch is None else partial(_watched, problem.watch)
-    return replace(problem, method=CompiledSteps(problem.method, options, graphs), stepping=runs, watch=watch)
+    return replace(problem, method=CompiledSteps(problem.method, options, graphs, looped), stepping=runs, watch=watch)
+
+
+def _loops(problem: Problem) -> bool:
+    """Whether one graph may loop over its steps: there is nothing to differentiate, they are alike, and no device waits for a condition."""
+    field = problem.field
+    alike = not problem.method.splits and field.lengths is None and "step" not in field.call.names
+    return alike and field.device.type == "cpu" and not torch.is_grad_enabled()
 
 
 def _watched(watch: Callable[..., Any], run: SeveralSteps, y: Leaves, y_next: Leaves) -> Any:
@@ -285,10 +332,37 @@ def _run(
     return end
 
 
-def _tensor_of(times: list[Time], field: VectorField) -> Tensor:
+def _loop(
+    field: VectorField, method: Method, args: tuple[Any, ...], count: Tensor, times: Tensor, limits: Tensor | None, *y: Tensor
+) -> list[Tensor]:
+    def more(done: Tensor, *_: Tensor) -> Tensor:
+        return done < count
+
+    def body(done: Tensor, *y: Tensor) -> tuple[Tensor, ...]:
+        ends = times.index_select(0, torch.stack([done, done + 1]))
+        held = None if limits is None else limits.index_select(0, done.reshape(1))[0]
+        step = Step(0, (ends[0], ends[1]), 0, 0, 1, limits=None if held is None else (held[0], held[1]))
+        end = method.step(Given(field, args), step, list(y))
+        return done + 1, *(leaf.contiguous() for leaf in end)
+
+    return list(torch.while_loop(more, body, (torch.zeros((), dtype=torch.int64), *y))[1:])
+
+
+def _times_of(steps: Sequence[Step], field: VectorField, length: int = 0) -> Tensor:
+    """Between the steps, the last one repeated for a loop of such a ``length``."""
+    times = [steps[0].time(0.0), *(one.time(1.0) for one in steps)]
+    times += times[-1:] * (length - len(steps))
     if any(isinstance(time, Tensor) for time in times):
         return torch.stack(torch.broadcast_tensors(*(field.time(time) for time in times)))
     return kept(_times, tuple(map(float, times)), field.device)
+
+
+def _limits_of(steps: Sequence[Step], field: VectorField, length: int = 0) -> Tensor | None:
+    """Within which f is asked in each step."""
+    if steps[0].limits is None:
+        return None
+    limits = [one.limits for one in steps]
+    return kept(_times, tuple(limits + limits[-1:] * (length - len(steps))), field.device)
 
 
 def _times(times: tuple[Any, ...], device: torch.device) -> Tensor:

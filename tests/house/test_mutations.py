@@ -1315,6 +1315,18 @@ MUTATIONS = {
         ")",
         "test_compiled.py::test_a_compiled_solve_that_ends_early_is_the_plain_one",
     ),
+    "a compiled loop takes its first step again and again": (
+        "integrate/compiled.py",
+        "times.index_select(0, torch.stack([done, done + 1]))",
+        "times.index_select(0, torch.stack([0 * done, 0 * done + 1]))",
+        "test_compiled.py::test_a_simulation_is_one_call_of_a_compiled_loop",
+    ),
+    "what has no loop is not compiled": (
+        "integrate/compiled.py",
+        "vector.evaluations, self.graphs.unrolled = counted, True",
+        "self.graphs.refused = self.graphs.unrolled = True",
+        "test_compiled.py::test_steps_without_a_loop_are_unrolled",
+    ),
     "a last piece without a step has no end": (
         "pieces.py",
         'kind in ("steps", "end")]',

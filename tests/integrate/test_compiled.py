@@ -428,3 +428,82 @@ def test_what_a_compiled_func_captures_is_freed_with_it() -> None:
     use()
     gc.collect()
     assert [ref() for ref in gone] == [None, None]
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the functions that are compiled, at each call of one."""
+    called, real = list[str](), torch.compile
+
+    def counting(run: Any, **options: Any) -> Any:
+        fast = real(run, **options)
+        return lambda *args: (called.append(run.__name__), fast(*args))[1]
+
+    monkeypatch.setattr(torch, "compile", counting)
+    return called
+
+
+def test_a_simulation_is_one_call_of_a_compiled_loop(calls: list[str]) -> None:
+    """From one output to the next, however many steps that are, with times of its own for each."""
+    torch._dynamo.utils.counters.clear()
+    f, y0 = Field(), torch.randn(2, 3, dtype=torch.float64)
+    with torch.no_grad():
+        for steps in (2, 40):
+            fast = odeint(f, y0, [0.0, 0.5, 2.0], steps=steps, method="midpoint", compile=TRACED)
+            torch.testing.assert_close(fast, odeint(f, y0, [0.0, 0.5, 2.0], steps=steps, method="midpoint"), rtol=1e-13, atol=1e-14)
+            assert calls == ["_loop"] * 2
+            calls.clear()
+        solution = solve(f, y0, [0.0, 1.0], steps=1200, method="midpoint", compile=TRACED)
+        assert len(calls) == 2 and solution.stats.evaluations_forward == 2400 and solution.stats.accepted == 1200  # 1,024 at a time
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    y0.requires_grad_()
+    odeint(f, y0, [0.0, 1.0], steps=3, method="midpoint", adjoint="direct", compile=TRACED)[-1].sum().backward()
+    assert calls[2:] == ["_run"]  # which has a backward pass
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("jumps", [False, True], ids=["", "breaks"])
+@pytest.mark.parametrize("method", ["leapfrog", "dopri5"])
+def test_what_a_loop_carries(method: str, jumps: bool, calls: list[str]) -> None:
+    """States of several leaves, kinds and orders in memory, complex ones, and the side of a break that f is asked for."""
+    q = torch.randn(3, 4, dtype=torch.float64).T
+    f = lambda t, y: {"q": y["v"] * (1.0 + (t >= 0.5)), "v": -y["q"]} if isinstance(y, dict) else 1j * y * (t >= 0.5)
+    starts: list[Any] = [{"q": q, "v": q + 1}] + ([] if method == "leapfrog" else [q + 1j])
+    options: dict[str, Any] = {"steps": 6, "method": method, "breaks": [0.5] if jumps else None}
+    with torch.no_grad():
+        for y0 in starts:
+            fast, plain = (odeint(f, y0, [0.0, 0.75, 1.0], compile=compile, **options) for compile in (TRACED, False))
+            torch.testing.assert_close(fast, plain, rtol=1e-13, atol=1e-14)
+    assert set(calls) == {"_loop"}
+
+
+@pytest.mark.slow
+def test_generated_loops_draw_anew_and_move_statistics_in_each_step() -> None:
+    class Noise(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.drop, self.norm = nn.Dropout(), nn.BatchNorm1d(8)
+
+        def forward(self, t: Any, y: Tensor) -> Tensor:
+            self.norm(t + y.new_ones(64, 1) * torch.arange(8.0))
+            return self.drop(torch.ones_like(y))
+
+    f, plain, y0 = Noise(), Noise(), torch.zeros(64, 8)
+    with torch.no_grad():
+        end, _ = (odeint(one, y0, [0.0, 16.0], steps=16, method="euler", compile=one is f)[-1] for one in (f, plain))
+    assert not compiled._GRAPHS[f].unrolled
+    torch.testing.assert_close(dict(f.named_buffers()), dict(plain.named_buffers()))
+    assert abs(end.mean().item() - 16) < 1.5 and 8 < end.var().item() < 32  # twice binomial(16, 1/2): variance 16, with one mask 256
+
+
+def test_steps_without_a_loop_are_unrolled(calls: list[str]) -> None:
+    y0 = torch.ones(3)
+    with torch.no_grad():
+        found = odeint(lambda t, y: y, y0, [0.0, 6.0], method="map", compile=TRACED)  # what it returns is what it is given
+        assert torch.equal(found, odeint(lambda t, y: y, y0, [0.0, 6.0], method="map"))
+        assert calls == ["_loop", "_run", "_run"]
+        calls.clear()
+        numbered = lambda t, y, *, step: y * (step + 1)
+        fast, plain = (odeint(numbered, y0, [0.0, 1.0], steps=6, method="euler", compile=compile) for compile in (TRACED, False))
+    torch.testing.assert_close(fast, plain)
+    assert calls == ["_run", "_run"]
