@@ -92,12 +92,19 @@ class Buffers:
         for _ in range(marks):
             self.tracks[-1].append(value)
 
-    def moved(self, groups: Sequence[Group] | None = None) -> list[bool]:
-        """Which ``groups``, those that there are, did since the last mark."""
+    def moved(self) -> list[bool]:
+        """Which groups did since the last mark."""
+        return self._moved(self._look())
+
+    def _look(self) -> list[tuple[Group, list[int]]]:
+        """What there is now, and what tells when it moves."""
+        return [(group, _told(group)) for group in self.groups()]
+
+    def _moved(self, found: list[tuple[Group, list[int]]]) -> list[bool]:
         if not self.seen:
             return [True] * len(self.tracks)
-        pairs = zip((groups or self.groups())[: len(self.modules)], self.seen, strict=False)
-        moved = [not now.of(then.tensors) or _told(now) != told for now, (then, told) in pairs]
+        pairs = zip(found[: len(self.modules)], self.seen, strict=False)
+        moved = [now != before or not group.of(then.tensors) for (group, now), (then, before) in pairs]
         for places in self.sharing:
             if any(moved[place] for place in places):
                 moved = [one or place in places for place, one in enumerate(moved)]
@@ -105,16 +112,12 @@ class Buffers:
 
     def mark(self) -> None:
         """Note the values where they moved."""
-        groups = self.groups()
-        moved = self.moved(groups)
-        copies = iter(_copies(list(compress(groups, moved))))
+        found = self._look()
+        moved = self._moved(found)
+        copies = iter(_copies([group for group, _ in compress(found, moved)]))
         for track, now in zip(self.tracks, moved, strict=True):
             track.append(next(copies) if now else track.values[-1])
-        self._look(groups)
-
-    def _look(self, groups: list[Group]) -> None:
-        """What there is now has the values of the last mark."""
-        self.seen = [(group, _told(group)) for group in groups]
+        self.seen = found
 
     def pop(self) -> None:
         """Forget the last mark."""
@@ -125,7 +128,7 @@ class Buffers:
     def retreat(self) -> None:
         """Put back the values of the last mark."""
         put([track.values[-1] for track in compress(self.tracks, self.moved())])
-        self._look(self.groups())
+        self.seen = self._look()
 
     def last(self) -> dict[int, Tensor]:
         """The values at the last mark, by id, as words."""
@@ -136,8 +139,8 @@ class Buffers:
     def around(self, index: int) -> tuple[list[Values], list[Values]]:
         """The values at a mark and those of now; without what had its last values then, and has them now."""
         then, now, unknown = list[Values](), list[Values](), dict[int, Group]()
-        groups = self.groups()
-        for track, group, moved in zip(self.tracks, groups, self.moved(groups), strict=True):
+        found = self._look()
+        for track, (group, _), moved in zip(self.tracks, found, self._moved(found), strict=True):
             own, last = track[index], track.values[-1]
             if moved or own is not last:
                 then.append(own)

@@ -23,6 +23,7 @@ LARGEST_WALK = 50_000
 LARGEST_CONTAINER = 5_000
 MODULE_FIELDS = frozenset(vars(nn.Module()))
 _OPAQUE = (str, bytes, int, float, complex, bool, type(None), types.ModuleType, torch.dtype, torch.device)
+_PLAIN = frozenset(_OPAQUE)  # asked for first: most of what is met is one of these itself
 
 
 _CachedFunction = type(lru_cache(len))
@@ -43,7 +44,7 @@ def reachable(*roots: Any) -> Reachable:
     queue, found = list(roots), Reachable()
     seen: set[int] = set()
     for item in queue:  # the queue grows while it is walked
-        if isinstance(item, _OPAQUE) or id(item) in seen:
+        if type(item) in _PLAIN or id(item) in seen or isinstance(item, _OPAQUE):
             continue
         seen.add(id(item))
         if isinstance(item, Tensor):

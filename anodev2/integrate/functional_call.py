@@ -109,6 +109,9 @@ class _Seen(MutableMapping[str, Any], dict[str, Any]):  # pyright: ignore[report
             )
         return dict.__getitem__(self, key)
 
+    def __contains__(self, key: object) -> bool:
+        return dict.__contains__(self, key) if self.mine() else key in self.own
+
     def __setitem__(self, key: str, value: Any) -> None:
         if mine := self.mine():
             dict.__setitem__(self, key, value)
