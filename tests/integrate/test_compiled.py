@@ -90,14 +90,14 @@ def test_functions_made_anew_share_their_graphs() -> None:
     for _ in range(3):
         func = lambda t, y: f(t, y)
         made.append(compiled.owner(func))
-        odeint(func, torch.randn(2, 3, dtype=torch.float64), [0.0, 1.0], steps=3, method="euler", compile=FAST)
+        odeint(func, torch.randn(2, 3, dtype=torch.float64), [0.0, 1.0], steps=3, method="euler", compile=TRACED)
     assert made[0] is made[1] is made[2]
     assert sum(len(runs) for _, runs in compiled._GRAPHS[made[0]].by.values()) == 1
 
 
 def test_graphs_live_as_long_as_func() -> None:
     f = Field()
-    odeint(f, torch.randn(2, 3, dtype=torch.float64), [0.0, 1.0], steps=3, method="euler", compile=FAST)
+    odeint(f, torch.randn(2, 3, dtype=torch.float64), [0.0, 1.0], steps=3, method="euler", compile=TRACED)
     assert f in compiled._GRAPHS
     gone = weakref.ref(f)
     del f
@@ -139,13 +139,13 @@ def test_a_method_with_a_step_of_its_own_has_graphs_of_its_own() -> None:
     f, y0 = Field(), torch.randn(2, 3, dtype=torch.float64)
     tableau = METHODS["euler"]
     assert isinstance(tableau, Tableau)
-    whole, half = (odeint(f, y0, [0.0, 1.0], method=m, steps=1, compile=FAST)[-1] for m in ("euler", Half(tableau)))
+    whole, half = (odeint(f, y0, [0.0, 1.0], method=m, steps=1, compile=TRACED)[-1] for m in ("euler", Half(tableau)))
     torch.testing.assert_close(half, (y0 + whole) / 2)
 
 
 def test_gradients_of_times() -> None:
     f, y0, found = Field(), torch.randn(2, 3, dtype=torch.float64), []
-    for compile in (False, FAST):
+    for compile in (False, TRACED):
         t = torch.tensor([0.0, 0.5, 2.0], dtype=torch.float64, requires_grad=True)
         found.append(torch.autograd.grad(odeint(f, y0, t, steps=4, method="midpoint", compile=compile).square().sum(), t)[0])
     torch.testing.assert_close(found[1], found[0], rtol=1e-11, atol=1e-12)
