@@ -45,6 +45,7 @@ class Compile:
     Under ``torch.no_grad`` on the CPU one step is compiled, in a loop that takes up to 1,024 of them in one call, whatever ``steps`` from
     2 on; not where func takes the number of the ``step``, nor with methods that split func.
 
+    Not for an f that reads a buffer which it changes in the same evaluation: torch.compile (2.14) has wrong gradients there.
     What cannot be compiled (see the warning) runs as it is. With ``slots=``, tensors with a history go into args: by closure they are
     refused.
 
