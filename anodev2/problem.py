@@ -203,6 +203,28 @@ class Given:
         within = None if inside is None else partial(self.field.inside, self.args, CountedCall(inside))
         return Split(as_operator(linear), flat(rest), flat(data[0]) if data else None, within)
 
+    def preconditioner(self, step: Step, node: float, y: Leaves, scale: float) -> Callable[[Leaves], list[Tensor]] | None:
+        """``func.preconditioner(t, y, scale, *args)``, if func has it, on leaves."""
+        make, structure = getattr(self.field.func, "preconditioner", None), self.field.structure
+        if not callable(make):
+            return None
+        act: Any = make(self.field.at(step, node), build(structure, y), scale, *self.field.own(self.args))
+        if not callable(act):
+            raise TypeError(f"func.preconditioner(t, y, scale) must return a function of a vector like y0, got {type(act).__name__}")
+
+        def applied(v: Leaves) -> list[Tensor]:
+            try:
+                found = leaves_of(act(build(structure, v)), structure)
+            except ValueError as error:
+                raise ValueError(f"what func.preconditioner returns must give a vector in the structure of y0: {error}") from None
+            for one, leaf in zip(found, v, strict=True):
+                if not isinstance(one, Tensor) or one.shape != leaf.shape:
+                    what = tuple(one.shape) if isinstance(one, Tensor) else type(one).__name__
+                    raise ValueError(f"what func.preconditioner returns gave {what} for a leaf of {tuple(leaf.shape)}, and must keep it")
+            return found
+
+        return applied
+
     def allowed(self, y: Leaves) -> list[Tensor] | None:
         """atol + rtol |y| of each leaf; None on a grid."""
         if self.control is None:

@@ -36,6 +36,10 @@ class SplitField(FlatField, Protocol):
         """The error allowed in a step from y, of every element; None on a grid."""
         ...
 
+    def preconditioner(self, step: Step, node: float, y: Leaves, scale: float) -> Callable[[Leaves], list[Tensor]] | None:
+        """About (1 - scale f')^-1 at y and the stage's time, where f knows it."""
+        ...
+
 
 @dataclass(frozen=True, eq=False)
 class Split:

@@ -1,10 +1,10 @@
 """Implicit methods: each step solves its equation by Newton-Krylov, and is differentiated by the implicit function theorem.
 
 Newton's linear systems are solved by GMRES (Knoll, Keyes, J. Comput. Phys. 193 (2004)), with products of the Jacobian from
-autograd, preconditioned by the linear part of ``func.split()`` where there is one. Newton stops where each element's own
-equation holds (componentwise backward error: Oettli, Prager, Numer. Math. 6 (1964)). The graph of a step is that of one
-evaluation of f at its solution; a hook turns the gradient that comes in into that of the solution, by the same iteration with
-the transposed Jacobian. Known inefficiency: the whole state, batch and all, is one vector for GMRES.
+autograd, preconditioned by ``func.preconditioner``, else by the linear part of ``func.split()``, where there is one. Newton stops where
+each element's own equation holds (componentwise backward error: Oettli, Prager, Numer. Math. 6 (1964)). The graph of a step is that of
+one evaluation of f at its solution; a hook turns the gradient that comes in into that of the solution, by the same iteration with the
+transposed Jacobian. Known inefficiency: the whole state, batch and all, is one vector for GMRES.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from ..stepping import Step
 from ..torch_private import in_transform
 from .flat import Flat
 from .krylov import Linear, gmres
-from .linear import LinearOperator
 from .method import Leaves, Method, SplitField, StepFailed, add
 
 ROUNDINGS = 8  # of the largest term of an element's equation: what it may be missed by
@@ -35,6 +34,7 @@ class Implicit(Method):
     ``tolerance``: by how much the equation of each element, and that of its gradient, may be missed, relative to the largest of
     its terms, at least 8 units of round-off. A step that does not get there within ``iterations`` of Newton's ends the solve; a
     gradient that does not is a RuntimeError. First derivatives only; no torch.func transforms, no compilation.
+    ``func.preconditioner(t, y, scale, *args)``, where there is one, returns a linear function v -> about (1 - scale df/dy)^-1 v for GMRES.
     """
 
     tolerance: float = 1e-12
@@ -53,10 +53,9 @@ class Implicit(Method):
         scale, state = (node if share is None else share) * step.dt, Flat(y)
         number = float(scale.detach()) if isinstance(scale, Tensor) else scale
         slope = lambda w: number * state.join(field(step, stage, node, state.split(w)))  # noqa: E731
-        bound, split = torch.clamp_min(ROUNDINGS * state.eps, self.tolerance), field.split()
-        linear = None if split is None else split.linear
+        bound = torch.clamp_min(ROUNDINGS * state.eps, self.tolerance)
         with torch.no_grad():
-            start, inside = state.join(y), _preconditioner(linear, number, state)
+            start, inside = state.join(y), _preconditioner(field, step, node, number, state)
             w, off = _change(lambda w: _linearised(slope, w), start, bound, state.entries, self.iterations, inside)
         if not off <= 1:
             where = f"stopped at {off:.3g} times the error allowed" if math.isfinite(off) else "met values that are not finite"
@@ -76,7 +75,7 @@ class Implicit(Method):
             if torch.is_grad_enabled():
                 raise ValueError(f"{self.name} has first derivatives only; take an explicit method for a second one")
             transposed = lambda v: torch.autograd.grad(around, variable, v, retain_graph=True, materialize_grads=True)[0]  # noqa: E731
-            inside = _preconditioner(linear, number, state, transposed=True)
+            inside = _preconditioner(field, step, node, number, state, transposed=True)
             v, off = _change(lambda v: (transposed(v), transposed), g, bound, state.entries, self.iterations, inside)
             if not off <= 1:
                 raise RuntimeError(
@@ -163,9 +162,31 @@ def _own_graph() -> Iterator[None]:
         yield
 
 
-def _preconditioner(linear: LinearOperator | None, scale: float, state: Flat, transposed: bool = False) -> Linear:
-    """About (1 - scale f')^-1, or its transpose, where f has a linear part of a single tensor, else nothing."""
-    if linear is None or len(state.leaves) > 1:
+def _preconditioner(field: SplitField, step: Step, node: float, scale: float, state: Flat, transposed: bool = False) -> Linear:
+    """About (1 - scale f')^-1 or its transpose, as func knows it, or by the linear part of a single tensor, else nothing."""
+    own = field.preconditioner(step, node, state.leaves, scale)
+    if own is not None:
+        act = lambda v: state.join(own(state.split(v)))  # noqa: E731
+        return _transposed(act) if transposed else act
+    split = field.split()
+    if split is None or len(state.leaves) > 1:
         return lambda v: v
-    act = linear.preconditioner(scale, transposed)
-    return lambda v: state.join([act(leaf) for leaf in state.split(v)])
+    inverse = split.linear.preconditioner(scale, transposed)
+    return lambda v: state.join([inverse(leaf) for leaf in state.split(v)])
+
+
+def _transposed(act: Linear) -> Linear:
+    """Of a linear function, by autograd."""
+
+    def transposed(v: Tensor) -> Tensor:
+        with _own_graph():
+            at = torch.zeros_like(v, requires_grad=True)
+            found = act(at)
+        if not found.requires_grad:
+            raise ValueError(
+                "what func.preconditioner returns must be made of operations that autograd knows: a gradient needs its transpose; "
+                "or take torch.no_grad()"
+            )
+        return torch.autograd.grad(found, at, v)[0]
+
+    return transposed

@@ -34,7 +34,7 @@ class SDIRK(Implicit):
     Newton's iteration with the Jacobian at the start of the step (made anew where it converges slowly) goes on until its update, of
     each element, is below 3e-3 of the error allowed; on a grid until it is below ``tolerance`` of the element's terms, or stands still at
     the rounding of the largest. Its gradient is that of the implicit function theorem at the w found. States, or samples, of more than 128
-    elements are solved for by GMRES.
+    elements are solved for by GMRES, with ``func.preconditioner(t, y, scale, *args)`` where there is one.
 
     Args:
         name, order: as for a ``Tableau``.
@@ -88,12 +88,18 @@ class SDIRK(Implicit):
         for stage in range(1, len(self.a)):
             weights = self.weights[stage]  # pyright: ignore[reportAttributeAccessIssue]
             known, scale = combine(y, step.dt, weights[:-1], slopes), weights[-1] * step.dt
-            if dense is None:
-                end = self.solved(field, step, self.nodes[stage], known, stage, weights[-1])
-            else:
-                end = dense.solved(stage, known, scale, slopes)
+            end = self._iterated(field, step, stage, known) if dense is None else dense.solved(stage, known, scale, slopes)
             slopes.append([(w - b) / _beside(scale, w) for w, b in zip(end, known, strict=True)])
         return end, slopes
+
+    def _iterated(self, field: SplitField, step: Step, stage: int, known: Leaves) -> list[Tensor]:
+        """A stage by GMRES; where it is not found under error control, values that are not finite, so that the step becomes shorter."""
+        try:
+            return self.solved(field, step, self.nodes[stage], known, stage, self.weights[stage][-1])  # pyright: ignore[reportAttributeAccessIssue]
+        except StepFailed:
+            if field.allowed(known) is None:
+                raise
+            return [torch.full_like(leaf, torch.nan) for leaf in known]
 
 
 class _Dense:

@@ -159,6 +159,9 @@ class _Modes:
     def allowed(self, y: Leaves) -> None:
         return None
 
+    def preconditioner(self, step: Step, node: float, y: Leaves, scale: float) -> None:
+        return None
+
 
 class _Diagonal(LinearOperator):
     def forward(self, u: Tensor) -> Tensor:

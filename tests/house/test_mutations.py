@@ -838,6 +838,18 @@ MUTATIONS = {
         "float(x - y)",
         "test_stiff_control.py::test_the_stiff_set_within_some_tolerances_and_twice_the_steps_of_radau[esdirk4-0.0001-Oregonator]",
     ),
+    "a preconditioner taken for its transpose": (
+        "solvers/newton.py",
+        "return _transposed(act) if transposed else act",
+        "return act",
+        "test_preconditioner.py::test_states_and_gradients_are_those_of_factorised_matrices",
+    ),
+    "a stage that GMRES does not find ends the solve": (
+        "solvers/sdirk.py",
+        "            if field.allowed(known) is None:\n                raise\n",
+        "            raise\n",
+        "test_preconditioner.py::test_a_stage_that_gmres_does_not_find_shortens_the_step",
+    ),
     "a diagonally implicit gradient without its solve": (
         "solvers/sdirk.py",
         "return g if matrix is None else Factors",
