@@ -61,9 +61,9 @@ class Boundary(nn.Module, ABC):
         """Whether the data are the same at all times, whatever the field."""
         return all(isinstance(datum, Tensor) or not callable(datum) for datum in self.data())
 
-    def tensors(self) -> list[Tensor]:
-        """The data that are tensors."""
-        return []
+    def lead(self) -> tuple[int, ...]:
+        """The axes in front of the last one of what multiplies the field at an end, Robin's a and b."""
+        return ()
 
 
 class Periodic(Boundary):
@@ -127,9 +127,9 @@ class Walls(Boundary):
     def check_flow(self, end: str, speed: float, inwards: float, missing_only: bool) -> None:
         self.conditions[ENDS.index(end)].check_flow(end, speed, inwards, missing_only)
 
-    def tensors(self) -> list[Tensor]:
-        values = [getattr(condition, name) for condition in self.conditions for name in condition.names]
-        return [value for value in values if isinstance(value, Tensor)]
+    def lead(self) -> tuple[int, ...]:
+        values = [getattr(condition, name) for condition in self.conditions for name in condition.names[:-1]]
+        return tuple(torch.broadcast_shapes((), *(value.shape[:-1] for value in values if isinstance(value, Tensor))))
 
     def pad(self, u: Tensor, reach: Reach, spacing: float, t: Any = 0.0, rate: Tensor | None = None) -> Tensor:
         ghosts = []

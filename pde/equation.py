@@ -22,6 +22,7 @@ from anodev2.torch_private import no_dispatch_modes
 from .closed_form import dense_flow, elapsed, fourier_flow, line_between, wall_series
 from .coefficient import evaluate, is_number, shown
 from .conditions import without_field_data
+from .dense import dense
 from .grid import Grid1D
 from .multiples import Multiples
 from .numbers import Seen, as_tensor, lasting, present, readable, same_key
@@ -387,14 +388,8 @@ class Sum(FieldEquation):
 
 
 def _dense(terms: Sequence[Term], grid: Grid1D, like: Tensor) -> Tensor:
-    """The matrix of linear terms: their values on the unit fields, less what boundary data add. Coefficients (..., 1) lead."""
+    """The matrix of linear terms. Coefficients (..., 1) lead."""
     t = torch.zeros((), dtype=like.dtype, device=like.device)
     values = [evaluate(getattr(term, term.coefficient), t, lambda: grid.points(like), like) for term in terms]
-    values += grid.boundary.tensors()
-    lead = torch.broadcast_shapes((), *(value.shape[:-1] for value in values if isinstance(value, Tensor)))
-    fields = torch.eye(grid.n, dtype=like.dtype, device=like.device).reshape(grid.n, *(1,) * len(lead), grid.n)
-    fields = fields.expand(grid.n, *lead, grid.n)
-    zero = torch.zeros_like(fields)
-    with without_field_data(grid.boundary):
-        columns = sum((term.tendency(t, fields) - term.tendency(t, zero[:1]) for term in terms), zero)
-    return columns.movedim(0, -1)
+    lead = torch.broadcast_shapes(grid.boundary.lead(), *(value.shape[:-1] for value in values if isinstance(value, Tensor)))
+    return dense(lambda u: reduce(torch.add, [term.tendency(t, u) for term in terms], torch.zeros_like(u)), grid, like, tuple(lead))

@@ -35,7 +35,8 @@ from torch import Tensor
 from anodev2.tables import kept
 
 from .boundary import Walls
-from .conditions import Closed, Robin, Slope, without_field_data
+from .conditions import Closed, Robin, Slope
+from .dense import dense
 from .extrapolation import Reach
 from .grid import Grid1D, modes, wavenumbers
 from .numbers import constant
@@ -90,13 +91,14 @@ class Derivative(ABC):
         """Complex s with D exp(i k x) = s exp(i k x) on a grid of this spacing, in the shape of k."""
 
     def matrix(self, grid: Grid1D, like: Tensor | None = None) -> Tensor:
-        """D as a dense (n, n) matrix, boundary data zero; float64 unless ``like`` says otherwise. ValueError for weno5."""
+        """D as a dense (n, n) matrix, boundary data zero; float64 unless ``like`` says otherwise. ValueError for weno5.
+
+        Robin's a and b of shape (..., 1) give (..., n, n).
+        """
         if not self.linear:
             raise ValueError(f"scheme={self.scheme!r} is not linear and has no matrix; take 'upwind5', to which it tends on smooth fields")
         like = torch.empty(0, dtype=torch.float64) if like is None else like
-        identity = torch.eye(grid.n, dtype=like.dtype, device=like.device)
-        with without_field_data(grid.boundary):
-            return (self(identity, grid) - self(torch.zeros_like(identity), grid)).mT
+        return dense(lambda u: self(u, grid, u.new_zeros(())), grid, like, grid.boundary.lead())
 
 
 @dataclass(frozen=True)

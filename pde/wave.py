@@ -13,7 +13,7 @@ from anodev2 import stability_function
 
 from .closed_form import dense_flow, elapsed, line_between, wall_series
 from .coefficient import Coefficient, attach, evaluate, extremes, is_constant, over_speed
-from .conditions import without_field_data
+from .dense import dense
 from .equation import Equation
 from .grid import Grid1D
 from .multiples import Multiples
@@ -149,7 +149,7 @@ class Wave(Multiples, Equation):
             eigenvalues = limiting(matrix, 2)
             return stability_function(method).limit(torch.cat([_both(torch.sqrt(square)).flatten(), eigenvalues]))
         if not self.grid.periodic:
-            square = torch.cat([square, -torch.linalg.eigvals(self.second.matrix(few(self.grid))).real.clamp(max=0)])
+            square = torch.cat([square, -torch.linalg.eigvals(self.second.matrix(few(self.grid))).real.clamp(max=0).flatten()])
         return stability_function(method).limit(_both(torch.sqrt(square)))
 
     def system(self) -> SecondOrder:
@@ -202,12 +202,10 @@ class Wave(Multiples, Equation):
 
     def _absorbed(self, c: Tensor, like: Tensor) -> Tensor:
         """What v adds to dv/dt through absorbing ends, as a matrix."""
-        speed = c[..., None, :] if c.ndim else c
-        unit = over_speed(torch.eye(self.grid.n, dtype=like.dtype, device=like.device), speed)
-        zero = torch.zeros_like(unit)
-        with without_field_data(self.grid.boundary):
-            found = self.second(zero, self.grid, 0.0, unit) - self.second(zero, self.grid)
-        return (speed**2 * found).mT
+        lead = torch.broadcast_shapes(self.boundary.lead(), c.shape[:-1])
+        return dense(
+            lambda v: c**2 * self.second(torch.zeros_like(v), self.grid, v.new_zeros(()), over_speed(v, c)), self.grid, like, tuple(lead)
+        )
 
 
 def _both(w: Tensor) -> Tensor:

@@ -1042,6 +1042,12 @@ MUTATIONS = {
         "method, t=0)",
         "test_pde_stability.py::test_steps_are_judged_by_the_first_and_the_last_time",
     ),
+    "a matrix without the axes of Robin's coefficients": (
+        "../pde/dense.py",
+        "columns.narrow(axis, 0, 1) if size == 1 else columns",
+        "columns.narrow(axis, 0, 1)",
+        "test_pde_boundaries.py::test_matrices_and_closed_forms_of_fields_with_data_of_their_own",
+    ),
     "growth of the scheme taken for the equation's": (
         "../pde/stability.py",
         "~(smooth & (values.real > 0))",
