@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import scripts  # noqa: F401 # isort: split
 from anodev2 import ODEBlock
-from anodev2.models import MODELS
+from anodev2.models import NETWORKS
 from images import Images, load_images
 from options import AUTO, script
 from ranks import choose_device
@@ -50,8 +50,8 @@ def missed(model: nn.Module, images: Images) -> float:
 
 def compare(config: Config, weights: dict[str, Tensor] | None, steps: int, images: Images) -> str:
     torch.manual_seed(0)
-    exact = MODELS[config.model](images.classes, block="ode", steps=steps, norm=config.norm)
-    reverse = MODELS[config.model](images.classes, block="ode", steps=steps, norm=config.norm, adjoint="backsolve")
+    exact = NETWORKS[config.model](images.classes, block="ode", steps=steps, norm=config.norm)
+    reverse = NETWORKS[config.model](images.classes, block="ode", steps=steps, norm=config.norm, adjoint="backsolve")
     for model in (exact, reverse):
         model.load_state_dict(exact.state_dict() if weights is None else weights)
         model.to(images.y_train.device)

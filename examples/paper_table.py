@@ -34,7 +34,7 @@ from settings import Config as TrainingConfig
 from training import rehearsal
 
 Variant = Literal["residual", "ode", "coupled-1", "coupled-2", "ode-backsolve"]
-Model = Literal["resnet4", "resnet10", "alexnet", "resnet18", "squeezenext"]
+Model = Literal["resnet4", "resnet10", "alexnet", "resnet18", "squeezenext", "tiny", "vit"]
 Run = tuple[str, str, int]  # model, variant, seed
 
 OPTIONS: dict[str, list[str]] = {

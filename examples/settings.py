@@ -35,8 +35,8 @@ class Config:
     """share of the training images that are kept aside, on which the best epoch is chosen; 0: the last epoch is the result"""
     subset: Count | None = None
     """use only so many training images, and at most so many test images"""
-    model: Literal["resnet4", "resnet10", "resnet18", "alexnet", "squeezenext"] = "resnet4"
-    """network; docs/models.md has the parameters and multiply-adds of each"""
+    model: Literal["resnet4", "resnet10", "resnet18", "alexnet", "squeezenext", "tiny", "vit"] = "resnet4"
+    """network; docs/models.md has the parameters of each; tiny and vit repeat a block, 3 and 4 times where --block is residual"""
     block: Literal["residual", "ode", "coupled"] = "coupled"
     """residual: one Euler step; ode: dz/dt = f(z, theta); coupled: theta moves too"""
     steps: Count = 5
@@ -44,13 +44,13 @@ class Config:
     method: Literal["euler", "midpoint", "heun2", "rk4"] = "euler"
     """time-stepping method of every block"""
     norm: Literal["per_step", "shared"] = "per_step"
-    """BatchNorm inside blocks: one per step, or one for all"""
+    """BatchNorm, in tiny and vit LayerNorm, inside blocks: one per step, or one for all"""
     weights: Literal["along", "final"] = "along"
     """activations at time t read the weights of time t, or those of the end (coupled blocks)"""
     time: bool = False
-    """t as one more input channel of the convolutions inside blocks"""
-    dynamics: Literal["rda", "static", "constant", "linear", "fourier", "chebyshev"] = "rda"
-    """of the weights of coupled blocks: reaction-diffusion-advection, none, or an expansion in a basis over depth"""
+    """t as one more input channel of the convolutions inside blocks; those of tiny see one channel each, vit has none"""
+    dynamics: Literal["rda", "static", "constant", "linear", "fourier", "chebyshev", "low-rank"] = "rda"
+    """of the weights of coupled blocks: reaction-diffusion-advection of kernels, none, an expansion in a basis over depth, or of rank 4"""
     basis_size: Count = 3
     """functions in that basis (odd for fourier)"""
     tau: NotNegative = 0.02
@@ -71,8 +71,8 @@ class Config:
     """images per gradient step, over all processes; what is left of a pass over is dropped, others each time"""
     accumulate: Count = 1
     """parts in which a process takes its share of a batch"""
-    schedule: Literal["one-cycle", "paper"] = "one-cycle"
-    """one-cycle: up for a third of training, then down to 0; paper: lr / 10 after 3/7 and 5/7 of the epochs (150, 250 of 350)"""
+    schedule: Literal["one-cycle", "paper", "constant"] = "one-cycle"
+    """one-cycle: up for a third of training, then down to 0; paper: lr / 10 after 3/7 and 5/7 of the epochs (150, 250 of 350); constant"""
     lr: Positive = 0.1
     """largest learning rate"""
     momentum: Share = 0.9
@@ -122,7 +122,7 @@ ACTS: Acts = {  # options that do not always have an effect: with what they have
     "method": (BLOCKS, lambda c: c.block != "residual"),
     "norm": (f"{BLOCKS} and more than one step", lambda c: c.block != "residual" and c.steps > 1),
     "weights": ("--block coupled and dynamics that are not static", lambda c: c.block == "coupled" and c.dynamics != "static"),
-    "time": (BLOCKS, lambda c: c.block != "residual"),
+    "time": (f"{BLOCKS} and --model other than tiny and vit", lambda c: c.block != "residual" and c.model not in ("tiny", "vit")),
     "dynamics": ("--block coupled", lambda c: c.block == "coupled"),
     "basis_size": (f"--block coupled and --dynamics {', '.join(BASES)}", lambda c: c.block == "coupled" and c.dynamics in BASES),
     "tau": ("--block coupled and --dynamics rda", lambda c: c.block == "coupled" and c.dynamics == "rda"),
@@ -131,7 +131,10 @@ ACTS: Acts = {  # options that do not always have an effect: with what they have
     "slots": (f"{BLOCKS} and --adjoint checkpoint", lambda c: c.block != "residual" and c.adjoint == "checkpoint"),
     "memory": (f"{BLOCKS} and --adjoint checkpoint", lambda c: c.block != "residual" and c.adjoint == "checkpoint"),
     "stack": ("several --seeds", lambda c: len(c.seeds) > 1),
-    "channels_last": ("one seed at a time, without --stack", lambda c: not c.stack or len(c.seeds) == 1),
+    "channels_last": (
+        "one seed at a time, without --stack, and --model other than vit",
+        lambda c: (not c.stack or len(c.seeds) == 1) and c.model != "vit",
+    ),
     "cuda_graph": (
         "one process on CUDA and without --compile (compiled coupled blocks copy tables from the host, which no graph records)",
         lambda c: processes() == 1 and not c.compile and choose_device(c.device).type == "cuda",
@@ -155,10 +158,14 @@ def network_of(config: Config, classes: int) -> dict[str, Any]:
 
 
 def dynamics_of(config: Config) -> dict[str, Any]:
+    if config.dynamics == "rda" and config.model == "vit":
+        raise ValueError("--dynamics rda moves kernels of convolutions, of which --model vit has none; give another, such as low-rank")
     if config.dynamics == "rda":
         return {"class": "ReactionDiffusionAdvection", "tau": config.tau, "per": config.per}
     if config.dynamics == "static":
         return {"class": "Static"}
+    if config.dynamics == "low-rank":
+        return {"class": "LowRank", "rank": 4}
     return {"class": "Galerkin", "basis": config.dynamics, "size": config.basis_size}
 
 
@@ -180,4 +187,6 @@ def make_scheduler(config: Config, optimizer: torch.optim.Optimizer, batches: in
     total = config.epochs * batches
     if config.schedule == "paper":
         return torch.optim.lr_scheduler.MultiStepLR(optimizer, [total * 3 // 7, total * 5 // 7])
+    if config.schedule == "constant":
+        return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
     return torch.optim.lr_scheduler.OneCycleLR(optimizer, config.lr, total_steps=max(total, 2), cycle_momentum=False)

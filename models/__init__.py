@@ -23,8 +23,9 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "alexnet": alexnet,
     "resnet18": resnet18,
     "squeezenext": squeezenext,
-}
+}  # of the papers
+NETWORKS: dict[str, Callable[..., nn.Module]] = {**MODELS, "tiny": tiny, "vit": vit}
 
 from .saved import facts, load, made_from
 
-__all__ = ["MODELS", "alexnet", "facts", "load", "made_from", "resnet4", "resnet10", "resnet18", "squeezenext", "tiny", "vit"]
+__all__ = ["MODELS", "NETWORKS", "alexnet", "facts", "load", "made_from", "resnet4", "resnet10", "resnet18", "squeezenext", "tiny", "vit"]

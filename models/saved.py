@@ -12,7 +12,7 @@ from torch import nn
 import anodev2
 from anodev2 import Adjoint, Dynamics
 
-from . import MODELS
+from . import NETWORKS
 from .files import facts, weights_file
 
 
@@ -28,9 +28,9 @@ def made_from(network: Mapping[str, Any]) -> nn.Module:
     """
     options = dict(network)
     name = options.pop("model", None)
-    if name not in MODELS:
-        raise ValueError(f"there is no network {name!r}{_nearest(name, MODELS)}; there are {', '.join(MODELS)}")
-    return MODELS[name](**{key: _object(value) if isinstance(value, Mapping) else value for key, value in options.items()})
+    if name not in NETWORKS:
+        raise ValueError(f"there is no network {name!r}{_nearest(name, NETWORKS)}; there are {', '.join(NETWORKS)}")
+    return NETWORKS[name](**{key: _object(value) if isinstance(value, Mapping) else value for key, value in options.items()})
 
 
 def load(run: str | Path) -> nn.Module:

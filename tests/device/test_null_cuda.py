@@ -51,6 +51,8 @@ EPOCHS = [
     "--model resnet18",
     "--model alexnet",
     "--model squeezenext",
+    "--model tiny --steps 3",
+    "--model vit --dynamics low-rank",
     "--compile --steps 2",
 ]
 SESSIONS = {  # parts of benchmarks/gpu_training.py, whole, tiny: what their reports say

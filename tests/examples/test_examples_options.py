@@ -204,6 +204,7 @@ SITUATIONS: dict[str, list[str]] = {
     "stored": ["--steps", "2", "--adjoint", "direct"],
     "one step": ["--steps", "1"],
     "folder": ["--block", "residual", "--data", "folder"],
+    "vit": ["--model", "vit", "--steps", "2", "--dynamics", "low-rank"],
 }
 
 

@@ -19,6 +19,7 @@ from anodev2 import (
     CoupledODEBlock,
     DirectAdjoint,
     Galerkin,
+    LowRank,
     ODEBlock,
     ReactionDiffusionAdvection,
     ReversibleAdjoint,
@@ -27,6 +28,7 @@ from anodev2 import (
 from anodev2.models.blocks import PerStepNorm2d, ResidualBlock, SharedNorm2d
 from images import Images
 from ranks import Ranks
+from runs import RunError
 from settings import Config
 from training import Training, coefficients, evaluate, movement, train_epoch
 
@@ -123,7 +125,14 @@ def test_every_kind_of_block(words: list[str], kind: type) -> None:
     ("name", "kind"),
     [
         *(("checkpoint", CheckpointAdjoint), ("direct", DirectAdjoint), ("reversible", ReversibleAdjoint), ("backsolve", BacksolveAdjoint)),
-        *(("rda", ReactionDiffusionAdvection), ("static", Static), ("constant", Galerkin), ("linear", Galerkin), ("fourier", Galerkin)),
+        *(
+            ("rda", ReactionDiffusionAdvection),
+            ("static", Static),
+            ("constant", Galerkin),
+            ("linear", Galerkin),
+            ("fourier", Galerkin),
+            ("low-rank", LowRank),
+        ),
     ],
 )
 def test_every_adjoint_and_dynamics(name: str, kind: type) -> None:
@@ -131,6 +140,34 @@ def test_every_adjoint_and_dynamics(name: str, kind: type) -> None:
     made = block(training("--adjoint" if adjoint else "--dynamics", name))
     assert type(made.adjoint if adjoint else made.dynamics) is kind
     assert kind is not Galerkin or made.dynamics.basis == name
+
+
+@pytest.mark.parametrize(
+    ("words", "count", "kinds"),
+    [
+        (["--model", "tiny", "--block", "residual"], 97_530, [ResidualBlock] * 6),
+        (["--model", "tiny", "--block", "ode", "--steps", "3", "--norm", "shared"], 36_730, [ODEBlock] * 2),
+        (["--model", "tiny", "--steps", "3", "--norm", "shared"], 36_760, [CoupledODEBlock] * 2),
+        (["--model", "vit", "--block", "residual"], 207_946, [ResidualBlock] * 4),
+        (["--model", "vit", "--block", "ode", "--norm", "shared"], 57_994, [ODEBlock]),
+        (["--model", "vit", "--dynamics", "low-rank", "--norm", "shared"], 62_090, [CoupledODEBlock]),
+    ],
+)
+def test_networks_of_repeated_blocks_have_a_stack_or_one(words: list[str], count: int, kinds: list[type]) -> None:
+    made = training(*words)
+    assert (made.parameters, [type(part) for part in blocks(made)]) == (count, kinds)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--model", "vit"], "--dynamics rda moves kernels of convolutions, of which --model vit has none"),
+        (["--model", "tiny", "--time"], "--time has no effect here, only with --block ode or coupled and --model other than tiny and vit"),
+    ],
+)
+def test_what_a_network_cannot_be_is_refused(words: list[str], said: str) -> None:
+    with pytest.raises((ValueError, RunError), match=said):
+        training(*words)
 
 
 # what an epoch does
@@ -209,6 +246,7 @@ def test_rates_are_those_of_the_paper_or_of_one_cycle() -> None:
         return found
 
     assert rates("paper") == pytest.approx([0.2] * 450 + [0.02] * 300 + [0.002] * 300)
+    assert rates("constant") == [0.2] * 1050
     cycle = rates("one-cycle")
     top = cycle.index(max(cycle))
     assert max(cycle) == pytest.approx(0.2) and 0.28 < top / 1050 < 0.35

@@ -1595,8 +1595,8 @@ MUTATIONS = {
     ),
     "--model without effect": (
         "../models/saved.py",
-        "return MODELS[name](",
-        'return MODELS["resnet4"](',
+        "return NETWORKS[name](",
+        'return NETWORKS["resnet4"](',
         "test_train_cifar_steps.py::test_an_option_sets_what_it_says[model]",
     ),
     "--steps without effect": (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +11,9 @@ import torch
 from torch import nn
 
 from anodev2 import Galerkin
-from anodev2.models import MODELS, facts, load, resnet4, tiny, vit
+from anodev2.models import MODELS, NETWORKS, facts, load, resnet4
 from trained import MINI, ROOT
 
-NETWORKS: dict[str, Callable[..., nn.Module]] = {**MODELS, "tiny": tiny, "vit": vit}
 SIDES = {"resnet4": 4, "resnet10": 4, "tiny": 2, "alexnet": 32, "vit": 32, "resnet18": 1, "squeezenext": 1}  # a multiple of, or 32 alone
 TRAINED = sorted(file.stem for file in (ROOT / "models" / "trained").glob("*.safetensors"))
 
