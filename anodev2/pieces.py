@@ -20,7 +20,7 @@ from .integrate.dense import Dense
 from .problem import Costs, Problem, Run, Status, VectorField
 from .pytree import Structure, build, leaves_of, structure_of
 from .solvers import Leaves
-from .stepping import Adaptive, Grid, Step, Time, numbers, wants_grad
+from .stepping import Adaptive, Between, Grid, Step, Time, numbers, wants_grad
 from .torch_private import transformed
 
 AT_ONCE = 1e-12  # the share of the time within which an event with an effect must not happen again
@@ -131,11 +131,13 @@ def saved_points(pieces: list[Piece], kind: Any) -> list[tuple[Tensor, Leaves]]:
     return points
 
 
-def costs(pieces: list[Piece]) -> tuple[int, int, VectorField, list[Costs]]:
-    """What ``Stats`` tells of the steps: accepted, rejected, and what was kept and redone of them."""
+def costs(pieces: list[Piece]) -> tuple[int, int, VectorField, list[Costs], tuple[Between, ...]]:
+    """What ``Stats`` tells of the steps: accepted, rejected, what was kept and redone of them, and where f seems to jump."""
     runs = [piece.run for piece in pieces]
-    accepted, rejected = sum(len(run.grid) for run in runs), sum(run.rejected for run in runs)
-    return accepted, rejected, pieces[0].problem.field, [run.costs for run in runs if run.costs is not None]
+    rejections = [run.rejected for run in runs if run.rejected is not None]
+    accepted, rejected = sum(len(run.grid) for run in runs), sum(one.count for one in rejections)
+    jumps = tuple(between for one in rejections for between in one.jumps)
+    return accepted, rejected, pieces[0].problem.field, [run.costs for run in runs if run.costs is not None], jumps
 
 
 def nodes(pieces: list[Piece]) -> tuple[float, ...]:

@@ -22,7 +22,7 @@ from .signature import CountedCall
 from .solvers import Leaves, Method, StepFailed, stacked_slopes, states_between
 from .solvers.linear import SplitState, as_operator
 from .solvers.method import Split, add
-from .stepping import Adaptive, Grid, Step, Time, Times, numbers
+from .stepping import Adaptive, Grid, Rejections, Step, Time, Times, numbers
 from .torch_private import saving_hooks
 
 Taken = tuple[list[Tensor], list[Leaves], list[Tensor]]  # the next state, all slopes, what is read
@@ -387,6 +387,6 @@ class Run:
     states: list[Leaves]
     grid: Grid
     status: Status | None = None
-    rejected: int = 0
+    rejected: Rejections | None = None
     costs: Costs | None = None
     read: dict[int, Leaves] = made(default_factory=dict)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .problem import Costs, Status, VectorField
 from .pytree import build, leaves_of, structure_of
+from .stepping import Between
 
 
 @dataclass(repr=False)
@@ -19,6 +20,9 @@ class Stats:
     evaluations_forward, evaluations_backward: of func. accepted, rejected: steps and attempts that were too inaccurate.
     recomputed: steps redone. peak_bytes: the most bytes of states (with ``memory=`` of step graphs too) that a
     ``CheckpointAdjoint`` or ``ReversibleAdjoint`` held at once; 0 where nothing is held but autograd's own graph.
+    suspected_jumps: (start, end) of each accepted step within which f seems to jump: it is 8 times shorter than the attempt first
+    rejected there, and soon steps are as long again. Give the times of the jumps, or both ends, to ``breaks=``. Empty on grids and
+    with ``per_sample``.
     """
 
     evaluations_forward: int
@@ -26,6 +30,7 @@ class Stats:
     rejected: int
     field: VectorField
     costs: Sequence[Costs]
+    suspected_jumps: tuple[Between, ...] = ()
 
     @property
     def evaluations_backward(self) -> int:
@@ -40,13 +45,14 @@ class Stats:
         return sum(cost.peak_bytes for cost in self.costs)
 
     def __repr__(self) -> str:
-        names = ("evaluations_forward", "evaluations_backward", "accepted", "rejected", "recomputed", "peak_bytes")
+        names = ("evaluations_forward", "evaluations_backward", "accepted", "rejected", "recomputed", "peak_bytes", "suspected_jumps")
         return f"Stats({', '.join(f'{name}={getattr(self, name)}' for name in names)})"
 
     def __str__(self) -> str:
+        jumps = f"; func seems to jump within {len(self.suspected_jumps)} steps" if self.suspected_jumps else ""
         return (
             f"{self.accepted} steps accepted, {self.rejected} rejected; func evaluated {self.evaluations_forward} times forward, "
-            f"{self.evaluations_backward} backward; {self.recomputed} steps redone; {self.peak_bytes} bytes of states held at most"
+            f"{self.evaluations_backward} backward; {self.recomputed} steps redone; {self.peak_bytes} bytes of states held at most{jumps}"
         )
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from ..problem import Accepts, Problem, SolveError, Status, Taken, saved_apart
 from ..pytree import build, paths_of
 from ..solvers import Leaves, Method
-from ..stepping import Adaptive, Grid, Step, StepSizes, Times, limited, numbers
+from ..stepping import Adaptive, Grid, Rejections, Step, StepSizes, Times, limited, numbers
 from .recording import Recording
 
 Slope = tuple[Step, int, float]  # which evaluation of f: step, stage, node
@@ -84,11 +84,11 @@ class Loop:
         self.reuse = reuse
         self.first: Leaves | None = None  # the first slope of the next step, where it is known
         self.status: Status | None = None
-        self.rejected = 0
         self._nodes, self._wanted = [problem.stepping.times[0]], [0]  # of an adaptive solve, so far
         self._inside: dict[int, Times] = {}
         self._by: list[int] = []  # which of several methods took each step
         stepping = problem.stepping
+        self.rejected = Rejections(stepping.control.grow) if isinstance(stepping, Adaptive) else None
         self._values: Sequence[float] = numbers(stepping.times) if isinstance(stepping, Adaptive) else ()  # the output times
         self._passed = 1  # how many of them are behind
         self._apart = stepping.apart if isinstance(stepping, Adaptive) else frozenset[int]()
@@ -116,7 +116,7 @@ class Loop:
         for step, y_next in self._on_grid(stepping, y) if isinstance(stepping, Grid) else self._controlled(stepping, y):
             status = self.problem.watch(step, y, y_next) if self.problem.watch is not None else None
             if status is not None:  # the step just seen does not count
-                self.status, self._stop = status, step.index
+                self.status, self._stop = self._suspecting(status), step.index
                 if self.recording is not None:
                     self.recording.retreat()
                 break
@@ -126,6 +126,14 @@ class Loop:
         if self.recording is not None:
             self.recording.mark()
             self.recording.attributes.close()
+
+    def _suspecting(self, status: Status) -> Status:
+        """The same, which names the first of the jumps that cost the steps, where there are any."""
+        jumps = self.rejected.jumps if status.reason == "max_steps" and self.rejected is not None else []
+        if not jumps:
+            return status
+        near = ", ".join(f"{start:.9g}" for start, _ in jumps[:3])
+        return replace(status, message=f"{status.message}; func seems to jump at {len(jumps)} times (near {near}): give them as breaks=")
 
     def outputs(self) -> list[Leaves]:
         """The states that the problem wants; no others are kept on the way."""
@@ -199,7 +207,8 @@ class Loop:
 
     def _controlled(self, adaptive: Adaptive, y: Leaves) -> Iterator[tuple[Step, Leaves]]:
         recording, chooser, by = self.recording, self.problem.method.chooser(), 0
-        assert recording is not None
+        rejected = self.rejected
+        assert recording is not None and rejected is not None
         ends, nodes = numbers(adaptive.ends), self._nodes
         recording.mark()
         with recording.observing(y):
@@ -217,6 +226,7 @@ class Loop:
                     _, sizes = self._start(adaptive, self.problem.method, y, interval)
                 recording.retreat()
                 self.first = None
+                rejected.forget()
             while start != end:
                 if recording.marks < len(nodes):
                     recording.mark()
@@ -230,8 +240,8 @@ class Loop:
                 verdict = _Verdict(adaptive, method, sizes, stop - start, y)
                 y_next, slopes = self._attempted(take, y, verdict)
                 moved = recording.moved()
+                rejected.saw(start, stop, verdict.error, verdict.accepted, max(1.0, *method.nodes))
                 if not verdict.accepted:
-                    self.rejected += 1
                     given = self.first is not None or not any(k.requires_grad for k in slopes[0])  # else its graph is this attempt's
                     again = self.reuse == "all" or (self.reuse == "accepted" and given)
                     self.first = slopes[0] if again and not moved else None
@@ -305,12 +315,14 @@ class _Verdict:
     dt: float
     y: Leaves
     ratios: Sequence[Tensor] = ()
+    error: float = math.nan
     accepted: bool = False
 
     def __call__(self, end: Leaves, slopes: Sequence[Leaves]) -> bool:
         if not self.ratios:  # an attempt may be made again, to look into it
             self.ratios = error_ratios(self.adaptive, self.method.error(self.dt, slopes), self.y, end)
-            self.accepted = self.sizes.judge(root_mean_square(self.ratios), abs(self.dt))
+            self.error = root_mean_square(self.ratios)
+            self.accepted = self.sizes.judge(self.error, abs(self.dt))
         return self.accepted
 
 

@@ -3,6 +3,7 @@
 from .control import ATOL, MAX_STEPS, MORE, RTOL, STRETCH, Adaptive, Control, StepSizes, tolerances
 from .grid import Grid, Step, as_count, given_grid, limited, uniform_grid, unit_grid
 from .jumps import Jumps, apart, as_breaks
+from .rejections import Between, Rejections
 from .times import Time, Times, as_sequence, as_times, numbers, times_of_samples, wants_grad, without_repeats
 
 __all__ = [
@@ -12,9 +13,11 @@ __all__ = [
     "RTOL",
     "STRETCH",
     "Adaptive",
+    "Between",
     "Control",
     "Grid",
     "Jumps",
+    "Rejections",
     "Step",
     "StepSizes",
     "Time",

@@ -50,7 +50,7 @@ FOLDERS = {
         *("low_rank", "templates", "hyper", "scale", "skew_flow", "field"),
         *("depth_groups", "learning_rule", "hebb", "delta_rule", "gradient_flow", ""),
     ],
-    "stepping": ["times", "jumps", "grid", "control", ""],
+    "stepping": ["times", "jumps", "grid", "control", "rejections", ""],
     "solvers": [
         *(
             "tableau",

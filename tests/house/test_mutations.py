@@ -684,6 +684,24 @@ MUTATIONS = {
         "test_breaks.py::test_gradients_of_an_output_time_and_of_the_break_beside_it",
     ),
     "errors forgiven": ("stepping/control.py", "accepted = error <= 1", "accepted = error <= 1e9", "test_adaptive.py"),
+    "every pile of rejections a jump": (
+        "stepping/rejections.py",
+        " and size >= self._again * short:",
+        ":",
+        "test_rejections.py::test_fast_changes_of_a_stiff_problem_are_no_jumps",
+    ),
+    "the first step over a jump taken for the one that crosses it": (
+        "stepping/rejections.py",
+        "and error > self._error:",
+        "and self._over is None:",
+        "test_rejections.py::test_every_jump_is_told_to_within_a_step_and_no_other",
+    ),
+    "a stage beyond the attempt forgotten where jumps are told": (
+        "integrate/loop.py",
+        "verdict.accepted, max(1.0, *method.nodes))",
+        "verdict.accepted, 1.0)",
+        "test_rejections.py::test_every_jump_is_told_to_within_a_step_and_no_other",
+    ),
     "tolerances of one leaf for all": (
         "integrate/loop.py",
         "zip(error, size, adaptive.rtol, adaptive.atol, strict=True)",
