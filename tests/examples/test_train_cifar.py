@@ -184,6 +184,8 @@ HINTS = get_type_hints(Config)
 def test_every_dynamics_trains_every_network_with_the_other_options_as_they_are(dynamics: str, model: str) -> None:
     """One step, after which whatever can move moves; kernels lie in memory as asked."""
     config = Config(model=model, dynamics=dynamics, batch_size=2, epochs=1)  # pyright: ignore[reportArgumentType]
+    if model == "vit" and dynamics == "rda":
+        pytest.skip("it moves kernels, of which there are none")
     x, y = torch.randint(256, (2, 32, 32, 3), dtype=torch.uint8), torch.tensor([3, 7])
     images = Images(x, y, x, y, torch.full((3,), 128.0), torch.full((3,), 64.0), 10)
     made = Training(config, Path(), Ranks(torch.device("cpu")), images)
@@ -192,7 +194,7 @@ def test_every_dynamics_trains_every_network_with_the_other_options_as_they_are(
     moved = [not torch.equal(*block.weights([0.0, 0.4])[name]) for block in blocks for name in block.evolving]
     assert any(moved) == (dynamics != "static")
     kernels = [p for p in made.model.parameters() if p.ndim == 4]
-    assert kernels and all(kernel.is_contiguous(memory_format=torch.channels_last) for kernel in kernels)
+    assert bool(kernels) == (model != "vit") and all(kernel.is_contiguous(memory_format=torch.channels_last) for kernel in kernels)
 
 
 @pytest.mark.parametrize("block", ["residual", "ode"])
