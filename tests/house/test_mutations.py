@@ -1251,7 +1251,7 @@ MUTATIONS = {
         "convert.py",
         '        getattr(work.dynamics, "project", lambda: None)()',
         "        (lambda: None)()",
-        "test_convert.py::test_weights_that_follow_a_dynamics_are_found_with_it",
+        "test_convert.py::test_what_is_each_steps_own_is_copied_and_trains",
     ),
     "norms of a stack shared by all steps": (
         "convert.py",
