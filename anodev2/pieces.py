@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .events import Event, Happened, Observer, event_value
 from .gradients.adjoint import Adjoint
-from .integrate.compiled import Compile, Runs, compiled, misread
+from .integrate.compiled import Compile, Runs, compiled
 from .integrate.dense import Dense
 from .problem import Costs, Problem, Run, Status, VectorField
 from .pytree import Structure, build, leaves_of, structure_of
@@ -53,9 +53,7 @@ class Piece:
 def one_run(adjoint: Adjoint, problem: Problem, leaves: Leaves, args: tuple[Any, ...], how: Compile | None) -> Run:
     """One run; where it is compiled, its grid is that of the steps themselves."""
     grid = problem.stepping
-    if how is None or not isinstance(grid, Grid) or not len(grid) or torch.compiler.is_compiling() or transformed():
-        return adjoint.solve(problem, leaves, args)
-    if misread(problem, leaves, args):
+    if how is None or not isinstance(grid, Grid) or torch.compiler.is_compiling() or transformed():
         return adjoint.solve(problem, leaves, args)
     run = adjoint.solve(compiled(problem, how), leaves, args)
     assert isinstance(run.grid, Runs)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import re
 import types
 import warnings
-import weakref
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -22,7 +21,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..problem import Given, Problem, VectorField, compilers_own_warnings_ignored, refuse_changed, versions
 from ..solvers import Leaves, Method, RungeKutta
@@ -30,8 +29,6 @@ from ..solvers.tableau import Tableau
 from ..stepping import Grid, Step, Time, as_count
 from ..tables import kept
 from ..torch_private import compile_errors, options_of_mode
-from .recording import untouched
-from .side_effects import SideEffects
 
 LONGEST = 1024  # steps of a loop that is one graph
 METHODS = 16  # whose graphs are kept for one func; those of the oldest go
@@ -48,8 +45,8 @@ class Compile:
     Under ``torch.no_grad`` on the CPU one step is compiled, in a loop that takes up to 1,024 of them in one call, whatever ``steps`` from
     2 on; not where func takes the number of the ``step``, nor with methods that split func.
 
-    What cannot be compiled (see the warning) runs as it is; so does, with gradients, an f that reads a buffer which it changes in the same
-    evaluation, where those of torch.compile are wrong. With ``slots=``, tensors with a history go into args: by closure they are
+    Not for an f that reads a buffer which it changes in the same evaluation: torch.compile (2.14) has wrong gradients there.
+    What cannot be compiled (see the warning) runs as it is. With ``slots=``, tensors with a history go into args: by closure they are
     refused.
 
     Graphs are kept as long as func lives (a function that is made anew for each call is found by its code, which lives as long as
@@ -264,11 +261,11 @@ class Graphs:
         """Say once why func is not compiled."""
         self.refused = True
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        _warn(f"{type(error).__name__}: {lines[0] if lines else ''}")
-
-
-def _warn(why: str) -> None:
-    warnings.warn(f"compile=True has no effect here, the solve goes on without: {why}", UserWarning, stacklevel=3)
+        warnings.warn(
+            f"compile=True has no effect here, the solve goes on without: {type(error).__name__}: {lines[0] if lines else ''}",
+            UserWarning,
+            stacklevel=2,
+        )
 
 
 def _worth_guarding(entries: Sequence[Any]) -> list[bool]:
@@ -280,7 +277,6 @@ _OWN = re.compile(
     r"""(L\[')?(method|field)('\])?$|(L\[')?method('\])?\.tableau|(L\[')?field('\])?\.(structure|time_dtype|device|call$|call\.names)"""
 )
 _GRAPHS: WeakKeyDictionary[Any, Graphs] = WeakKeyDictionary()
-_SEEN: WeakKeyDictionary[Any, tuple[list[weakref.ref[nn.Module]], dict[tuple[bool, ...], bool]]] = WeakKeyDictionary()
 
 
 def compiled(problem: Problem, options: Compile) -> Problem:
@@ -298,32 +294,6 @@ def compiled(problem: Problem, options: Compile) -> Problem:
     runs = Runs(grid.times, grid.counts, grid.wanted, jumps=grid.jumps, before=grid.before, longest=longest)
     watch = None if problem.watch is None else partial(_watched, problem.watch)
     return replace(problem, method=CompiledSteps(problem.method, options, graphs, looped), stepping=runs, watch=watch)
-
-
-def misread(problem: Problem, y: Leaves, args: tuple[Any, ...]) -> bool:
-    """Whether gradients are asked of an f that reads what it writes to: torch.compile (2.14) keeps it as it is at the end of a run."""
-    if not torch.is_grad_enabled():
-        return False
-    func: Any = getattr(problem.field.func, "owner", problem.field.func)
-    try:
-        seen = _SEEN.get(func := getattr(func, "__self__", func))
-    except TypeError:  # refused by ``compiled``
-        return False
-    state = None if seen is None else tuple(module.training for ref in seen[0] if (module := ref()) is not None)
-    if seen is None or state not in seen[1]:
-        counted = problem.field.evaluations
-        with untouched(problem, y, args) as recording, torch.no_grad(), SideEffects(y, {}) as effects:
-            problem.field(args, problem.stepping.steps()[0], 0, 0.0, y)  # pyright: ignore[reportAttributeAccessIssue]
-        for tensor, value, _ in effects.written.values():
-            tensor.detach().copy_(value)
-        problem.field.evaluations = counted
-        modules = recording.buffers.modules
-        seen = seen or _SEEN.setdefault(func, ([weakref.ref(module) for module in modules], {}))
-        state = tuple(module.training for module in modules)
-        seen[1][state] = not effects.used.isdisjoint(key[0] for key in effects.written)
-        if seen[1][state]:
-            _warn("func reads a tensor that it writes to, of which torch.compile has wrong gradients")
-    return seen[1][state]
 
 
 def _loops(problem: Problem) -> bool:

@@ -28,7 +28,6 @@ class SideEffects(TorchDispatchMode):
         self.made = {storage(tensor) for tensor in own}
         self.outside: dict[int, Tensor] = {}
         self.read: dict[int, tuple[Tensor, int]] = {}
-        self.used = set[int]()  # storages of what was read, not only viewed
         self.written: dict[
             tuple[Any, ...], tuple[Tensor, Tensor, int]
         ] = {}  # a tensor, its value before, its version then; -1: not counted
@@ -37,7 +36,7 @@ class SideEffects(TorchDispatchMode):
         kwargs = kwargs or {}
         norm, custom, arguments = _told(func)
         silent = norm and bool(args[5])
-        for place, (name, written, viewed) in enumerate(arguments):
+        for place, (name, written) in enumerate(arguments):
             value = args[place] if place < len(args) else kwargs.get(name)
             if isinstance(value, (Tensor, list, tuple)):
                 moves = silent and place in (3, 4)
@@ -45,8 +44,6 @@ class SideEffects(TorchDispatchMode):
                 for tensor in (value,) if isinstance(value, Tensor) else value:
                     if isinstance(tensor, Tensor):
                         self._note(tensor, writes, moves or custom)
-                        if not writes and not viewed:
-                            self.used.add(storage(tensor))
         result = func(*args, **kwargs)
         for tensor in result if isinstance(result, (tuple, list)) else (result,):
             if isinstance(tensor, Tensor) and (key := storage(tensor)) not in self.outside:
@@ -69,13 +66,12 @@ class SideEffects(TorchDispatchMode):
 
 
 @lru_cache(maxsize=4096)
-def _told(func: Any) -> tuple[bool, bool, list[tuple[str, bool, bool]]]:
+def _told(func: Any) -> tuple[bool, bool, list[tuple[str, bool]]]:
     """Whether an operation moves statistics without a word; whether it counts what it writes to before it is called, as those do that
-    are not PyTorch's own; the names of its arguments, whether it writes to them, and whether it gives views of them."""
-    aliases = [(argument.name, argument.alias_info) for argument in func._schema.arguments]
-    told = [(name, alias is not None and alias.is_write, alias is not None and not alias.is_write) for name, alias in aliases]
+    are not PyTorch's own; the names of its arguments, and whether it writes to them."""
+    written = [(argument.name, argument.alias_info is not None and argument.alias_info.is_write) for argument in func._schema.arguments]
     custom = func.namespace not in TORCH_OWN
-    return func.overloadpacket.__name__ in BATCH_NORM, custom, told
+    return func.overloadpacket.__name__ in BATCH_NORM, custom, written
 
 
 class Meeting(TorchDispatchMode):

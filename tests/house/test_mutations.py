@@ -835,18 +835,6 @@ MUTATIONS = {
         "AT_ONCE = 1e-3",
         "test_events.py::test_bounces_without_number_are_told",
     ),
-    "compiled though it reads what it writes to": (
-        "pieces.py",
-        "if misread(problem, leaves, args):",
-        "if False:",
-        "test_compiled.py::test_gradients_are_right_where_f_reads_a_buffer_that_it_changes",
-    ),
-    "looked at in one state of training": (
-        "integrate/compiled.py",
-        "if seen is None or state not in seen[1]:",
-        "if seen is None or not seen[1]:",
-        "test_compiled.py::test_gradients_are_right_where_f_reads_a_buffer_that_it_changes",
-    ),
     # the rest
     "phi_2 for phi_3": ("solvers/exponential.py", "2 * phi_2 - 4 * phi_3", "2 * phi_2 - 4 * phi_2", "test_stiff.py"),
     "two weights of an IMEX row swapped": ("solvers/imex.py", "(11 / 18, 1 / 18)", "(1 / 18, 11 / 18)", "test_stiff.py"),

@@ -65,44 +65,6 @@ def test_gradients_are_those_of_the_plain_solve(method: str, adjoint: Any) -> No
     torch.testing.assert_close(gradients(f, y0, method=method, steps=7, adjoint=adjoint, compile=FAST), plain, rtol=1e-12, atol=1e-13)
 
 
-class RunningMean(nn.Module):
-    """Of its state, which enters the result."""
-
-    mean: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.net = nn.Linear(3, 3).double()
-        self.register_buffer("mean", torch.zeros(3, dtype=torch.float64))
-
-    def forward(self, t: Any, y: Tensor) -> Tensor:
-        if self.training:
-            self.mean.lerp_(y.detach().mean(0), 0.3)
-        return torch.tanh(self.net(y)) * (1 + self.mean)
-
-
-@pytest.mark.parametrize(
-    ("kind", "adjoint"),
-    rows(["module", "method", "function"], ADJOINTS[:3], quick=[("module", ADJOINTS[1]), ("function", ADJOINTS[0])]),
-    ids=str,
-)
-def test_gradients_are_right_where_f_reads_a_buffer_that_it_changes(kind: str, adjoint: Any) -> None:
-    module, y0 = RunningMean(), torch.randn(2, 3, dtype=torch.float64)
-    f = {"module": module, "method": module.forward, "function": lambda t, y: module(t, y)}[kind]
-
-    def gradient(training: bool, **options: Any) -> list[Tensor]:
-        module.train(training).mean.zero_()
-        states = odeint(f, y0, [0.0, 1.0], steps=3, **options)
-        return [states.detach(), module.mean.clone(), *torch.autograd.grad(states.square().sum(), [*module.parameters()])]
-
-    still, moving = (gradient(training, adjoint="direct") for training in (False, True))
-    torch.testing.assert_close(gradient(False, adjoint=adjoint, compile=FAST), still, rtol=1e-12, atol=1e-13)
-    with pytest.warns(UserWarning, match="func reads a tensor that it writes to"):
-        torch.testing.assert_close(gradient(True, adjoint=adjoint, compile=FAST), moving, rtol=1e-12, atol=1e-13)
-    torch.testing.assert_close(gradient(True, adjoint=adjoint, compile=FAST), moving, rtol=1e-12, atol=1e-13)  # said once
-    torch.testing.assert_close(gradient(False, adjoint=adjoint, compile=FAST), still, rtol=1e-12, atol=1e-13)
-
-
 @pytest.mark.slow
 def test_generated_code_has_the_gradients_of_the_plain_solve() -> None:
     f, y0 = Field(), torch.randn(2, 3, dtype=torch.float64)
