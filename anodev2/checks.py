@@ -92,7 +92,8 @@ def warn_of_instability(func: Callable[..., Any], method: Method, grid: Grid, y:
     if torch.get_default_device().type == "meta":  # what it computes would have no values
         return
     times = numbers(grid.times)
-    ends = (times[0], times[-1])
+    steady = getattr(func, "steady", None)
+    ends = times[:1] if callable(steady) and steady() else (times[0], times[-1])
     limit = _limit_on_gpu(func, method, ends) if y[0].is_cuda and isinstance(func, nn.Module) else _limit(func, method, ends)
     if limit is None:
         return

@@ -173,6 +173,11 @@ def as_coefficient(value: float | tuple[float, ...]) -> float | Tensor:
     return torch.tensor(value, dtype=torch.float64, device="cpu") if isinstance(value, tuple) else value
 
 
+def varies_in_time(value: Any) -> bool:
+    """Whether it is a function, of t among others."""
+    return callable(value) and not isinstance(value, Tensor)
+
+
 def extremes(value: Any, x: Tensor, t: float = 0.0) -> list[float]:
     """Smallest and largest value over points (and fields) at time t."""
     if isinstance(value, int | float):

@@ -20,7 +20,7 @@ from anodev2 import FourierOperator, LinearOperator, SplitState
 from anodev2.torch_private import no_dispatch_modes
 
 from .closed_form import dense_flow, elapsed, fourier_flow, line_between, wall_series
-from .coefficient import evaluate, is_number, shown
+from .coefficient import evaluate, is_number, shown, varies_in_time
 from .conditions import without_field_data
 from .dense import dense
 from .grid import Grid1D
@@ -196,6 +196,10 @@ class FieldEquation(Multiples, Equation):
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles split anew: what is kept refers to this very equation."""
         return {**self.__dict__, "_split": None}
+
+    def steady(self) -> bool:
+        """Whether the coefficients of its linear terms are the same at all times."""
+        return not any(varies_in_time(getattr(term, term.coefficient)) for term in self.terms() if term.linear)
 
     def max_stable_step(self, method: Any, u: Tensor | None = None, *, t: float = 0.0) -> float:
         """The largest step with which ``method`` amplifies no mode: |R(h lambda)| <= 1 for the symbol lambda of every mode.

@@ -174,6 +174,10 @@ class System(Multiples, Equation):
         """Copies split anew."""
         return {**self.__dict__, "_split": None}
 
+    def steady(self) -> bool:
+        """Whether the coefficients of linear terms are the same at all times."""
+        return all(equation.steady() for equation in self._each().values())
+
     def max_stable_step(self, method: Any, u: Any = None, *, t: float = 0.0) -> float:
         """The largest step with which ``method`` amplifies no mode that the equation itself does not let grow.
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from anodev2 import stability_function
 
 from .closed_form import dense_flow, elapsed, line_between, wall_series
-from .coefficient import Coefficient, attach, evaluate, extremes, is_constant, over_speed
+from .coefficient import Coefficient, attach, evaluate, extremes, is_constant, over_speed, varies_in_time
 from .dense import dense
 from .equation import Equation
 from .grid import Grid1D
@@ -127,6 +127,10 @@ class Wave(Multiples, Equation):
         both = torch.cat(torch.broadcast_tensors(u, v), -1)
         found = dense_flow(self._matrix(c, u), torch.cat([torch.zeros_like(pushed), pushed], -1), both, times)
         return found[..., : self.grid.n], found[..., self.grid.n :]
+
+    def steady(self) -> bool:
+        """Whether the speed is the same at all times."""
+        return not varies_in_time(self.speed)
 
     def max_stable_step(self, method: Any, *, t: float = 0.0) -> float:
         """The largest step with which ``method`` amplifies no mode: |R(+-i w h)| <= 1 for all frequencies w of the grid.

@@ -317,6 +317,25 @@ def test_steps_are_judged_by_the_first_and_the_last_time() -> None:
         odeint(Advection(GRID, speed, "upwind1"), torch.ones(16, dtype=torch.float64), [0.0, 1.0], steps=8)
 
 
+ASKED: dict[str, Callable[[Any], Any]] = {
+    "advection": lambda c: Advection(GRID, c),
+    "sum": lambda c: Advection(GRID, c) + Diffusion(GRID, 0.01),
+    "wave": lambda c: Wave(GRID, c),
+    "system": lambda c: System({"u": Advection(GRID, c), "v": Diffusion(GRID, 0.01)}),
+}
+
+
+@pytest.mark.parametrize(("speed", "asked"), [(0.5, 1), (torch.full((16,), 0.5), 1), (lambda t, x: 0.5 + 0 * x, 2)], ids=type)
+@pytest.mark.parametrize("name", ASKED)
+def test_what_is_the_same_at_all_times_is_judged_once(name: str, speed: Any, asked: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    equation, times = ASKED[name](speed), list[float]()
+    limit = equation.max_stable_step
+    monkeypatch.setattr(equation, "max_stable_step", lambda method, *, t=0.0: times.append(t) or limit(method, t=t))
+    u = torch.ones((2, 16), dtype=torch.float64)
+    odeint(equation, tuple(u) if name == "wave" else u, [0.0, 0.1], method="rk4", steps=9)
+    assert len(times) == asked
+
+
 def test_growing_reaction_is_left_out() -> None:
     without = AdvectionDiffusionReaction(GRID, 0.1, 0.4).max_stable_step("rk4")
     assert AdvectionDiffusionReaction(GRID, 0.1, 0.4, 2.0).max_stable_step("rk4") == pytest.approx(without, rel=1e-12)
