@@ -7,6 +7,7 @@ they came, and subclasses everywhere rely on it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -102,6 +103,31 @@ def options_of_mode(mode: str) -> dict[str, Any]:
     import torch._inductor
 
     return dict(torch._inductor.list_mode_options(mode))
+
+
+@cache
+def keeps_what_is_read() -> dict[str, Any]:
+    """Options of torch.compile by which a graph keeps for its backward pass what it read of a tensor before it wrote to it: of itself
+    inductor (2.14) keeps the tensor, with what is in it at the end. Else: refuse an f that reads a buffer which it changes."""
+    from torch._inductor.custom_graph_pass import CustomGraphPass
+    from torch.utils.checkpoint import CheckpointPolicy
+
+    class Keep(CustomGraphPass):
+        def __call__(self, graph: torch.fx.Graph) -> None:
+            for write in graph.find_nodes(op="call_function", target=torch.ops.aten.copy_.default):
+                written = write.args[0]
+                reads = [user for user in written.users if user is not write]
+                if written.op == "placeholder" and reads:
+                    with graph.inserting_after(written):
+                        read = graph.call_function(torch.ops.aten.clone.default, (written,))
+                    read.meta = {**written.meta, "recompute": CheckpointPolicy.MUST_SAVE, "ac_graph_id": 0}
+                    for user in reads:
+                        user.replace_input_with(written, read)
+
+        def uuid(self) -> str:
+            return "anodev2.keeps_what_is_read.1"
+
+    return {"joint_custom_post_pass": Keep()}
 
 
 def has_forward_hooks(module: nn.Module) -> bool:

@@ -13,7 +13,6 @@ import re
 import types
 import warnings
 from collections.abc import Callable, Hashable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from itertools import pairwise
@@ -28,7 +27,7 @@ from ..solvers import Leaves, Method, RungeKutta
 from ..solvers.tableau import Tableau
 from ..stepping import Grid, Step, Time, as_count
 from ..tables import kept
-from ..torch_private import compile_errors, options_of_mode
+from ..torch_private import compile_errors, keeps_what_is_read, options_of_mode
 
 LONGEST = 1024  # steps of a loop that is one graph
 METHODS = 16  # whose graphs are kept for one func; those of the oldest go
@@ -45,7 +44,6 @@ class Compile:
     Under ``torch.no_grad`` on the CPU one step is compiled, in a loop that takes up to 1,024 of them in one call, whatever ``steps`` from
     2 on; not where func takes the number of the ``step``, nor with methods that split func.
 
-    Not for an f that reads a buffer which it changes in the same evaluation: torch.compile (2.14) has wrong gradients there.
     What cannot be compiled (see the warning) runs as it is. With ``slots=``, tensors with a history go into args: by closure they are
     refused.
 
@@ -200,8 +198,7 @@ class CompiledSteps(Method):
         counted = vector.evaluations
         vector.evaluations += count * len(self.nodes)  # a redone run may end as soon as all is there
         try:
-            with compilers_own_warnings_ignored() if first_time else nullcontext():
-                end = run(vector, self.inner, own, first, count, times, limits, *y)
+            end = _quietly(first_time, run, vector, self.inner, own, first, count, times, limits, *y)
         except compile_errors() as error:
             vector.evaluations = counted
             end = _eagerly(self.inner, field, step, y)  # which has words for what func must not do
@@ -250,8 +247,8 @@ class Graphs:
         if new:
             own = types.FunctionType(steps.__code__.replace(), globals())  # pyright: ignore[reportFunctionMemberAccess]  # torch counts what it compiles per code object
             inner: dict[str, Any] = options_of_mode(options.mode) if options.mode else {}
-            if steps is _loop and options.backend == "inductor":
-                inner["cpp_wrapper"] = True  # nothing is called from Python in the loop
+            if options.backend == "inductor":
+                inner |= {"cpp_wrapper": True} if steps is _loop else keeps_what_is_read()  # nothing is called from Python in the loop
             if plain:  # a tableau does not change
                 inner["guard_filter_fn"] = _worth_guarding
             runs[key] = torch.compile(own, fullgraph=True, dynamic=False, backend=options.backend, options=inner)
@@ -321,6 +318,18 @@ def _eagerly(method: Method, field: Given, step: SeveralSteps, y: Leaves) -> lis
     for one in step.inner:
         end = method.step(field, one, end)
     return end
+
+
+def _quietly(first_time: bool, run: Callable[..., list[Tensor]], *given: Any) -> list[Tensor]:
+    """A graph is made at the first call, and once more where f is in another state: there a warning that is an error ends the compiler."""
+    if not first_time:
+        try:
+            return run(*given)
+        except compile_errors() as error:
+            if "not a leaf" not in str(error):
+                raise
+    with compilers_own_warnings_ignored():
+        return run(*given)
 
 
 def _run(

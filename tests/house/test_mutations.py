@@ -835,6 +835,12 @@ MUTATIONS = {
         "AT_ONCE = 1e-3",
         "test_events.py::test_bounces_without_number_are_told",
     ),
+    "compiled as inductor would": (
+        "integrate/compiled.py",
+        "if steps is _loop else keeps_what_is_read()",
+        "if steps is _loop else {}",
+        "test_compiled.py::test_generated_code_reads_buffers_as_they_were",
+    ),
     # the rest
     "phi_2 for phi_3": ("solvers/exponential.py", "2 * phi_2 - 4 * phi_3", "2 * phi_2 - 4 * phi_2", "test_stiff.py"),
     "two weights of an IMEX row swapped": ("solvers/imex.py", "(11 / 18, 1 / 18)", "(1 / 18, 11 / 18)", "test_stiff.py"),

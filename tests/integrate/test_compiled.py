@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import weakref
 from itertools import pairwise
@@ -63,6 +64,50 @@ def test_gradients_are_those_of_the_plain_solve(method: str, adjoint: Any) -> No
     f, y0 = Field(), torch.randn(2, 3, dtype=torch.float64)
     plain = gradients(f, y0, method=method, steps=7, adjoint="direct")
     torch.testing.assert_close(gradients(f, y0, method=method, steps=7, adjoint=adjoint, compile=FAST), plain, rtol=1e-12, atol=1e-13)
+
+
+class Changing(nn.Module):
+    """Reads buffers which it changes: before, after, in part, through a view, with spectral norm."""
+
+    part: Tensor
+    mean: Tensor
+    count: Tensor
+    seen: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.utils.parametrizations.spectral_norm(nn.Linear(3, 3)).double()
+        self.norm = nn.BatchNorm1d(3, affine=False).double()
+        for name in ("mean", "part"):
+            self.register_buffer(name, torch.zeros(3, dtype=torch.float64))
+        self.register_buffer("count", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("seen", torch.ones(2, 3, dtype=torch.float64))
+
+    def forward(self, t: Any, y: Tensor) -> Tensor:
+        before = self.mean.clone() * y
+        if self.training:
+            self.mean.lerp_(y.detach().mean(0), 0.3)
+            self.part[1:].add_(y.detach()[0, 1:])
+            self.part.view(3, 1)[0].mul_(0.5).add_(1)
+            self.count.add_(1)
+            self.seen.mul_(0.9).add_(y.detach())
+        shift = self.mean * torch.sin(self.count) + self.part.square()
+        return torch.tanh(self.net(self.norm(y) + before)) * (1 + shift) + torch.cos(self.seen + y)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("adjoint", ADJOINTS[:3], ids=str)
+def test_generated_code_reads_buffers_as_they_were(adjoint: Any) -> None:
+    f, y0 = Changing(), torch.randn(2, 3, dtype=torch.float64)
+    start = copy.deepcopy(f.state_dict())
+
+    def all_of_it(training: bool, **options: Any) -> list[Tensor]:
+        f.train(training).load_state_dict(start)
+        return [*gradients(f, y0, steps=4, method="euler", **options), *(buffer.clone() for buffer in f.buffers())]
+
+    for training in (True, False, True):
+        plain = all_of_it(training, adjoint="direct")
+        torch.testing.assert_close(all_of_it(training, adjoint=adjoint, compile=Compile(steps=3)), plain, rtol=1e-12, atol=1e-13)
 
 
 @pytest.mark.slow
