@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -35,7 +36,13 @@ class Ranks:
 
     def parallel(self, model: Any) -> Any:
         """The model with its gradients averaged over the ranks; each gathers buffers of its own, see ``share``."""
-        return model if self.size == 1 else nn.parallel.DistributedDataParallel(model, broadcast_buffers=False)
+        if self.size == 1:
+            return model
+        # of a coefficient that is one number: its gradient is a column of a table, which costs nothing to read
+        warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
+        network = nn.parallel.DistributedDataParallel(model)
+        network.broadcast_buffers = False  # as an argument it is told to be of the past by torch 2.14, and what replaces it is new there
+        return network
 
     def averaging(self, network: Any, now: bool) -> AbstractContextManager[None]:
         """Around forward and backward of such a model: whether the gradients gathered so far are averaged at the end of it."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import re
 import subprocess
 import sys
@@ -30,6 +32,16 @@ def test_conda_asks_for_what_pip_asks_for() -> None:
     python = {"python": PROJECT["project"]["requires-python"]}
     assert bounds(RECIPE["requirements"]["run"]) == bounds(PROJECT["project"]["dependencies"]) | python
     assert bounds(RECIPE["requirements"]["host"]) == bounds(PROJECT["build-system"]["requires"]) | python | {"pip": ""}
+
+
+@pytest.mark.skipif(importlib.util.find_spec("rattler_build") is None, reason="py-rattler-build is no dependency")
+def test_rattler_build_takes_the_recipe() -> None:
+    """Every field is one that it knows, and its one package is what is released."""
+    rattler = importlib.import_module("rattler_build")
+    (rendered,) = rattler.Stage0Recipe.from_file(ROOT / "conda" / "recipe.yaml").render()
+    package, needs = rendered.recipe.package, rendered.recipe.requirements
+    assert (package.name, package.version) == (PROJECT["project"]["name"], anodev2.__version__)
+    assert bounds(list(needs.run)) == bounds(RECIPE["requirements"]["run"])
 
 
 def test_one_version_and_its_date() -> None:
