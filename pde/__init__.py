@@ -23,7 +23,7 @@ from .initial import random_fourier, random_fronts, random_pulses
 from .named import AllenCahn, CahnHilliard, FisherKPP, KortewegDeVries, KuramotoSivashinsky, SwiftHohenberg
 from .named_systems import DampedWave, FitzHughNagumo, GrayScott, KleinGordon, Maxwell, Schroedinger, ShallowWater
 from .pictures import animate, plot, space_time
-from .plane import Plane
+from .plane import Plane, over_plane
 from .reaction import AdvectionDiffusionReaction, Reaction, Source
 from .second_order import SecondOrder
 from .stencils import Derivative, derivative
@@ -75,6 +75,7 @@ __all__ = [
     "Wave",
     "animate",
     "derivative",
+    "over_plane",
     "plot",
     "random_fourier",
     "random_fronts",

@@ -66,11 +66,11 @@ def formula(n: int, function: Callable[..., Any], **given: Coefficient) -> Coeff
     return made if any(not is_number(value) for value in given.values()) else function(*given.values())
 
 
-def given_tensors(name: str, value: Any) -> list[tuple[str, Tensor]]:
-    """The tensors that make a coefficient, with their names."""
+def leaves(name: str, value: Any) -> list[tuple[str, Any]]:
+    """What a coefficient is made of, with names: of a formula what it was given, else itself."""
     if isinstance(value, Formula):
-        return [found for inner in value.given for found in given_tensors(inner, getattr(value, inner))]
-    return [(name, value)] if isinstance(value, Tensor) else []
+        return [found for inner in value.given for found in leaves(inner, getattr(value, inner))]
+    return [(name, value)]
 
 
 def shown(value: Any) -> str:

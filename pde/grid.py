@@ -45,6 +45,9 @@ class Grid1D:
             raise TypeError(f"n={n!r} must be a whole number of points")
         if n < 3:
             raise ValueError(f"n={n} points are too few for a grid; give at least 3")
+        for name, value in (("length", length), ("start", start)):
+            if not hasattr(value, "__float__"):
+                raise TypeError(f"{name}={value!r} must be a number; an axis from -1 to 1 is Grid1D({n}, length=2.0, start=-1.0)")
         if not (math.isfinite(length) and length > 0):
             raise ValueError(f"length={length} must be positive and finite")
         if not math.isfinite(start):

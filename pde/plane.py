@@ -10,11 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from anodev2 import LinearOperator, stability_function
+from anodev2.signature import signature_of
 
 from .blocks import Blocks
 from .closed_form import elapsed
-from .coefficient import given_tensors
+from .coefficient import leaves, reads_field
 from .equation import FieldEquation
+from .grid import Grid1D
 from .stability import some_modes
 from .system import System, check_reaction
 
@@ -24,17 +26,19 @@ class Plane(nn.Module):
 
     ``Plane(Diffusion(x, 0.1), Diffusion(y, 0.1))`` is diffusion, x and y grids of one axis each. Of several fields A_x and A_y are
     systems of the same names, and the state is a tensor (..., components, n_y, n_x) or a tuple of the fields. Any terms and conditions
-    serve explicit and implicit methods; coefficients are numbers, or vary along the axis of their term. Where both axes are periodic and
-    all of A_x and A_y is linear with constant coefficients, there are ``symbol``, ``flow``, ``exact`` and, for exponential and IMEX
-    methods, ``split``.
+    serve explicit and implicit methods; coefficients are numbers, vary along the axis of their term, or over the plane (``over_plane``),
+    and data at walls may vary along these, (n_y, 1) at the ends of x, (n_x, 1) at those of y. Where both axes are periodic and all of
+    A_x and A_y is linear with constant coefficients, there are ``symbol``, ``flow``, ``exact`` and, for exponential and IMEX methods,
+    ``split``. ``Plane(Schroedinger(x), Schroedinger(y))`` has a complex state (..., n_y, n_x), or the tuple of its two parts.
 
     Args:
         along_x, along_y: equations of one field, or systems.
-        reaction: f, (t, x, y, u_1, ...) -> a tensor, of several fields a tuple of tensors or numbers; x of shape (n_x,), y of (n_y, 1).
+        reaction: f, (t, x, y, u_1, ...) -> a tensor, of several fields (of a complex one its two parts) a tuple of tensors or numbers; x of
+            shape (n_x,), y of (n_y, 1).
 
     Raises:
         TypeError: an equation and a system, or something else.
-        ValueError: systems of different fields, or a coefficient tensor of more than one axis.
+        ValueError: systems of different fields, or a coefficient of more than one axis that is none of ``over_plane``.
 
     Source: LeVeque, Finite Difference Methods for Ordinary and Partial Differential Equations (2007), 3.
     """
@@ -52,8 +56,11 @@ class Plane(nn.Module):
         self.names = along_x.names if isinstance(along_x, System) else ("u",)
         if isinstance(along_y, System) and along_y.names != self.names:
             raise ValueError(f"along_x and along_y must be systems of the same fields, got {self.names} and {along_y.names}")
-        if getattr(along_x, "packed", False) or getattr(along_y, "packed", False):
-            raise ValueError("a complex field on a plane is not known; give its two parts as the fields of a System")
+        self.packed = getattr(along_x, "packed", False)
+        if self.packed != getattr(along_y, "packed", False):
+            raise ValueError(
+                f"along_x and along_y must both be of a complex field, or none, got {type(along_x).__name__} and {type(along_y).__name__}"
+            )
         if reaction is not None and not callable(reaction):
             raise TypeError(f"reaction={reaction!r} must be a function of (t, x, y, {', '.join(self.names)})")
         for axis, part in (("along_x", along_x), ("along_y", along_y)):
@@ -76,7 +83,11 @@ class Plane(nn.Module):
         """The fields of a state, (..., n_y, n_x) each; ValueError or TypeError for a state of another form."""
         count = len(self.names)
         found: Any = state
-        if isinstance(state, Tensor):
+        if self.packed and isinstance(state, Tensor):
+            if not state.is_complex():
+                raise TypeError(f"the state is a complex field (..., {self.shape[0]}, {self.shape[1]}), or a tuple of its two parts")
+            found = state.real, state.imag
+        elif isinstance(state, Tensor):
             if self.several and state.shape[-3:-2] != (count,):
                 raise ValueError(f"the state has shape {tuple(state.shape)}, wanted (..., {count}, {self.shape[0]}, {self.shape[1]})")
             found = state.unbind(-3) if self.several else (state,)
@@ -124,7 +135,7 @@ class Plane(nn.Module):
             slopes = [torch.zeros_like(u) if f is None else f.expand_as(u) for f, u in zip(self._reacted(t, fields), fields, strict=True)]
             return self._formed(slopes, state)
 
-        return (PlaneBlocks if self.several else PlaneModes)(self.symbol, self.shape), rest
+        return PlaneBlocks(self.symbol, self.shape, self.packed) if self.several else PlaneModes(self.symbol, self.shape), rest
 
     def max_stable_step(self, method: Any, *, t: float = 0.0) -> float:
         """The largest step with which ``method`` amplifies no mode that the equation itself does not let grow; the reaction is left out.
@@ -190,19 +201,81 @@ class Plane(nn.Module):
     def _formed(self, fields: Sequence[Tensor], state: Any) -> Any:
         if not isinstance(state, Tensor):
             return tuple(fields)
+        if self.packed:
+            return torch.complex(*fields)
         return torch.stack(tuple(fields), -3) if self.several else fields[0]
+
+
+class OverPlane(nn.Module):
+    """A function of (t, x, y) as a coefficient of (t, points along one axis), in the fields of that axis: turned along y."""
+
+    def __init__(self, function: Callable[[Any, Tensor, Tensor], Any], other: Grid1D, turned: bool) -> None:
+        super().__init__()
+        self.function, self.other, self.turned = function, other, turned
+
+    def forward(self, t: Any, along: Tensor) -> Tensor:
+        across = self.other.points(along)
+        x, y = (across, along[:, None]) if self.turned else (along, across[:, None])
+        found = torch.as_tensor(self.function(t, x, y), dtype=along.dtype, device=along.device).expand(len(y), len(x))
+        return found.mT if self.turned else found
+
+
+def over_plane(x: Grid1D, y: Grid1D, function: Callable[[Any, Tensor, Tensor], Any]) -> tuple[OverPlane, OverPlane]:
+    """A coefficient that varies over the plane, for the terms along x and for those along y.
+
+    ``along_x, along_y = over_plane(x, y, D)`` and ``Plane(Diffusion(x, along_x), Diffusion(y, along_y))`` are
+    d/dx(D du/dx) + d/dy(D du/dy).
+
+    Args:
+        x, y: the axes.
+        function: (t, x, y) -> a number or a tensor that broadcasts to (n_y, n_x), x of shape (n_x,), y of (n_y, 1), also between the
+            points of its axis; a module is trained.
+
+    Raises:
+        TypeError: axes that are no grids, or no function of three arguments.
+    """
+    for name, grid in (("x", x), ("y", y)):
+        if not isinstance(grid, Grid1D):
+            raise TypeError(f"{name}={grid!r} must be a Grid1D")
+    signature = signature_of(function) if callable(function) else None
+    try:
+        if signature is not None:
+            signature.bind(0, 1, 2)
+        elif not callable(function):
+            raise TypeError
+    except TypeError:
+        raise TypeError(f"function={function!r} must be a function of (t, x, y)") from None
+    return OverPlane(function, y, False), OverPlane(function, x, True)
 
 
 def _need_one_axis(axis: str, part: FieldEquation | System) -> None:
     """ValueError for coefficients of more axes than that of their term: which axis of the plane the others are is not known."""
     for equation in part.equations if isinstance(part, System) else (part,):
         for term in equation.terms():  # pyright: ignore[reportCallIssue]
-            for name, value in given_tensors(term.coefficient, getattr(term, term.coefficient)):
-                if value.ndim > 1:
+            for name, value in leaves(term.coefficient, getattr(term, term.coefficient)):
+                if isinstance(value, Tensor):
+                    shape = value.shape
+                elif reads_field(value):
+                    _need_no_y(f"{name} of {term.name} {axis}", value)
+                    continue
+                elif not term.linear or isinstance(value, OverPlane) or not callable(value):
+                    continue
+                else:
+                    x = term.grid.points(term.like())
+                    with torch.no_grad():
+                        shape = getattr(value(torch.zeros_like(x[0]), x), "shape", ())
+                if len(shape) > 1:
                     raise ValueError(
-                        f"{name} of {term.name} {axis} has shape {tuple(value.shape)}; on a plane a coefficient is one number, or one per "
-                        "point of its axis: solve fields with others one by one, or give what varies over the plane as reaction"
+                        f"{name} of {term.name} {axis} has shape {tuple(shape)}; on a plane a coefficient is one number, one per point of "
+                        "its axis, or one of over_plane(x, y, f), which varies over both: solve fields with others one by one"
                     )
+
+
+def _need_no_y(name: str, function: Any) -> None:
+    """ValueError for a function (t, x, y), which would get the field as y."""
+    signature = signature_of(function)
+    if signature is not None and [*signature.parameters][2:3] == ["y"]:
+        raise ValueError(f"{name} is a function of {signature}, the third of which is the field: call it u, or give over_plane(x, y, f)")
 
 
 class PlaneModes(LinearOperator):
@@ -225,12 +298,15 @@ class PlaneModes(LinearOperator):
 class PlaneBlocks(Blocks):
     """The same of several fields, the symbol a matrix per mode."""
 
-    def __init__(self, symbol: Callable[[], Tensor], shape: tuple[int, int]) -> None:
-        super().__init__(symbol, shape, None, False)
+    def __init__(self, symbol: Callable[[], Tensor], shape: tuple[int, int], packed: bool) -> None:
+        super().__init__(symbol, shape, None, packed)
         self.modes = PlaneModes(symbol, shape)
 
     def forward(self, u: Tensor) -> Tensor:
-        return self.modes.forward(u).movedim(-3, -1) if u.numel() else torch.complex(u, u)
+        if not u.numel():
+            return u if u.is_complex() else torch.complex(u, u)
+        return self.modes.forward(torch.stack([u.real, u.imag], -3) if self.packed else u).movedim(-3, -1)
 
     def inverse(self, v: Tensor) -> Tensor:
-        return self.modes.inverse(v.movedim(-1, -3))
+        found = self.modes.inverse(v.movedim(-1, -3))
+        return torch.complex(*found.unbind(-3)) if self.packed else found

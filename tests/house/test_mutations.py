@@ -1030,6 +1030,12 @@ MUTATIONS = {
     ),
     "a wall slope of the other sign": ("../pde/extrapolation.py", "return image + slope", "return image - slope", "test_pde_boundaries.py"),
     "negative wavenumbers of a plane as positive ones": ("../pde/plane.py", ".flip(first).conj()", ".flip(first)", "test_pde_plane.py"),
+    "a coefficient of the plane not turned": (
+        "../pde/plane.py",
+        "return found.mT if self.turned else found",
+        "return found",
+        "test_pde_plane.py",
+    ),
     "the other end of a short form": (
         "../pde/boundary.py",
         "given.told[0] if len(given.told) == 1 else end",

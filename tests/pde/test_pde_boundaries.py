@@ -268,6 +268,7 @@ ONES = torch.ones(16, dtype=torch.float64)
 MISTAKES: dict[str, tuple[Callable[[], Any], str]] = {
     "few points": (lambda: Grid1D(2), "n=2"),
     "length": (lambda: Grid1D(8, length=-1.0), r"length=-1\.0"),
+    "two ends as length": (lambda: Grid1D(8, length=(-1.0, 1.0)), r"length=\(-1\.0, 1\.0\).*length=2\.0, start=-1\.0"),  # pyright: ignore
     "boundary": (lambda: Grid1D(8, boundary=0.0), "boundary"),  # pyright: ignore[reportArgumentType]
     "a misspelt scheme": (lambda: Advection(G, 1.0, "upwnd3"), r"scheme.*upwnd3.*upwind3"),
     "a misspelt scheme of diffusion": (lambda: Diffusion(G, 1.0, "centra4"), r"scheme.*centra4.*central4"),
