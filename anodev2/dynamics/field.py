@@ -91,11 +91,12 @@ class FieldDynamics(Dynamics):
             return None
         velocities, path = self._velocities(theta), {}
         for name, w in theta.items():
-            field = self._field(w)
-            values = flow((field, self._field(velocities[name])) if self.paired else field, times)
+            wide = torch.promote_types(w.dtype, torch.float32)  # transforms and exponentials know no 16 bits
+            field = self._field(w).to(wide)
+            values = flow((field, self._field(velocities[name]).to(wide)) if self.paired else field, times)
             if values is None:
                 return None
-            path[name] = self._weight(values[0] if self.paired else values, w)
+            path[name] = self._weight(values[0] if self.paired else values, w).to(w.dtype).contiguous()  # as f had it, to the bit
         return path
 
     def max_stable_step(self, method: Any, *, t: float = 0.0) -> float:

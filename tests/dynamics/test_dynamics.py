@@ -33,8 +33,8 @@ def test_closed_form_equals_fine_stepping(shape: tuple[int, ...], per: str) -> N
         parameter.data *= 1 + torch.rand_like(parameter)
     path = dynamics.flow(theta, [0.0, 0.5, 1.0])
     assert path is not None
-    stepped = odeint(dynamics, theta, [0.0, 0.5, 1.0], steps=60)
-    torch.testing.assert_close(path["conv.weight"], stepped["conv.weight"], rtol=0, atol=1e-8)
+    stepped = odeint(dynamics, theta, [0.0, 0.5, 1.0], steps=8, method="dopri8")
+    torch.testing.assert_close(path["conv.weight"], stepped["conv.weight"], rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -236,7 +236,7 @@ def test_fields_evolve_along_the_last_axis_of_the_pattern(pattern: str) -> None:
 def test_weights_that_oscillate_train_with_their_velocities() -> None:
     torch.manual_seed(0)
     z, outputs, gradients = torch.randn(2, 4, 5, 5, dtype=torch.float64), [], []
-    for closed, method, steps in ((True, "euler", 1), (False, "rk4", 200), (False, "leapfrog", 4000)):
+    for closed, method, steps in ((True, "euler", 1), (False, "rk4", 200), (False, "leapfrog", 1000)):
         torch.manual_seed(1)
         dynamics = FieldDynamics(Oscillation(closed), "o i h w -> (o h w) i")
         block = CoupledODEBlock(Squash(), dynamics, steps=3, weight_method=method, weight_steps=steps)
@@ -247,7 +247,7 @@ def test_weights_that_oscillate_train_with_their_velocities() -> None:
         outputs.append(out.detach())
         gradients.append([p.grad for p in block.parameters()])
         assert len(gradients[-1]) == 3 and all(g is not None and g.any() for g in gradients[-1])
-    for out, gradient, bound in zip(outputs[1:], gradients[1:], (1e-8, 1e-6), strict=True):
+    for out, gradient, bound in zip(outputs[1:], gradients[1:], (1e-8, 2e-5), strict=True):
         torch.testing.assert_close(out, outputs[0], rtol=bound, atol=bound)
         torch.testing.assert_close(gradient, gradients[0], rtol=10 * bound, atol=10 * bound)
 

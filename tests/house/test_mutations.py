@@ -1319,6 +1319,18 @@ MUTATIONS = {
         "return below + below.mT",
         "test_zoo.py::test_skew_flow_is_the_exponential_and_keeps_what_is_orthogonal",
     ),
+    "fields that leave a kernel in another layout": (
+        "dynamics/field.py",
+        ".to(w.dtype).contiguous()",
+        ".to(w.dtype)",
+        "test_zoo.py::test_a_fresh_block_is_the_ode_block_to_the_bit_and_trains",
+    ),
+    "fields of 16 bits": (
+        "dynamics/field.py",
+        "torch.promote_types(w.dtype, torch.float32)",
+        "w.dtype",
+        "test_zoo.py::test_fresh_dynamics_share_the_weights_to_the_bit_and_have_as_many_parameters_as_they_say",
+    ),
     "a small network that moves the start": (
         "dynamics/hyper.py",
         "(values[1:] - values[0])",
