@@ -17,7 +17,7 @@ from ..torch_private import in_transform
 from .flat import Flat
 from .method import FlatField, Leaves
 
-DENSE = 128  # elements of a block up to which matrices are made and factorised
+DENSE = 128  # elements of a block up to which matrices are made and inverted
 
 
 @dataclass(frozen=True)
@@ -97,19 +97,19 @@ def _differences(field: FlatField, step: Step, flat: Flat, w: Tensor, slope: Ten
     return torch.stack(columns, -1)
 
 
-class Factors:
-    """(1 - scale matrix)^-1 by its LU factors; what is singular gives values that are not finite."""
+class Inverse:
+    """(1 - scale matrix)^-1, as accurate as by LU factors (Druinsky, Toledo, arXiv 1201.6035) and a product to apply; what is singular
+    gives values that are not finite."""
 
     def __init__(self, matrix: Tensor, scale: Time) -> None:
         parts, n, _ = matrix.shape
         scale = scale.reshape(-1, 1, 1).to(matrix.dtype) if isinstance(scale, Tensor) else scale
-        shifted = torch.eye(n, dtype=matrix.dtype, device=matrix.device) - scale * matrix
         self.shape = (parts, n, 1)
-        self.lu, self.pivots, _ = torch.linalg.lu_factor_ex(shifted)
+        self.matrix, _ = torch.linalg.inv_ex(torch.eye(n, dtype=matrix.dtype, device=matrix.device) - scale * matrix)
 
-    def solve(self, b: Tensor, transposed: bool = False) -> Tensor:
+    def __call__(self, b: Tensor, transposed: bool = False) -> Tensor:
         """For b of shape (blocks, n) or flat, the result in that shape."""
-        return torch.linalg.lu_solve(self.lu, self.pivots, b.reshape(self.shape), adjoint=transposed).reshape(b.shape)
+        return torch.bmm(self.matrix.mT if transposed else self.matrix, b.reshape(self.shape)).reshape(b.shape)
 
 
 @contextmanager

@@ -1,7 +1,4 @@
-"""Rosenbrock methods for stiff problems: linear systems with one matrix per step, no iteration.
-
-Known inefficiency: the Jacobian is made anew in every attempt.
-"""
+"""Rosenbrock methods for stiff problems: linear systems with one matrix per step, no iteration."""
 
 from __future__ import annotations
 
@@ -12,8 +9,9 @@ import torch
 from torch import Tensor
 
 from ..stepping import Step, Time
+from ..tables import kept
 from .flat import Flat
-from .jacobian import DENSE, Factors, blocks, column, linearise, refuse_transforms, weighted
+from .jacobian import DENSE, Inverse, Linearised, blocks, linearise, refuse_transforms
 from .method import Leaves, Method, SplitField
 
 Rows = tuple[tuple[float, ...], ...]
@@ -61,17 +59,19 @@ class Rosenbrock(Method):
     def attempt(
         self, field: SplitField, step: Step, y: Leaves, first: Leaves | None, between: Callable[[], None] = lambda: None
     ) -> tuple[list[Tensor], list[Leaves]]:
-        """y after the step, and f at its start with the last u; ``first`` is made anew, as its derivatives are needed."""
-        end, slope, last = self._taken(field, step, y)
+        """y after the step, and f at its start with the last u; ``first`` is made anew unless it has its derivatives."""
+        end, at, last = self._taken(field, step, y, first.at if isinstance(first, _Start) and not torch.is_grad_enabled() else None)
         between()
-        return end, [slope, last]
+        return end, [_Start(Flat(y).split(at.slope), at), last]
 
     def error(self, dt: Time, slopes: Sequence[Leaves]) -> list[Tensor]:
         """The last u."""
         return [leaf.detach() for leaf in slopes[-1]]
 
-    def _taken(self, field: SplitField, step: Step, y: Leaves) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """y after the step, f at its start, the last u."""
+    def _taken(
+        self, field: SplitField, step: Step, y: Leaves, at: Linearised | None = None
+    ) -> tuple[list[Tensor], Linearised, list[Tensor]]:
+        """y after the step, f at its start, where it may be known, the last u."""
         refuse_transforms(self.name)
         flat, parts = Flat(y), blocks(step, y, self.independent)
         start, h = flat.join(y), step.dt
@@ -80,24 +80,46 @@ class Rosenbrock(Method):
                 f"{self.name} makes a matrix of the state's {len(start)} elements, and this is for at most {DENSE}; take 'kvaerno5', which "
                 "iterates, or, for a func with split(), 'imex3'"
             )
-        at = linearise(field, step, flat, start, parts, graph=_needed(field, step, y))
+        at = at or linearise(field, step, flat, start, parts, graph=_needed(field, step, y))
         scale = self.gamma * h
-        factors, shaped = Factors(at.matrix, scale), start.reshape(parts, -1)
-        scale = column(scale.to(start.dtype) if isinstance(scale, Tensor) else scale)
-        drift = None if at.drift is None else scale * (column(h.to(start.dtype) if isinstance(h, Tensor) else h) * at.drift)
-        us: list[Tensor] = []
-        slope, here = at.slope.reshape(parts, -1), shaped
+        inverse = Inverse(at.matrix, scale)
+        scale, h = (_each(time, start) for time in (scale, h))
+        drift = None if at.drift is None else scale * h * at.drift.reshape(-1)
+        here, slope, u, waiting = start, at.slope, start, start  # the last two: before there are any
         for stage, node in enumerate(self.c):
+            if stage:
+                weights = kept(_later, self, stage - 1, start.dtype, start.device)
+                waiting = torch.outer(weights, u) if stage == 1 else torch.addr(waiting[2:], weights, u)
+                here = start + waiting[0]
+                slope = flat.join(field(step, stage, node, flat.split(here)))
             right = scale * slope
             if stage:
-                here = weighted(self.a[stage - 1], us, shaped)
-                slope = flat.join(field(step, stage, node, flat.split(here.reshape(-1)))).reshape(parts, -1)
-                right = weighted([self.gamma * weight for weight in self.C[stage - 1]], us, scale * slope)
+                right = right + waiting[1]
             if drift is not None and self.d[stage]:
                 right = torch.add(right, drift, alpha=self.d[stage])
-            us.append(factors.solve(right))
-        end = flat.split((here + us[-1]).reshape(-1))
-        return end, flat.split(at.slope), flat.split(us[-1].reshape(-1))
+            u = inverse(right)
+        return flat.split(here + u), at, flat.split(u)
+
+
+class _Start(list[Tensor]):
+    """f at the start of an attempt, with its derivatives for the next from there."""
+
+    def __init__(self, slope: Leaves, at: Linearised) -> None:
+        super().__init__(slope)
+        self.at = at
+
+
+def _later(method: Rosenbrock, stage: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The weights of u of a stage in each later one: a, g C."""
+    pairs = zip(method.a[stage:], method.C[stage:], strict=True)
+    return torch.tensor([x for a, c in pairs for x in (a[stage], method.gamma * c[stage])], dtype=dtype, device=device)
+
+
+def _each(time: Time, state: Tensor) -> Time:
+    """A time, or one per sample, as what multiplies a flat state."""
+    if not isinstance(time, Tensor):
+        return time
+    return time.to(state.dtype).reshape(-1, 1).expand(-1, len(state) // time.numel()).reshape(-1)
 
 
 def _needed(field: SplitField, step: Step, y: Leaves) -> bool:

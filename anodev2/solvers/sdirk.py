@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..stepping import Step, Time
 from .flat import Flat
-from .jacobian import DENSE, Factors, blocks, column, linearise, own_graph, refuse_transforms, rows_of, weighted
+from .jacobian import DENSE, Inverse, blocks, column, linearise, own_graph, refuse_transforms, rows_of, weighted
 from .method import Leaves, SplitField, StepFailed, add, combine
 from .newton import Implicit
 
@@ -103,7 +103,7 @@ class SDIRK(Implicit):
 
 
 class _Dense:
-    """The stages of one step, by Newton's iteration with factorised matrices."""
+    """The stages of one step, by Newton's iteration with inverted matrices."""
 
     def __init__(self, method: SDIRK, field: SplitField, step: Step, flat: Flat, parts: int, y: Leaves) -> None:
         self.method, self.field, self.step, self.flat, self.parts = method, field, step, flat, parts
@@ -113,7 +113,7 @@ class _Dense:
         self.beside = column(self.scale.to(flat.dtype) if isinstance(self.scale, Tensor) else self.scale)
         with torch.no_grad():
             matrix = linearise(field, step, flat, start, parts, graph=False).matrix
-            self.factors, self.controlled = Factors(matrix, self.scale), field.allowed(y) is not None
+            self.inverse, self.controlled = Inverse(matrix, self.scale), field.allowed(y) is not None
             self.start, self.coupling = start.abs().reshape(parts, -1), matrix.abs()
             self.bound = torch.clamp_min(8 * flat.eps.reshape(parts, -1), method.tolerance)
 
@@ -151,7 +151,7 @@ class _Dense:
             if torch.is_grad_enabled():
                 raise ValueError(f"{method.name} has first derivatives only; take an explicit or a Rosenbrock method for a second one")
             matrix = rows_of(around, variable, parts)
-            return g if matrix is None else Factors(matrix, self.scale).solve(g, transposed=True)
+            return g if matrix is None else Inverse(matrix, self.scale)(g, transposed=True)
 
         defect.register_hook(solved_for)
         return flat.split(w + (defect - defect.detach()))
@@ -162,7 +162,7 @@ class _Dense:
         offs, terms, unit = torch.ones_like(known[:, 0]), w, w  # the last two known after the first iteration
         slow, limit = (0.5, ATTEMPTS) if self.controlled else (0.1, method.iterations)
         for _ in range(limit):
-            change = self.factors.solve(known + self.beside * slope(w.reshape(-1)).reshape(known.shape) - w)
+            change = self.inverse(known + self.beside * slope(w.reshape(-1)).reshape(known.shape) - w)
             w = w + change
             if before == torch.inf:
                 terms = self._terms(w)
@@ -184,12 +184,12 @@ class _Dense:
         return torch.where(offs[:, None] <= 1, w, torch.nan)
 
     def _again(self, slope: Callable[[Tensor], Tensor], w: Tensor) -> None:
-        """Factors of the Jacobian here, for what is left of the step."""
+        """An inverse with the Jacobian here, for what is left of the step."""
         with own_graph():
             variable = w.reshape(-1).clone().requires_grad_()
             matrix = rows_of(slope(variable), variable, self.parts)
         if matrix is not None:
-            self.factors = Factors(matrix, self.scale)
+            self.inverse = Inverse(matrix, self.scale)
 
 
 def _line(nodes: Sequence[float], node: float) -> tuple[float, ...]:

@@ -876,8 +876,8 @@ MUTATIONS = {
     ),
     "a diagonally implicit gradient without its solve": (
         "solvers/sdirk.py",
-        "return g if matrix is None else Factors",
-        "return g if matrix is not None else Factors",
+        "return g if matrix is None else Inverse",
+        "return g if matrix is not None else Inverse",
         "test_stiff_control.py::test_gradients_of_stiff_solves_are_central_differences",
     ),
     "the look for stiffness leaves a trace": (
@@ -942,9 +942,15 @@ MUTATIONS = {
     ),
     "the gradient of a step without that of its matrix": (
         "solvers/rosenbrock.py",
-        "Factors(at.matrix, scale)",
-        "Factors(at.matrix.detach(), scale)",
+        "Inverse(at.matrix, scale)",
+        "Inverse(at.matrix.detach(), scale)",
         "test_stiff_control.py::test_gradients_of_stiff_solves_are_central_differences",
+    ),
+    "the Jacobian of a rejected step made anew": (
+        "solvers/rosenbrock.py",
+        "first.at if isinstance(first, _Start)",
+        "None if isinstance(first, _Start)",
+        "test_stiff_control.py::test_a_rejected_step_leaves_its_jacobian_to_the_next",
     ),
     "the implicit gradient without its solve": (
         "solvers/newton.py",

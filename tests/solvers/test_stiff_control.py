@@ -102,6 +102,18 @@ def test_an_estimate_is_not_made_smaller() -> None:
         replace(SDIRKS["kvaerno5"], caution=0.5)
 
 
+def test_a_rejected_step_leaves_its_jacobian_to_the_next() -> None:
+    """One evaluation less than a step has stages, and the states of the accepted steps alone."""
+    problem, name, stages = STIFF_PROBLEMS[0], "rodas5p", len(METHODS["rodas5p"].nodes)
+    y0, times = torch.tensor(problem.y0, dtype=torch.float64), [0.0, 812.0]
+    with torch.no_grad():
+        found = solve(problem.func, y0, times, method=name, rtol=1e-4, atol=1e-4)
+        again = odeint(problem.func, y0, times, method=name, grid=found.grid)
+    stats = found.stats
+    assert stats.rejected > 10 and stats.evaluations_forward == 2 + stages * stats.accepted + (stages - 1) * stats.rejected
+    assert torch.equal(found.ys[-1], again[-1])
+
+
 SHORT = {"van der Pol": 500.0, "Robertson": 40.0, "HIRES": 1.0, "Oregonator": 4.0}  # jumps move by more than a step when the start does
 
 
