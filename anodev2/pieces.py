@@ -236,8 +236,10 @@ def _reached(own: Tensor, time: Tensor, state: Leaves) -> tuple[Tensor, Leaves]:
     ]
 
 
-def saved_tree(points: list[tuple[Tensor, Leaves]], structure: Structure, save: Callable[[Tensor, Any], Any] | None) -> Any:
-    """The states, or what ``save`` makes of them, stacked in front."""
+def saved_tree(
+    points: list[tuple[Tensor, Leaves]], structure: Structure, save: Callable[[Tensor, Any], Any] | None, count: int
+) -> tuple[Tensor, Any]:
+    """The first ``count`` times, and the states or what ``save`` makes of them, stacked in front."""
     results = [build(structure, state) for _, state in points]
     if save is not None:
         times = [time.reshape(-1, *[1] * (state[0].ndim - 1)) if time.ndim else time for time, state in points]  # as func gets them
@@ -246,7 +248,9 @@ def saved_tree(points: list[tuple[Tensor, Leaves]], structure: Structure, save: 
     for leaf in leaves_of(results[0], shape):
         if not isinstance(leaf, Tensor):
             raise TypeError(f"save must return tensors, alone or in tuples, lists and dicts, got {type(leaf).__name__}")
-    return stacked([leaves_of(result, shape) for result in results], shape)
+    ts = torch.stack([time.reshape(-1) if time.ndim else time for time, _ in points])
+    ys = [torch.stack(leaf) for leaf in zip(*(leaves_of(result, shape) for result in results), strict=True)]
+    return ts[:count], build(shape, [leaf[:count] for leaf in ys])
 
 
 def stacked(states: list[Leaves], structure: Structure) -> Any:
@@ -292,7 +296,7 @@ def _rest(stepping: Grid | Adaptive, done: int, start: Time) -> tuple[Grid | Ada
     left = [place for place in beyond(times) if place > done]
     kept = (0, *(1 + left.index(place) for place in wanted if place in left))
     inside = tuple((index - done, own) for index, own in full.inside if index >= done)
-    grid = Grid((start, *(times[place] for place in left)), (1,) * len(left), kept, inside=inside, jumps=full.jumps)
+    grid = Grid((start, *(times[place] for place in left)), (1,) * len(left), kept, inside=inside, jumps=full.jumps, every=full.every)
     return (grid if left else None), number in numbers(tuple(times[place] for place in wanted))
 
 

@@ -25,7 +25,7 @@ from .solution import Solution, Stats
 from .solvers import Leapfrog, Leaves, Map, Method, as_method, halves
 from .solvers.tableau import Tableau
 from .stepping import MAX_STEPS, Adaptive, Control, Grid, Step, as_count, numbers, times_of_samples, without_repeats
-from .steps import stepping_of
+from .steps import Save, saving, stepping_of
 from .torch_private import transformed
 from .torchdiffeq import refuse_unknown
 
@@ -144,7 +144,7 @@ def solve(
     args: tuple[Any, ...] = (),
     adjoint: str | Adjoint = "checkpoint",
     compile: bool | Compile = False,
-    save: Literal["times", "steps", "end"] | Callable[[Tensor, Any], Any] = "times",
+    save: Save = "times",
     dense: bool = False,
     event: Event | Callable[[Tensor, Any], Tensor] | Sequence[Event | Callable[[Tensor, Any], Tensor]] | None = None,
     callback: Callable[[float, Any], Any] | None = None,
@@ -160,8 +160,9 @@ def solve(
             an event, error control ends steps at the times t.
         compile: as for ``odeint``: the runs are what is looked at, and where one ends the solve its steps are taken again, one by one.
             With a callback or save="steps" each step is a run. Not with ``event`` and ``dense``.
-        save: the states at "times" t, after all "steps", or at the "end"; or a function (t, y) whose results at the times
-            t are stacked instead of the states.
+        save: the states at "times" t, after all "steps", or at the "end"; k: at the start, after every k-th accepted step, and at the end
+            (counted anew after the effect of an event); a list of times between the first and the last of t: at these alone, which
+            steps treat like times of t; or a function (t, y) whose results at the times t are stacked instead of the states.
         dense: keep states and slopes of all steps, to call the solution with any time.
         event: an ``Event`` or several, or g(t, y) for one that ends the solve: where g, one real element, changes sign within a step,
             located to round-off. Time and state there have the gradient of the implicit function theorem. Two changes of one g in one
@@ -189,10 +190,9 @@ def solve(
     events = as_events(event)
     if per_sample and (dense or progress or callback is not None):
         raise ValueError("per_sample=True gives samples times of their own: dense, callback, progress need common ones")
-    kind = "times" if callable(save) else save
-    if kind not in ("times", "steps", "end"):
-        raise ValueError(f"save={save!r} must be 'times', 'steps', 'end' or a function (t, y)")
     once, places = without_repeats(t)
+    kind, every, once, only = saving(save, once, per_sample)
+    places = places if kind == "times" and every is None and only is None else None
     problem, args, leaves = problem_of(
         func,
         y0,
@@ -219,10 +219,12 @@ def solve(
     if how is not None:
         check_runs(problem, chosen, "an event" if events else "dense=True" if dense else None)
         how = replace(how, steps=1) if kind == "steps" or callback is not None else how
+    problem = problem if every is None else replace(problem, stepping=problem.stepping.saved_every(every))
     if per_sample and events and isinstance(problem.stepping, Adaptive):
-        ended = solved_by_sample(problem, leaves, args, chosen, events, max_steps, kind)
+        ended = solved_by_sample(problem, leaves, args, chosen, events, max_steps, kind if every is None else "steps")
         pieces, points, status = ended.pieces, ended.points, ended.status
-        points = [points[place] for place in places] if places is not None and kind == "times" else points
+        points = points if places is None else [points[place] for place in places]
+        points = points if every is None else [*points[:-1:every], points[-1]]
     else:
         own = isinstance(problem.stepping, Grid) and max_steps == MAX_STEPS
         watch = Observer(problem, args, events, callback, progress, None if own else max_steps)
@@ -232,18 +234,20 @@ def solve(
         with watch:
             pieces = solved_in_pieces(problem, leaves, args, chosen, watch, how)
         points = saved_points(pieces, kind)
-        if per_sample and kind != "steps":  # there all samples meet
+        if per_sample and kind != "steps" and every is None:  # there all samples meet
             points = met(pieces[0].run.grid, points, kind)
-        if places is not None and kind == "times":
+        if only is not None:
+            points = [point for point in points if point[0].item() in only or point is pieces[-1].ending]
+        if places is not None:
             copies = Counter(numbers(tuple(once[place] for place in places)))
             points = [point for point in points for _ in range(copies[float(point[0])] or 1)]
         status = pieces[-1].run.status or pieces[-1].run.grid.status or Status()
     if throw and not status.ok:
         raise SolveError(status)
+    start: list[tuple[Tensor, Leaves]] = [(problem.field.time(0.0), leaves)]  # of no times at all
     last = pieces[-1].ending if status.reason == "event" else None
     return Solution(
-        torch.stack([time.reshape(-1) if time.ndim else time for time, _ in points]),
-        saved_tree(points, problem.field.structure, save if callable(save) else None),
+        *saved_tree(points or start, problem.field.structure, save if callable(save) else None, len(points)),
         Stats(problem.field.evaluations, *costs(pieces)),
         status,
         ended.grid if ended else pieces[0].run.grid.times if per_sample else nodes(pieces),

@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from .pytree import Structure
 from .solvers import METHODS, Map, Method
-from .stepping import Adaptive, Control, Grid, as_breaks, as_times, given_grid, tolerances, uniform_grid, unit_grid
+from .stepping import (
+    Adaptive,
+    Control,
+    Grid,
+    apart,
+    as_breaks,
+    as_count,
+    as_times,
+    given_grid,
+    merged,
+    numbers,
+    tolerances,
+    uniform_grid,
+    unit_grid,
+)
+
+Save = Literal["times", "steps", "end"] | int | Sequence[float | Tensor] | Tensor | Callable[[Tensor, Any], Any]
 
 
 def stepping_of(
@@ -50,3 +67,24 @@ def stepping_of(
     if isinstance(method, Map) and not given:
         return unit_grid(whole)
     return uniform_grid(whole, grids["steps"], grids["step_size"], *found)
+
+
+def saving(save: Save, t: Any, per_sample: bool) -> tuple[Any, int | None, Any, frozenset[float] | None]:
+    """What is saved: "times", "steps" or "end"; every how many steps; t with the times to be saved in it; these, where not all of t are."""
+    if callable(save) or (isinstance(save, str) and save in ("times", "steps", "end")):
+        return "times" if callable(save) else save, None, t, None
+    if save is None or isinstance(save, (str, dict)):
+        raise ValueError(f"save={save!r} must be 'times', 'steps', 'end', a number of steps, times, or a function (t, y)")
+    if isinstance(save, (int, float)) or getattr(save, "ndim", 1) == 0:
+        return "times", as_count("save", save), t, None
+    if per_sample:
+        raise ValueError("per_sample=True takes times to be saved as t, of shape (batch, T) where samples have their own; not as save=")
+    times, own = as_times(t, endless=True, single=True), as_times(save, "save", single=True)
+    (start, end), values = numbers((times[0], times[-1])), numbers(own)
+    if not all(min(start, end) <= value <= max(start, end) for value in values) or (values[-1] - values[0]) * (end - start) < 0:
+        raise ValueError(f"save={[*values]} must lie between the first and the last time of t, {start} and {end}, and go their way")
+    at = dict(zip(numbers(times), times, strict=True))
+    shared = [(time, at[value]) for time, value in zip(own, values, strict=True) if isinstance(at.get(value), Tensor)]
+    if any(apart(*pair) for pair in shared):
+        raise ValueError(f"a time of save={[*values]} is one of t that requires grad: give both as the same tensor")
+    return "times", None, merged(times, own), frozenset(values)

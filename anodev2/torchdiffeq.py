@@ -22,13 +22,14 @@ OPTIONS = {
     "ifactor": "control=Control(grow=...)",
     "dfactor": "control=Control(shrink=...)",
     "max_num_steps": "max_steps=, which counts accepted steps",
-    "step_t": "grid=, the times of all steps",
+    "step_t": "times of t with hit='exact'; solve(..., save=[...]) gives the states at some of them",
     "jump_t": "breaks=[...], the times of the jumps, which may require grad",
     "grid_constructor": "grid=, the times of all steps",
-    "interp": "outputs end steps; between them solve(..., dense=True)",
+    "interp": "steps of a grid end at the times t; between them solve(..., dense=True)",
     "perturb": "breaks=[...], the times of the jumps, which may require grad",
     "dtype": "every leaf of y0 keeps its dtype, times are float64",
     "max_iters": "method=BackwardEuler(iterations=...) or ImplicitMidpoint(iterations=...)",
+    "max_order": "there are no multistep methods",
     "solver": "call scipy itself; of its methods RK23 is bosh3, RK45 is dopri5, DOP853 is dopri8",
 }
 METHODS_OF_TORCHDIFFEQ = {

@@ -104,7 +104,7 @@ class Runs(Grid):
 
     @cached_property
     def _single(self) -> Grid:
-        return Grid(self.times, self.counts, self.wanted, jumps=self.jumps, before=self.before)
+        return Grid(self.times, self.counts, self.wanted, jumps=self.jumps, before=self.before, every=self.every)
 
     @property
     def done(self) -> int:
@@ -288,7 +288,7 @@ def compiled(problem: Problem, options: Compile) -> Problem:
         raise TypeError(f"compile=True needs a func that can be found again, a function, method or nn.Module, got a {name}") from None
     looped = options.steps > 1 and not graphs.unrolled and _loops(problem)
     longest = LONGEST if looped else options.steps
-    runs = Runs(grid.times, grid.counts, grid.wanted, jumps=grid.jumps, before=grid.before, longest=longest)
+    runs = Runs(grid.times, grid.counts, grid.wanted, jumps=grid.jumps, before=grid.before, every=grid.every, longest=longest)
     watch = None if problem.watch is None else partial(_watched, problem.watch)
     return replace(problem, method=CompiledSteps(problem.method, options, graphs, looped), stepping=runs, watch=watch)
 

@@ -106,7 +106,7 @@ class Loop:
             return stepping if self._stop is None else replace(stepping, stop=self._stop)
         inside, count = tuple(self._inside.items()), len(self._nodes) - 1
         by = tuple(self._by) if any(self._by) else ()
-        grid = Grid(tuple(self._nodes), (1,) * count, tuple(self._wanted), inside=inside, by=by, jumps=stepping.jumps)
+        grid = Grid(tuple(self._nodes), (1,) * count, tuple(self._wanted), inside=inside, by=by, jumps=stepping.jumps, every=stepping.every)
         return grid if self._stop is None else replace(grid, stop=self._stop)
 
     def steps(self, y: Leaves) -> Iterator[tuple[Step, Leaves]]:
@@ -154,6 +154,8 @@ class Loop:
         if self.problem.save in ("steps", "all", "end") or index in self.problem.also:
             return self.problem.save != "end" or index in self.problem.also
         stepping = self.problem.stepping
+        if stepping.every is not None and index % stepping.every == 0:
+            return True
         return index in (self._wanted[-2:] if isinstance(stepping, Adaptive) else self._places)
 
     def _on_grid(self, grid: Grid, y: Leaves) -> Iterator[tuple[Step, Leaves]]:

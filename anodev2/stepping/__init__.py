@@ -2,7 +2,7 @@
 
 from .control import ATOL, MAX_STEPS, MORE, RTOL, STRETCH, Adaptive, Control, StepSizes, tolerances
 from .grid import Grid, Step, as_count, given_grid, limited, uniform_grid, unit_grid
-from .jumps import Jumps, apart, as_breaks
+from .jumps import Jumps, apart, as_breaks, merged
 from .rejections import Between, Rejections
 from .times import Time, Times, as_sequence, as_times, numbers, times_of_samples, wants_grad, without_repeats
 
@@ -29,6 +29,7 @@ __all__ = [
     "as_times",
     "given_grid",
     "limited",
+    "merged",
     "numbers",
     "times_of_samples",
     "tolerances",

@@ -135,7 +135,7 @@ class Adaptive:
     """Steps found by error control: the output times, and a relative and an absolute tolerance for each leaf.
 
     ``stops``: where steps must end, the first and the last time among them; None: at all output times. They end at ``breaks`` too, where f
-    may jump; ``jumps``: all times where it may.
+    f may jump; ``jumps``: all times where it may. ``every``: the outputs are the start, every so many steps, and the end.
     """
 
     times: Times
@@ -145,6 +145,12 @@ class Adaptive:
     stops: Times | None = None
     breaks: Times = ()
     jumps: Jumps | None = None
+    every: int | None = None
+
+    def saved_every(self, steps: int) -> Adaptive:
+        """The same with the states after every so many steps as outputs."""
+        times = self.times if self.stops is None else (self.times[0], self.times[-1])
+        return replace(self, every=steps, times=times)
 
     @property
     def ends(self) -> Times:

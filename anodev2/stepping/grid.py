@@ -95,7 +95,7 @@ class Grid:
     ``by``: which of several methods takes each step; (): the only one.
     ``status`` tells which samples of a search per sample did not come to the end, a ``Status``; None: all came. ``statuses``: of each.
     ``asked``: output times that differ from sample to sample, nan where one has no more. ``jumps``: where f may jump, between steps.
-    ``before``: steps that another grid has taken before this one.
+    ``before``: steps that another grid has taken before this one. ``every``: the outputs are the start, every so many steps, and the end.
     """
 
     times: Times
@@ -109,6 +109,7 @@ class Grid:
     asked: Times = ()
     jumps: Jumps | None = None
     before: int = 0
+    every: int | None = None
 
     def __len__(self) -> int:
         return sum(self.counts) if self.stop is None else self.stop
@@ -123,7 +124,12 @@ class Grid:
     def outputs(self) -> tuple[int, ...]:
         """The number of steps done at each output time, from 0 to ``len(self)``."""
         done = (0, *accumulate(self.counts))
-        return tuple(done[place] for place in self.wanted or range(len(done)) if done[place] <= len(self))
+        wanted = tuple(done[place] for place in self.wanted or range(len(done)) if done[place] <= len(self))
+        if self.every is None:
+            return wanted
+        return tuple(
+            sorted({0, *range(-self.before % self.every, len(self) + 1, self.every), *(wanted[-1:] if done[-1] in wanted else ())})
+        )
 
     def within(self) -> dict[int, Times]:
         """The output times within steps, by the numbers of these."""
@@ -138,7 +144,12 @@ class Grid:
         """What is left after so many steps, one in each interval; outputs within steps are not kept."""
         times, wanted = self.ends(), [place - done for place in self.outputs() if place > done]
         left = (1,) * (len(self) - done)
-        return Grid(tuple(times[done:]), left, (0, *wanted), by=self.by[done:], jumps=self.jumps, before=self.before + done)
+        before = self.before + done
+        return Grid(tuple(times[done:]), left, (0, *wanted), by=self.by[done:], jumps=self.jumps, before=before, every=self.every)
+
+    def saved_every(self, steps: int) -> Grid:
+        """The same with the states after every so many steps as outputs."""
+        return replace(self, every=steps, inside=())
 
     def ends(self) -> list[Time]:
         """The times before the first step and after each."""

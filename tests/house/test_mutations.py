@@ -21,6 +21,18 @@ MUTATIONS = {
     "two tableau weights swapped": ("solvers/tableau.py", 'b=_row("1/6", "1/3"', 'b=_row("1/3", "1/6"', "test_tableau.py"),
     "wrong stage times": ("problem.py", "step.seen(node)", "step.seen(0.0)", "test_solvers.py"),
     "output time missed": ("stepping/grid.py", "if where == self.parts:", "if where > self.parts:", "test_stepping.py"),
+    "every so manieth step counted from another": (
+        "stepping/grid.py",
+        "range(-self.before % self.every,",
+        "range(0,",
+        "test_saved_steps.py::test_steps_are_counted_over_those_that_another_grid_has_taken",
+    ),
+    "states kept that are not saved": (
+        "integrate/loop.py",
+        "if stepping.every is not None and index % stepping.every == 0:",
+        "if stepping.every is not None:",
+        "test_saved_steps.py::test_other_states_are_not_kept",
+    ),
     "a rounded step gained": ("stepping/grid.py", " * (1 - 1e-9)", "", "test_stepping.py"),
     # states, parameters and saved tensors must be those of the pass forward
     "a parameter changed since": (
