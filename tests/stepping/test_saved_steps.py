@@ -95,7 +95,8 @@ def test_other_states_are_not_kept() -> None:
 
     with torch.no_grad():
         for options in ({"method": "euler", "steps": 60}, {**CONTROLLED, "control": Control(max_step=0.02)}):
-            states.clear(), alive.clear()
+            states.clear()
+            alive.clear()
             found = solve(f, vector(1), [0.0, 1.0], save=20, **options)
             assert len(found.ts) < 6 and len(states) >= 60 and max(alive) < 10
 
@@ -124,7 +125,8 @@ def test_a_list_of_times_is_saved_alone_with_its_gradients(options: dict[str, An
     net, y0 = MLP(), torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
     times = vector(0.2, 0.7, 0.9).requires_grad_()
     found = solve(net, y0, [0.0, 0.5, 1.0], save=times, adjoint=adjoint, **options)
-    every = odeint(net, y0, [0.0, times[0], 0.5, times[1], times[2], 1.0], adjoint="direct", **options)[[1, 3, 4]]
+    whole: Any = [0.0, times[0], 0.5, times[1], times[2], 1.0]
+    every = odeint(net, y0, whole, adjoint="direct", **options)[[1, 3, 4]]
     assert torch.equal(found.ts, times) and torch.equal(found.ys, every)
     for one, other in zip(*(torch.autograd.grad(ys.sin().sum(), [y0, times, *net.parameters()]) for ys in (found.ys, every)), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-13, atol=1e-13)
