@@ -1389,8 +1389,8 @@ MUTATIONS = {
     ),
     "what is left after compiled runs counts steps anew": (
         "stepping/grid.py",
-        "before=self.before + done)",
-        ")",
+        "before = self.before + done",
+        "before = 0",
         "test_compiled.py::test_a_compiled_solve_that_ends_early_is_the_plain_one",
     ),
     "a compiled loop takes its first step again and again": (
