@@ -53,6 +53,14 @@ def storage(tensor: Tensor) -> int:
         return id(tensor)
 
 
+def storages(tensors: Sequence[Tensor]) -> list[int]:
+    """The same of each."""
+    try:
+        return [tensor.untyped_storage()._cdata for tensor in tensors]
+    except (NotImplementedError, RuntimeError):
+        return list(map(storage, tensors))
+
+
 @contextmanager
 def compilers_own_warnings_ignored() -> Iterator[None]:
     """For a first call: torch.compile looks at the .grad of what it is given."""

@@ -169,11 +169,11 @@ class Frame:
     def end(self, y: Leaves, everything: bool) -> None:
         """The step has been taken and led to y."""
         live = self.live or []
-        seen = {_part(leaf) for leaf in self.y if isinstance(leaf, Tensor)}
+        seen, moving = {_part(leaf) for leaf in self.y if isinstance(leaf, Tensor)}, self.solve.recording.moving()
         found: dict[int, Tensor] = {}
         for place in reversed(range(len(live))):
             tensor = live[place]
-            if tensor is not None and (part := _part(tensor)) not in seen and self._is_result(tensor):
+            if tensor is not None and (part := _part(tensor)) not in seen and _is_result(tensor, moving):
                 seen.add(part)
                 found[place] = tensor
                 if not everything:
@@ -185,12 +185,6 @@ class Frame:
             self.saved, self.at = before.saved, before.at  # one list for all that are alike
         if self.solve.budget is not None:
             self.bytes = bytes_saved(live, [*y, *self.y], self.solve.recording)
-
-    def _is_result(self, tensor: Tensor) -> bool:
-        """Whether a redone step must find these values: not in what f writes to, nor an order that a device may choose anew."""
-        if not (tensor.is_cpu or tensor.is_floating_point() or tensor.is_complex()) or tensor.layout is not torch.strided:
-            return False
-        return tensor.requires_grad or storage(tensor) not in self.solve.recording.moving()
 
     def hold(self) -> None:
         """Keep what was saved, apart from its nodes: a result that holds itself would never be freed."""
@@ -362,6 +356,12 @@ def _refuse_kept(*_: Tensor) -> Any:
         "no history before it; use what is kept before that backward pass and clear it after, make it part of the state, or solve with "
         "adjoint='direct'"
     )
+
+
+def _is_result(tensor: Tensor, moving: set[int]) -> bool:
+    """Whether a redone step must find these values: not in what f writes to, nor an order that a device may choose anew."""
+    steady = tensor.is_cpu or tensor.is_floating_point() or tensor.is_complex()
+    return steady and tensor.layout is torch.strided and (tensor.requires_grad or storage(tensor) not in moving)
 
 
 def _part(tensor: Tensor) -> Any:

@@ -6,6 +6,7 @@ import weakref
 from bisect import bisect_right
 from collections.abc import Sequence
 from contextlib import ExitStack
+from itertools import chain
 from operator import is_
 from typing import Any, Generic, TypeVar
 
@@ -76,11 +77,8 @@ class Attributes:
         self.settled = False  # whether that never changed
 
     def _now(self) -> list[Any]:
-        now: list[Any] = []
-        for own in map(vars, self.modules):
-            for part in (own, own["_buffers"], own["_parameters"]):
-                now += part.values()
-        return now
+        parts = [part.values() for own in map(vars, self.modules) for part in (own, own["_buffers"], own["_parameters"])]
+        return list(chain.from_iterable(parts))
 
     def mark(self) -> None:
         now = self._now()

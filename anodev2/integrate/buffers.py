@@ -6,14 +6,15 @@ They are copied together, as memory of one kind: each launch, and each view, cos
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from itertools import compress, islice
+from itertools import accumulate, compress, islice
 from operator import is_
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from ..problem import storage, versions
+from ..problem import storages, versions
 from ..torch_private import copy_together, set_versions
 from .attributes import Track
 from .comparison import changed
@@ -29,7 +30,7 @@ class Group:
         self._find()
 
     def _find(self) -> None:
-        self.places = list(map(storage, self.tensors))
+        self.places = storages(self.tensors)
         self.memory: dict[Kind, list[Tensor]] = {}
         self.owners: dict[Kind, list[Tensor]] = {}
         for tensor in self.tensors:
@@ -40,7 +41,7 @@ class Group:
 
     def current(self) -> dict[Kind, list[Tensor]]:
         """The memory where it lies now: ``.data`` and ``set_`` give a tensor another."""
-        if self.places != list(map(storage, self.tensors)):
+        if self.places != storages(self.tensors):
             sizes = [[len(row) for row in rows] for rows in self.memory.values()]
             self._find()
             if sizes != [[len(row) for row in rows] for rows in self.memory.values()]:
@@ -55,6 +56,16 @@ class Group:
 Values = tuple[Group, dict[Kind, list[Tensor]]]  # that the memory of a group had or is to have
 
 
+class _Look(NamedTuple):
+    """The groups there are, which of the numbers after them are each one's, and what tells when they move: how often each tensor was
+    modified, and where it lies."""
+
+    groups: list[Group]
+    spans: list[slice]
+    counts: list[int]
+    places: list[int]
+
+
 class Buffers:
     """The buffers of some modules, and tensors by themselves that operations were seen to write to.
 
@@ -64,25 +75,37 @@ class Buffers:
 
     def __init__(self, modules: Sequence[nn.Module]) -> None:
         self.modules = [module for module in modules if module._buffers]
-        self.latest = [Group([]) for _ in self.modules]  # by module, as found last
+        self.latest = [Group([])] * len(self.modules)  # by module, as found last
+        self.held: list[Tensor] = []  # by all of them
+        self.spans: list[slice] = [slice(0)] * len(self.modules)  # and which of these each has
         self.sharing: list[set[int]] = []  # modules that hold memory of each other
         self.alone: list[Group] = []
         self.tracks: list[Track[Values]] = [Track() for _ in self.modules]
-        self.seen: list[tuple[Group, list[int]]] = []  # at the last mark, and what told that they moved
+        self.seen: _Look | None = None  # at the last mark
 
     def groups(self) -> list[Group]:
         """What there is to write to, by module."""
-        new = False
-        for place, module in enumerate(self.modules):
-            own = [b for b in module._buffers.values() if b is not None and not b.requires_grad and (type(b) is Tensor or not is_lazy(b))]
-            if not self.latest[place].of(own):
-                self.latest[place], new = Group(own), True
-        self.sharing = _sharing(self.latest) if new else self.sharing
+        found = self._found(self.modules)
+        if len(found) != len(self.held) or not all(map(is_, found, self.held)):
+            own = [self._found([module]) for module in self.modules]
+            self.latest = [group if group.of(one) else Group(one) for group, one in zip(self.latest, own, strict=True)]
+            ends = [0, *accumulate(map(len, own))]
+            self.held, self.spans = found, list(map(slice, ends, ends[1:]))
+            self.sharing = _sharing(self.latest)
         return self.latest + self.alone
+
+    def _found(self, modules: Sequence[nn.Module]) -> list[Tensor]:
+        return [
+            buffer
+            for module in modules
+            for buffer in module._buffers.values()
+            if buffer is not None and not buffer.requires_grad and (type(buffer) is Tensor or not is_lazy(buffer))
+        ]
 
     def storages(self) -> set[int]:
         """Of all of them."""
-        return {storage(tensor) for group in self.groups() for tensor in group.tensors}
+        self.groups()
+        return set(storages([*self.held, *(tensor for group in self.alone for tensor in group.tensors)]))
 
     def add(self, tensor: Tensor, before: Tensor, marks: int) -> None:
         """One more by itself, with the value that it had at so many marks."""
@@ -96,15 +119,19 @@ class Buffers:
         """Which groups did since the last mark."""
         return self._moved(self._look())
 
-    def _look(self) -> list[tuple[Group, list[int]]]:
-        """What there is now, and what tells when it moves."""
-        return [(group, _told(group)) for group in self.groups()]
+    def _look(self) -> _Look:
+        groups = self.groups()
+        return _Look(groups, self.spans, versions(self.held), storages(self.held))
 
-    def _moved(self, found: list[tuple[Group, list[int]]]) -> list[bool]:
-        if not self.seen:
+    def _moved(self, now: _Look) -> list[bool]:
+        then = self.seen
+        if then is None:
             return [True] * len(self.tracks)
-        pairs = zip(found[: len(self.modules)], self.seen, strict=False)
-        moved = [now != before or not group.of(then.tensors) for (group, now), (then, before) in pairs]
+        rows = zip(now.groups, then.groups, now.spans, then.spans, strict=False)
+        moved = [
+            group is not was or now.counts[own] != then.counts[past] or now.places[own] != then.places[past]
+            for group, was, own, past in islice(rows, len(self.modules))
+        ]
         for places in self.sharing:
             if any(moved[place] for place in places):
                 moved = [one or place in places for place, one in enumerate(moved)]
@@ -114,7 +141,7 @@ class Buffers:
         """Note the values where they moved."""
         found = self._look()
         moved = self._moved(found)
-        copies = iter(_copies([group for group, _ in compress(found, moved)]))
+        copies = iter(_copies(list(compress(found.groups, moved))))
         for track, now in zip(self.tracks, moved, strict=True):
             track.append(next(copies) if now else track.values[-1])
         self.seen = found
@@ -123,7 +150,7 @@ class Buffers:
         """Forget the last mark."""
         for track in self.tracks:
             track.pop()
-        self.seen = []
+        self.seen = None
 
     def retreat(self) -> None:
         """Put back the values of the last mark."""
@@ -140,7 +167,7 @@ class Buffers:
         """The values at a mark and those of now; without what had its last values then, and has them now."""
         then, now, unknown = list[Values](), list[Values](), dict[int, Group]()
         found = self._look()
-        for track, (group, _), moved in zip(self.tracks, found, self._moved(found), strict=True):
+        for track, group, moved in zip(self.tracks, found.groups, self._moved(found), strict=True):
             own, last = track[index], track.values[-1]
             if moved or own is not last:
                 then.append(own)
@@ -184,11 +211,6 @@ def alone(tensor: Tensor, before: Tensor) -> Values:
     return group, {kind: [words(before.contiguous()) if kind[-1] else before]}
 
 
-def _told(group: Group) -> list[int]:
-    """What changes when they do: how often each was modified, and where it lies."""
-    return versions(group.tensors) + list(map(storage, group.tensors))
-
-
 def written(values: Sequence[Values]) -> list[Tensor]:
     """What is written to where these are put."""
     return [tensor for group, _ in values for tensor in group.tensors]
@@ -225,5 +247,5 @@ def words(tensor: Tensor) -> Tensor:
         tensor = tensor[tuple(slice(None) if stride else slice(1) for stride in tensor.stride())]
     if not tensor.is_contiguous():
         return tensor
-    row = tensor.view(-1)
+    row = tensor if tensor.ndim == 1 else tensor.view(-1)
     return row.view(torch.int32) if tensor.dtype in (torch.float32, torch.int64) else row

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 LARGEST_WALK = 50_000
 LARGEST_CONTAINER = 5_000
 MODULE_FIELDS = frozenset(vars(nn.Module()))
+HELD = ("_parameters", "_buffers", "_modules")  # a module's own, by their names
 _OPAQUE = (str, bytes, int, float, complex, bool, type(None), types.ModuleType, torch.dtype, torch.device)
 _PLAIN = frozenset(_OPAQUE)  # asked for first: most of what is met is one of these itself
 
@@ -44,18 +45,20 @@ def reachable(*roots: Any) -> Reachable:
     queue, found = list(roots), Reachable()
     seen: set[int] = set()
     for item in queue:  # the queue grows while it is walked
-        if type(item) in _PLAIN or id(item) in seen or isinstance(item, _OPAQUE):
+        if type(item) in _PLAIN or id(item) in seen:
             continue
         seen.add(id(item))
         if isinstance(item, Tensor):
             found.tensors.append(item)
+        elif isinstance(item, nn.Module):
+            found.modules.append(item)
+            found.compiled = found.compiled or _is_compiled(item)
+            queue.extend(_inside_module(item))
         elif isinstance(item, torch.Generator):
             found.generators.append(item)
-        else:
-            if isinstance(item, nn.Module):
-                found.modules.append(item)
+        elif not isinstance(item, _OPAQUE):
             found.compiled = found.compiled or _is_compiled(item)
-            if len(queue) < LARGEST_WALK or isinstance(item, nn.Module):
+            if len(queue) < LARGEST_WALK:
                 queue.extend(_inside(item))
     return found
 
@@ -77,10 +80,6 @@ def _inside(item: Any) -> Iterator[Any]:
         yield from (item.__self__, item.__func__)
     elif isinstance(item, partial):
         yield from (item.func, item.args, item.keywords)
-    elif isinstance(item, nn.Module):
-        yield from (part for name in ("_parameters", "_buffers", "_modules") for part in vars(item)[name].values())
-        yield from (value for name, value in vars(item).items() if value is not None and (name not in MODULE_FIELDS or value))
-        yield type(item)
     elif isinstance(item, (classmethod, staticmethod)):
         yield item.__func__
     elif isinstance(item, property):
@@ -94,6 +93,16 @@ def _inside(item: Any) -> Iterator[Any]:
         slots = (name for base in type(item).__mro__ for name in getattr(base, "__slots__", ()))
         yield from (getattr(item, name, None) for name in slots)
         yield type(item)
+
+
+def _inside_module(module: nn.Module) -> Iterator[Any]:
+    own = vars(module)
+    for name in HELD:
+        yield from own[name].values()
+    for name, value in own.items():
+        if (name not in MODULE_FIELDS or value) and type(value) not in _PLAIN and name not in HELD:
+            yield value
+    yield type(module)
 
 
 def _inside_function(function: types.FunctionType) -> Iterator[Any]:

@@ -74,14 +74,14 @@ MUTATIONS = {
     ),
     "compared in the last step alone": (
         "gradients/per_step.py",
-        "not in seen and self._is_result(tensor):",
-        "not in seen and everything and self._is_result(tensor):",
+        "not in seen and _is_result(tensor, moving):",
+        "not in seen and everything and _is_result(tensor, moving):",
         "test_recording.py::test_a_change_seen_in_one_step_alone_is_noticed_and_nan_is_not_a_change",
     ),
     "what f writes to is compared": (
         "gradients/per_step.py",
-        "return tensor.requires_grad or storage(tensor) not in self.solve.recording.moving()",
-        "return True",
+        " and (tensor.requires_grad or storage(tensor) not in moving)",
+        "",
         "test_recording.py::test_batchnorm_reached_through_a_function_moves_once",
     ),
     "a redone step that ends too early": (
@@ -98,8 +98,8 @@ MUTATIONS = {
     ),
     "floats compared alone": (
         "gradients/per_step.py",
-        "if not (tensor.is_cpu or tensor",
-        "if not (tensor",
+        "steady = tensor.is_cpu or tensor",
+        "steady = tensor",
         "test_outside.py::test_values_that_only_choose_are_compared_too",
     ),
     "changed elsewhere": (
