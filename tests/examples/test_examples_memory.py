@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from test_examples import is_picture
 
 import memory_and_work
+import training
 import training_comparison
-from anodev2 import BacksolveAdjoint
+from anodev2 import BacksolveAdjoint, ODEBlock
 from anodev2.models import squeezenext
+from benchmarks import reverse_training
+from images import load_images
 from runs import RunError
+from settings import Config
 
 
 @pytest.mark.slow
@@ -79,6 +85,27 @@ def test_an_adaptive_reverse_solve_is_wrong_at_any_tolerance(rtol: float) -> Non
     torch.manual_seed(0)
     model = squeezenext(block="ode", steps=1, method="dopri5", norm="shared")
     assert training_comparison.errors(model, images, BacksolveAdjoint(rtol=rtol, atol=rtol), 8)["reverse_error"] > 0.5
+
+
+@pytest.mark.slow
+def test_statistics_moved_in_the_pass_backward_are_all_that_differs_from_a_reverse_solve() -> None:
+    """Those of the norms against the evaluations there and back written out; the slopes against those of the library's solve."""
+    images = load_images("mini", Path(), torch.device("cpu"), 16)
+    config = Config(block="ode", norm="shared", adjoint="backsolve", batch_size=8, steps=3)
+    kept, moved, adaptive = (reverse_training.training_of(way, config, images, 1e-3) for way in ("reverse", "moved", "adaptive"))
+    x, y = images.normalised(images.x_train[:8]), images.y_train[:8]
+    models: list[Any] = [run.model.train() for run in (kept, moved, adaptive)]
+    place = next(i for i, part in enumerate(models[0]) if isinstance(part, ODEBlock))
+    by_hand: Any = copy.deepcopy(models[0])
+    with torch.no_grad():
+        f, z = by_hand[place].f, by_hand[:place](x)
+        for sign in (1, 1, 1, -1, -1, -1):
+            z = z + sign * f(torch.zeros(()), z, step=0) / 3
+    losses = [training.backward(run, x, y, last=True)[0] for run in (kept, moved, adaptive)]
+    assert torch.equal(losses[0], losses[1]) and 0 < abs(losses[2] - losses[0]) < 0.5  # another method
+    torch.testing.assert_close(*([p.grad for p in model.parameters()] for model in models[1::-1]), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(models[1][place].f.state_dict(), f.state_dict(), rtol=1e-4, atol=1e-5)
+    assert models[1][place].f.norm1.num_batches_tracked == 6 and models[0][place].f.norm1.num_batches_tracked == 3
 
 
 @pytest.mark.slow

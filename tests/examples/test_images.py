@@ -16,6 +16,7 @@ from PIL import Image
 
 import images as images_module
 import make_mini
+import train_cifar
 from images import MINI, DataError, augment, drawn, load_images
 from runs import RunError
 
@@ -76,6 +77,18 @@ def test_a_subset_is_spread_over_the_whole_set() -> None:
     assert torch.equal(data.x_train[-1], whole.x_train[-1]) and torch.equal(data.x_train[0], whole.x_train[0])
     assert torch.bincount(data.y_train).min() > 0
     assert len(load_images("mini", Path("unused"), CPU, 10_000).y_train) == 2000
+
+
+def test_images_of_half_the_size_are_means_of_four_pixels() -> None:
+    whole, half = (load_images("mini", Path(), torch.device("cpu"), 20, size, validation=0.2) for size in (32, 16))
+    for name in ("x_train", "x_test", "x_valid"):
+        large, small = (getattr(images, name).permute(0, 3, 1, 2).double() for images in (whole, half))
+        assert small.shape[2:] == (16, 16) and (small - torch.nn.functional.avg_pool2d(large, 2)).abs().max() <= 0.5
+    assert half.size == 16 and torch.equal(whole.y_train, half.y_train)
+    normal = half.normalised(half.x_train)
+    torch.testing.assert_close(normal.mean((0, 2, 3)), torch.zeros(3), rtol=0, atol=1e-5)
+    with pytest.raises(SystemExit, match=r"--size has no effect here, only with a folder as --data, or --size 16"):
+        train_cifar.main(["--size", "64"])
 
 
 def test_crops_are_shifts_and_flips_are_mirrors() -> None:

@@ -212,7 +212,9 @@ def test_private_names_of_torch_are_there() -> None:
     module.register_forward_hook(lambda *_: None)
     assert torch_private.has_forward_hooks(module) and issubclass(torch.nn.SyncBatchNorm, torch_private.BatchNorm)
     assert all(issubclass(error, Exception) for error in torch_private.compile_errors())
-    assert torch_private.options_of_mode("max-autotune") and torch_private.keeps_what_is_read().keys() <= set(torch._inductor.list_options())
+    assert torch_private.options_of_mode("max-autotune") and torch_private.keeps_what_is_read().keys() <= set(
+        torch._inductor.list_options()
+    )
     with Seen() as modes, torch_private.no_torch_functions():
         torch.add(y, y)
     assert not modes.seen and torch_private.tree_leaves([1, (2, {"a": 3})]) == [1, 2, 3]

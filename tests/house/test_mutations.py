@@ -1259,6 +1259,18 @@ MUTATIONS = {
         '("family", "tolerance")',
         "test_ode_vs_peers.py::test_a_table_divides_by_the_row_of_the_same_problem",
     ),
+    "images of half the size by leaving pixels out": (
+        "../examples/images.py",
+        "return ((sums + 2) // 4).astype(np.uint8)",
+        "return x[:, ::2, ::2]",
+        "test_images.py::test_images_of_half_the_size_are_means_of_four_pixels",
+    ),
+    "statistics that stand still on the way back": (
+        "../benchmarks/reverse_training.py",
+        "                slope = ctx.f(",
+        "                slope = ctx.f.eval()(",
+        "test_examples_memory.py::test_statistics_moved_in_the_pass_backward_are_all_that_differs_from_a_reverse_solve",
+    ),
     "an idx file that is cut short": (
         "../examples/images.py",
         "if not axes or len(content) != 4 + 4 * axes + math.prod(shape):",
