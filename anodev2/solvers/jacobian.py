@@ -50,10 +50,26 @@ def linearise(field: FlatField, step: Step, flat: Flat, w: Tensor, parts: int, g
     with nullcontext() if graph else own_graph():
         w, start = (_partial(x, graph) for x in (w, start))
         slope = flat.join(field(Step(step.index, (start, start), 0, 0, 1, limits=step.limits), 0, 0.0, flat.split(w)))
-        matrix, drift = _rows(slope, w, start, parts, graph)
+        together = parts == 1 or start.ndim > 0  # else one time for all samples, the rows of which are sums over them
+        matrix, drift = _rows(slope, w, start if together else None, parts, graph)
+        if not together and matrix is not None:
+            drift = _drift(slope, start, graph)
     if matrix is None:
         matrix = _differences(field, step, flat, w.detach(), slope.detach(), parts)
     return Linearised(slope if graph else slope.detach(), matrix, drift)
+
+
+def _drift(slope: Tensor, start: Tensor, graph: bool) -> Tensor | None:
+    """df/dt of every element: the derivative of v -> (df/dt)^T v."""
+    seed = torch.zeros_like(slope, requires_grad=True)
+    (back,) = torch.autograd.grad(slope, start, seed, create_graph=True, allow_unused=True)
+    return None if back is None else torch.autograd.grad(back, seed, create_graph=graph)[0].to(slope.dtype)
+
+
+def _units(w: Tensor, parts: int) -> Tensor:
+    """The unit vectors of all blocks at once, (n, N)."""
+    n = len(w) // parts
+    return torch.eye(n, dtype=w.dtype, device=w.device)[:, None].expand(n, parts, n).reshape(n, -1)
 
 
 def _partial(x: Tensor, graph: bool) -> Tensor:
@@ -66,7 +82,7 @@ def _rows(slope: Tensor, w: Tensor, start: Tensor | None, parts: int, graph: boo
     if not slope.requires_grad:
         return None, None
     n, inputs = len(w) // parts, (w,) if start is None else (w, start)
-    units = torch.eye(n, dtype=w.dtype, device=w.device)[:, None].expand(n, parts, n).reshape(n, -1)
+    units = _units(w, parts)
     rows = lambda unit, together: torch.autograd.grad(  # noqa: E731
         slope, inputs, unit, retain_graph=True, create_graph=graph, allow_unused=True, is_grads_batched=together
     )

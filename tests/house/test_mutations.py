@@ -946,6 +946,12 @@ MUTATIONS = {
         "pass",
         "test_refreshed.py::test_looking_for_steps_leaves_no_trace",
     ),
+    "a drift of f summed over samples": (
+        "solvers/jacobian.py",
+        "together = parts == 1 or start.ndim > 0",
+        "together = True",
+        "test_stiff_control.py::test_samples_take_steps_of_their_own",
+    ),
     "a drift of f left out": (
         "solvers/rosenbrock.py",
         "if drift is not None and self.d[stage]:",
