@@ -16,7 +16,7 @@ OPTIONS = {
     "adjoint_params": "leave it out: whatever func reaches gets its gradient, parameters and closures",
     "norm": "errors are root mean squares over all elements; weigh leaves by rtol and atol as trees like y0, samples by per_sample=True",
     "first_step": "control=Control(first_step=...)",
-    "min_step": "control=Control(min_step=...)",
+    "min_step": "control=Control(min_step=...), where an error too large ends the solve, and is not accepted as theirs is",
     "max_step": "control=Control(max_step=...)",
     "safety": "control=Control(safety=...)",
     "ifactor": "control=Control(grow=...)",
