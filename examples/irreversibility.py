@@ -61,10 +61,11 @@ class Convolution(nn.Module):
         return self.activation(self.conv(z))
 
 
-def image() -> Tensor:
-    """A cat, (1, 16, 32, 32) with values from -1 to 1."""
+def image(small: bool = False) -> Tensor:
+    """A cat, (1, 16, 32, 32) with values from -1 to 1; small: every second pixel of it."""
     pixels = load_images("mini", Path(), torch.device("cpu")).x_test[CAT].permute(2, 0, 1).float() / 127.5 - 1
-    return torch.cat([pixels, torch.zeros(CHANNELS - 3, 32, 32)])[None]
+    whole = torch.cat([pixels, torch.zeros(CHANNELS - 3, 32, 32)])[None]
+    return whole[..., ::2, ::2] if small else whole
 
 
 @dataclass
@@ -209,7 +210,7 @@ def draw_growing(ax: Any, scales: Growing) -> None:
 
 
 def main(picture: Path | None = None, small: bool = False, seed: int = 0) -> dict[str, float]:
-    z0, numbers = image(), {}
+    z0, numbers = image(small), {}
     for name in PICTURED if small else ACTIVATIONS:
         for kind in ("scaled", "unscaled"):
             for solver, options in SOLVERS.items():

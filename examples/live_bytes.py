@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 
 class LiveBytes(TorchDispatchMode):
@@ -26,24 +25,25 @@ class LiveBytes(TorchDispatchMode):
         self.now = self.peak = 0
 
     def _see(self, tree: Any) -> None:
-        for tensor in tree_leaves(tree):
-            if not isinstance(tensor, torch.Tensor):
-                continue
-            storage = tensor.untyped_storage()
-            key, size = storage._cdata, storage.nbytes()
-            if key in self._alive:
-                continue
-            self._alive[key] = weakref.ref(storage, lambda _, key=key, size=size: self._free(key, size))
-            self.now += size
-            self.peak = max(self.peak, self.now)
+        if isinstance(tree, torch.Tensor):
+            storage = tree.untyped_storage()
+            key = storage._cdata
+            if key not in self._alive:
+                size = storage.nbytes()
+                self._alive[key] = weakref.ref(storage, lambda _: self._free(key, size))
+                self.now += size
+                self.peak = max(self.peak, self.now)
+        elif isinstance(tree, tuple | list):  # all that operations take and return beside tensors, as torch's pytrees are slow
+            for part in tree:
+                self._see(part)
 
     def _free(self, key: int, size: int) -> None:
         del self._alive[key]
         self.now -= size
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        self._see((args, kwargs))
-        result = func(*args, **kwargs)
+        self._see(args)
+        self._see([*(kwargs or {}).values()])
+        result = func(*args, **(kwargs or {}))
         self._see(result)
         return result
