@@ -1212,13 +1212,13 @@ MUTATIONS = {
         "../pde/wave.py",
         "c = max(abs(value)",
         "c = min(abs(value)",
-        "test_pde_stability.py::test_a_wave_of_varying_speed_is_limited_where_it_is_fastest",
+        "test_pde_energy.py::test_a_wave_of_varying_speed_is_limited_where_it_is_fastest",
     ),
     "waves limited by the largest speed of one sign": (
         "../pde/wave.py",
         "c = max(abs(value)",
         "c = max(value",
-        "test_pde_stability.py::test_a_wave_of_varying_speed_is_limited_where_it_is_fastest",
+        "test_pde_energy.py::test_a_wave_of_varying_speed_is_limited_where_it_is_fastest",
     ),
     "wall data of the stage before": (
         "solvers/imex.py",
