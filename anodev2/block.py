@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from .both_ways import BothWays, WrittenBothWays, check_ways, features, in_own_precision, samples_of, start_of, weights_of
+from .both_ways import BothWays, WrittenBothWays, adjoint_of, check_ways, features, in_own_precision, samples_of, start_of, weights_of
 from .dynamics import Dynamics, Theta
 from .gradients.adjoint import Adjoint, ReversibleAdjoint, as_adjoint, by
 from .integrate.compiled import Compile, as_compile
@@ -121,7 +121,8 @@ class ODEBlock(Unrollable):
 
     def _integrate(self, z0: Any, save: Literal["steps", "end"]) -> tuple[list[Leaves], Structure]:
         func, y0, args = self._problem(z0)
-        return integrate(func, y0, self.t, args=args, save=save, adjoint=self.adjoint, compile=self.compiling, **self._stepping)
+        adjoint = adjoint_of(func, self.adjoint)
+        return integrate(func, y0, self.t, args=args, save=save, adjoint=adjoint, compile=self.compiling, **self._stepping)
 
     def plan(self, z0: Any) -> Plan:
         """What ``forward(z0)`` costs, as ``anodev2.plan`` tells it; theta(t) that moves by itself is found before, and not counted."""

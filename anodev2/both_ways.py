@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .dynamics import Dynamics, Theta
+from .gradients.adjoint import Adjoint, CheckpointAdjoint, DirectAdjoint
 from .integrate.functional_call import call_with
 from .integrate.sample_weights import call_apart, call_together
 from .pytree import build, leaves_of, structure_of
@@ -27,7 +28,7 @@ class BothWays:
     """
 
     def __init__(self, f: Callable[..., Any], dynamics: Dynamics, owner: nn.Module, together: bool) -> None:
-        self.f, self.dynamics, self.owner = f, dynamics, owner
+        self.f, self.dynamics, self.owner, self.together = f, dynamics, owner, together
         self.call = call_together if together else call_apart
         self.counters = CountedCall(owner).counters
         self.counters_wanted = CountedCall(owner).names
@@ -61,10 +62,11 @@ def in_own_precision(device: torch.device) -> AbstractContextManager[object]:
 
 def samples_of(z0: Any) -> int:
     """How many samples z0 has in front of every leaf."""
-    sizes = {leaf.shape[0] if isinstance(leaf, Tensor) and leaf.ndim else None for leaf in leaves_of(z0, structure_of(z0))}
-    if len(sizes) != 1 or None in sizes:
+    sizes = [leaf.shape[0] if isinstance(leaf, Tensor) and leaf.ndim else None for leaf in leaves_of(z0, structure_of(z0))]
+    first = sizes[0] if sizes else None
+    if first is None or any(size != first for size in sizes):  # numbers, or an exported program's symbols
         raise ValueError(f"weights that read the features are those of each sample: z0 needs the batch in front of every leaf, got {sizes}")
-    return sizes.pop()  # pyright: ignore[reportReturnType]
+    return first
 
 
 def start_of(z0: Any, theta: Theta, initial: Callable[[Any], Theta] | None) -> Theta:
@@ -79,6 +81,12 @@ def start_of(z0: Any, theta: Theta, initial: Callable[[Any], Theta] | None) -> T
             raise ValueError(f"initial(z0) gives {name} of shape {tuple(weight.shape)}; per sample it is {tuple(start[name].shape)}")
         start[name] = weight.to(start[name].dtype)
     return start
+
+
+def adjoint_of(func: Any, adjoint: Adjoint) -> Adjoint:
+    """That of a block: what takes all samples together, the compiler of a whole network does not recompute, and stores."""
+    stored = torch.compiler.is_dynamo_compiling() and isinstance(func, BothWays) and func.together
+    return DirectAdjoint() if stored and isinstance(adjoint, CheckpointAdjoint) else adjoint
 
 
 def features(states: Sequence[Any], z0: Any) -> tuple[list[Any], Any]:

@@ -124,9 +124,9 @@ class FastWeights(nn.Module):
         """W at all knots, (length, batch, *weight.shape), and one after the last where x is held still."""
         path = self._path(x)
         if len(path) == 1 and path.kind != "hold":
-            return {name: w.expand(1, len(path.values), *w.shape) for name, w in self._start().items()}
+            return {name: w.expand(1, path.values.shape[0], *w.shape) for name, w in self._start().items()}
         drive = self._drive(path)
-        start = {name: w.expand(len(path.values), *w.shape) for name, w in self._start().items()}
+        start = {name: w.expand(path.values.shape[0], *w.shape) for name, w in self._start().items()}
         grid = {} if self.exact else {"steps": self.steps}
         options: dict[str, Any] = {"method": self.method, "adjoint": self.adjoint, "compile": self.compiling, **grid}
         with in_own_precision(path.values.device):

@@ -51,8 +51,8 @@ class Path:
         times = _times(times, values)
         if self.lengths is not None:  # beyond its end a sample stays where it is, in no time
             last = torch.arange(values.shape[1], device=values.device).minimum(self.lengths[:, None] - 1)
-            rows = torch.arange(len(values), device=values.device)[:, None]
-            times, values = times.expand(len(values), -1).gather(1, last), values[rows, last]
+            rows = torch.arange(values.shape[0], device=values.device)[:, None]
+            times, values = times.expand(values.shape[0], -1).gather(1, last), values[rows, last]
         self.times, self.values = times, values
         if not (self.regular or torch.compiler.is_compiling()):  # values would be looked at
             _check_order(self.times.detach(), self.lengths)
@@ -182,7 +182,7 @@ def _times(times: Any, values: Tensor) -> Tensor:
         times = torch.as_tensor(times, dtype=dtype)
     if not isinstance(times, Tensor):
         raise TypeError(f"times must be a sequence or tensor, got {type(times).__name__}")
-    if times.shape not in ((length,), (batch, length)):
+    if times.ndim not in (1, 2) or times.shape[-1] != length or (times.ndim == 2 and times.shape[0] != batch):
         raise ValueError(
             f"times of shape {tuple(times.shape)} must be ({length},) or ({batch}, {length}), as values are {tuple(values.shape)}"
         )

@@ -236,6 +236,25 @@ def test_compiled_runs_have_the_same_gradients() -> None:
             torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
 
 
+class Reading(nn.Module):
+    def __init__(self, layer: FastWeights, kind: Any) -> None:
+        super().__init__()
+        self.layer, self.kind = layer, kind
+
+    def forward(self, times: Tensor, x: Tensor, lengths: Tensor) -> Tensor:
+        return self.layer(Path(times, x, self.kind, lengths=lengths))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("method", "kind"), [("euler", "hold"), ("exact", "hold"), ("rk4", "linear")])
+def test_exported_layers_take_any_number_of_samples(method: str, kind: Any) -> None:
+    reads, path, batch = Reading(layer_of(method=method), kind), inputs(kind), torch.export.Dim("batch")
+    given = (TIMES.cummax(1).values + torch.arange(LENGTH) * 1e-3, path.values, torch.tensor(LENGTHS))
+    exported = torch.export.export(reads, given, dynamic_shapes=({0: batch},) * 3).module()
+    for more in (given, tuple(torch.cat([part, part.flip(0)]) for part in given)):
+        torch.testing.assert_close(exported(*more), reads(*more), rtol=0, atol=1e-14)
+
+
 def test_the_way_back_evaluates_the_path_where_the_way_there_did() -> None:
     layers = [layer_of(method="midpoint", steps=8, adjoint=adjoint) for adjoint in (ReversibleAdjoint(), DirectAdjoint())]
     found, right = (own(inputs("cubic", irregular=False)) for own in layers)

@@ -26,11 +26,15 @@ class Swapped:
     """f, to be called with others in the place of some of its ``weights`` (by name), under all names that they have in f."""
 
     def __init__(self, f: nn.Module, weights: Mapping[str, Tensor]) -> None:
-        self.f = f
-        if torch.compiler.is_compiling():
-            return
-        names: dict[Any, str] = {weight: name for name, weight in weights.items()}
-        held = [(module, {key: names[own] for key, own in module._parameters.items() if own in names}) for module in f.modules()]
+        self.f, self.weights = f, weights
+        self.places: list[tuple[nn.Module, dict[str, str]]] | None = None
+        if not torch.compiler.is_compiling():
+            self._find()
+
+    def _find(self) -> None:
+        """Where the weights are in f, and the locks of these places."""
+        names: dict[Any, str] = {weight: name for name, weight in self.weights.items()}
+        held = [(module, {key: names[own] for key, own in module._parameters.items() if own in names}) for module in self.f.modules()]
         self.places = [(module, places) for module, places in held if places]
         for module, places in self.places:
             if isinstance(module, torch.jit.ScriptModule):
@@ -48,6 +52,9 @@ class Swapped:
         """
         if torch.compiler.is_compiling():
             return call_with(self.f, weights, *args, **kwargs)
+        if self.places is None:  # made where a graph broke
+            self._find()
+        assert self.places is not None
         saving = torch.is_grad_enabled(), _hook()
         with ExitStack() as held:
             for lock in self.locks:

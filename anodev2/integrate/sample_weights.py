@@ -27,6 +27,10 @@ from ..torch_private import BatchNorm
 from .functional_call import call_with
 
 _CONVOLUTIONS = {torch.conv1d, torch.conv2d, torch.conv3d}
+_ALONE = (
+    "f is called here with one sample at a time, as weights that read the features enter more than linear and convolution layers, "
+    "or f knows how many samples there are; what differs from sample to sample must come in by z, such as a part of it whose slope is zero"
+)
 _PRIMES = (13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71, 73, 79, 83, 89, 97, 101, 103, 107, 109, 113, 127, 131, 8191)
 
 
@@ -38,12 +42,18 @@ def call_together(call: Callable[..., Any], weights: Mapping[str, Tensor], *args
 
 def call_apart(call: Callable[..., Any], weights: Mapping[str, Tensor], t: Any, z: Any, **kwargs: Any) -> Any:
     """``call(weights, t, z)`` for each sample by itself, as a batch of one; random draws differ between samples."""
+    if not leaves_of(z, structure_of(z))[0].shape[0]:
+        return call({name: weight.sum(0) for name, weight in weights.items()}, t, z, **kwargs)  # of no samples any weights will do
 
     def one(weights: Mapping[str, Tensor], z: Any) -> Any:
         slope = call(weights, t, _each(z, lambda leaf: leaf.unsqueeze(0)), **kwargs)
         return _each(slope, lambda leaf: leaf.squeeze(0))
 
-    return vmap(one, in_dims=(0, 0), randomness="different")(dict(weights), z)
+    try:
+        return vmap(one, in_dims=(0, 0), randomness="different")(dict(weights), z)
+    except RuntimeError as error:
+        error.add_note(_ALONE)
+        raise
 
 
 def _each(tree: Any, function: Callable[[Any], Any]) -> Any:
@@ -62,16 +72,23 @@ class Together:
 
     def __call__(self, f: nn.Module, names: tuple[str, ...], z: Any) -> bool:
         """Raises ValueError where it does not, and f has a BatchNorm in training, which must see the batch."""
-        if torch.compiler.is_compiling():  # what is traced cannot be tried: as it was at the last call
-            return next(reversed(self.found.values()), False)
+        if torch.compiler.is_compiling():  # what is traced cannot be tried
+            return _sees_the_batch(f) or (torch.compiler.is_exporting() and bool(self.found) and all(self.found.values()))
         structure = structure_of(z)
         leaves = leaves_of(z, structure)
+        if not leaves[0].numel():
+            return False  # nothing to try it with
         case = (structure, tuple((leaf.shape[1:], leaf.dtype) for leaf in leaves), tuple(module.training for module in f.modules()))
         if case not in self.found:
             self.found[case] = _tried(f, names, z)
         if not self.found[case]:
             _refuse_batch_norm(f, names)
         return self.found[case]
+
+
+def _sees_the_batch(f: nn.Module) -> bool:
+    """Whether something in f must see all samples."""
+    return any(isinstance(module, BatchNorm) and module.training for module in f.modules())
 
 
 def _refuse_batch_norm(f: nn.Module, names: tuple[str, ...]) -> None:
@@ -84,7 +101,8 @@ def _refuse_batch_norm(f: nn.Module, names: tuple[str, ...]) -> None:
 
 
 def _tried(f: nn.Module, names: tuple[str, ...], z: Any) -> bool:
-    first = leaves_of(z, structure_of(z))
+    structure = structure_of(z)
+    first = leaves_of(z, structure)
     axes = {size for tensor in (*first, *f.parameters()) for size in tensor.shape}
     count = next(prime for prime in _PRIMES if prime not in axes)
     device = first[0].device
@@ -92,15 +110,24 @@ def _tried(f: nn.Module, names: tuple[str, ...], z: Any) -> bool:
         with warnings.catch_warnings(), torch.no_grad(), fork_rng([device] if device.type != "cpu" else [], device_type=device.type):
             warnings.simplefilter("ignore")
             memo: dict[int, Any] = {id(parameter): parameter for parameter in f.parameters()}
-            copy = deepcopy(f, memo)
+            with _Detached():
+                copy = deepcopy(f, memo)
             held = dict(copy.named_parameters(remove_duplicate=False))
             weights = {name: held[name].expand(count, *held[name].shape) for name in names}
             many = _each(z, lambda leaf: leaf[:1].expand(count, *leaf.shape[1:]))
             t = torch.zeros((), dtype=first[0].real.dtype if first[0].is_complex() else first[0].dtype, device=device)
             slope = call_together(partial(call_with, copy), weights, t, many, **CountedCall(f).counters(0, 0))
-        return all(leaf.shape[:1] == (count,) for leaf in leaves_of(slope, structure_of(z)))
+        return all(k.shape == leaf.shape for k, leaf in zip(leaves_of(slope, structure), leaves_of(many, structure), strict=True))
     except Exception:  # a use of the weights that the layers below do not serve
         return False
+
+
+class _Detached(TorchFunctionMode):
+    """Copies of what f keeps from an earlier call, without its graph."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kept = func is Tensor.__deepcopy__ and not args[0].is_leaf
+        return args[0].detach() if kept else func(*args, **(kwargs or {}))
 
 
 class _Layers(TorchFunctionMode):
@@ -114,9 +141,9 @@ class _Layers(TorchFunctionMode):
         given = [*args, *kwargs.values()] if kwargs else args
         if not any(self._own(value) for value in given):
             return func(*args, **kwargs)
-        if func is F.linear:
+        if func is F.linear and not self._own(args[0]):
             return self._linear(*args, **kwargs)
-        if func in _CONVOLUTIONS:
+        if func in _CONVOLUTIONS and not self._own(args[0]):
             return self._convolution(func, *args, **kwargs)
         raise TypeError(f"weights of each sample enter {func}")
 
@@ -124,21 +151,21 @@ class _Layers(TorchFunctionMode):
         return isinstance(value, Tensor) and any(value is weight for weight in self.weights)
 
     def _linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        batch = len(x)
+        batch = x.shape[0]
         if not self._own(weight):
             y = F.linear(x, weight)
         elif x.ndim == 2:
             y = torch.bmm(weight, x.unsqueeze(2)).squeeze(2)
         else:
-            y = torch.bmm(x.reshape(batch, -1, x.shape[-1]), weight.mT).unflatten(1, x.shape[1:-1])
+            y = torch.bmm(x.flatten(1, -2), weight.mT).unflatten(1, x.shape[1:-1])
         if bias is None:
             return y
-        return y + (bias.view(batch, *[1] * (y.ndim - 2), -1) if self._own(bias) else bias)
+        return y + (bias.view(batch, *[1] * (y.ndim - 2), bias.shape[-1]) if self._own(bias) else bias)
 
     def _convolution(
         self, func: Any, x: Tensor, weight: Tensor, bias: Any = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1
     ) -> Tensor:
-        batch, space = len(x), [1] * (x.ndim - 2)
+        batch, space = x.shape[0], [1] * (x.ndim - 2)
         if self._own(weight):
             y = func(x.reshape(1, -1, *x.shape[2:]), weight.flatten(0, 1), None, stride, padding, dilation, groups * batch)
             y = y.view(batch, -1, *y.shape[2:])

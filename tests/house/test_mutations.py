@@ -2072,6 +2072,12 @@ MUTATIONS = {
         "len(first[0])",
         "test_both_ways.py::test_a_block_is_the_coupled_system_of_all_samples",
     ),
+    "samples that a compiled network recomputes together": (
+        "both_ways.py",
+        "return DirectAdjoint() if stored and",
+        "return DirectAdjoint() if False and",
+        "test_both_ways.py::test_torch_compile_of_a_network_changes_no_gradient_and_no_statistics",
+    ),
     "a module under two names, swapped twice": (
         "integrate/functional_call.py",
         "return functional_call(f, found, args, kwargs, tie_weights=False)",
