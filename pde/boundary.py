@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .conditions import Absorbing, Condition, Datum, Free, Need, Slope, Value
-from .extrapolation import Reach, Side, leaving
+from .extrapolation import Reach, Side, entering, leaving
 
 ENDS = ("left", "right")
 
@@ -149,10 +149,13 @@ class Walls(Boundary):
             leaving(free[..., : reach.left].flip(-1), -u[..., :1], -u[..., 1:2], -1).flip(-1),
             leaving(free[..., reach.left + n :], u[..., -1:], u[..., -2:-1], 1),
         ]
+        sides = _sides(reach, spacing)
+        if isinstance(self.left, Value):
+            left = entering(left.flip(-1), 2 * self.left.meeting(u, t, sides[0]) - u[..., :1], u[..., :3]).flip(-1)
+        if isinstance(self.right, Value):
+            right = entering(right, 2 * self.right.meeting(u, t, sides[1]) - u[..., -1:], u[..., -3:].flip(-1))
         ends = []
-        for condition, side, inwards, given, free_end in zip(
-            self.conditions, _sides(reach, spacing), (1, -1), (left, right), without, strict=True
-        ):
+        for condition, side, inwards, given, free_end in zip(self.conditions, sides, (1, -1), (left, right), without, strict=True):
             enters = inwards * condition.meeting(u, t, side) > 0 if condition.names else None
             ends.append(free_end if enters is None else torch.where(enters, given, free_end))
         return torch.cat([ends[0], middle, ends[1]], -1)

@@ -74,7 +74,9 @@ class Burgers(FieldEquation):
 
     Conservative: on periodic grids the sum of u stays, to round-off. Without viscosity smooth fields break into shocks at the time
     1 / max(-du/dx), which upwind schemes capture ("weno5" without wiggles) and central ones do not. ``max_stable_step(method, u)`` takes
-    the transport at max |u| into account, without u the diffusion alone limits.
+    the transport at max |u| into account, without u the diffusion alone limits. Beside shocks Newton's iteration of implicit methods may
+    not converge with "weno5", nor with "upwind3" where a viscous field meets a wall value far from it: take "upwind1"
+    there, or an explicit method, "ssprk3".
 
     Args:
         grid: the points; with viscosity, walls need data at both ends, without it at those where u flows in.

@@ -134,6 +134,17 @@ def leaving(ghosts: Tensor, near: Tensor, next_: Tensor, sign: int) -> Tensor:
     return sign * torch.maximum(near + change, near.clamp(max=0))
 
 
+def entering(ghosts: Tensor, wall: Tensor, near: Tensor) -> Tensor:
+    """Ghosts beyond a wall value, from the wall outwards, of a field that enters: a jump between it and the third point is not carried on.
+
+    A ghost lies between the wall value and twice as far as a line of the least of the slopes to and between the three points, ``near``.
+    """
+    rises = torch.cat([2 * (wall - near[..., :1]), -near.diff(dim=-1)], -1)
+    least, most = rises.amin(-1, keepdim=True).clamp(min=0), rises.amax(-1, keepdim=True).clamp(max=0)
+    far = 2 * torch.arange(1, ghosts.shape[-1] + 1, dtype=ghosts.dtype, device=ghosts.device) - 1  # twice half a spacing and more
+    return wall + torch.minimum(torch.maximum(ghosts - wall, far * most), far * least)
+
+
 def _extrapolation(count: int, degree: int, wall: bool, mirrored: bool) -> Table:
     known = [At(Fraction(0))] * wall + values([i + HALF for i in range(degree + 1 - wall)])
     ghosts = [[float(w) for w in weights(known, At(-j - HALF))] for j in range(count)]

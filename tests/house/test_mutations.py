@@ -1060,6 +1060,12 @@ MUTATIONS = {
         "return found",
         "test_pde_plane.py",
     ),
+    "a jump at a wall carried on beyond it": (
+        "../pde/extrapolation.py",
+        "far * most), far * least)",
+        "far * -99), far * 99)",
+        "test_pde_boundaries.py",
+    ),
     "the other end of a short form": (
         "../pde/boundary.py",
         "given.told[0] if len(given.told) == 1 else end",

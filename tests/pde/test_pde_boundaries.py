@@ -439,6 +439,20 @@ def test_a_shock_of_burgers_leaves_and_the_field_behind_it_stays(scheme: str, wa
         torch.testing.assert_close(u[2].abs(), torch.full_like(x, 2.0), rtol=0, atol=1e-6)
 
 
+ENTERING = [("ssprk3", "weno5"), ("backward_euler", "upwind3"), ("ssprk3", "upwind3"), ("backward_euler", "upwind1")]
+
+
+@pytest.mark.parametrize(("method", "scheme"), ENTERING)
+def test_a_shock_of_burgers_enters_from_a_wall(method: str, scheme: str) -> None:
+    """From a wall at 2 into a field of 0: speed 1, and 2^2 / 2 flows in per time. weno5 has no new extrema."""
+    n, steps = (20, 20) if method == "ssprk3" else (10, 4)
+    grid = Grid1D(n, 1.0, Dirichlet(2.0, None))
+    u = odeint(Burgers(grid, 0.0, scheme), torch.zeros(n).double(), [0.0, 0.3], method=method, steps=steps, adjoint="direct")[-1]
+    assert u.mean().item() == pytest.approx(0.6, rel=0.05 if n == 20 else 0.2)
+    if scheme != "upwind3":
+        assert u.max() < 2.01 and u.min() > -0.01
+
+
 TAKEN = [("none", "upwind3"), ("unused", "central2"), ("one of two", "upwind3"), ("moving", "weno5")]
 
 
