@@ -130,7 +130,7 @@ class CheckpointAdjoint(Adjoint):
 
     def solve(self, problem: Problem, y0: Leaves, args: tuple[Any, ...]) -> Run:
         if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
-            return _compiled(problem, y0, args)
+            return _compiled(self, problem, y0, args)
         if not torch.is_grad_enabled() or torch.compiler.is_exporting() or torch.jit.is_tracing() or transformed():  # pyright: ignore[reportPrivateImportUsage]
             return DirectAdjoint().solve(problem, y0, args)
         grid = problem.stepping if isinstance(problem.stepping, Grid) else None
@@ -376,8 +376,11 @@ def _refuse_data_dependent_steps(stepping: Grid | Adaptive) -> None:
         )
 
 
-def _compiled(problem: Problem, y0: Leaves, args: tuple[Any, ...]) -> Run:
+def _compiled(adjoint: Adjoint, problem: Problem, y0: Leaves, args: tuple[Any, ...]) -> Run:
     """One state per step by the compiler's own means: what it traces as recomputed, it recomputes exactly, buffers untouched."""
+    if not torch.compiler.is_compiling():  # f breaks the graph: what has a loop is then left to Python
+        solve: Any = torch.compiler.disable(adjoint.solve)
+        return solve(problem, y0, args)
     grid = problem.stepping
     _refuse_data_dependent_steps(grid)
     assert isinstance(grid, Grid)

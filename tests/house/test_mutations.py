@@ -853,6 +853,12 @@ MUTATIONS = {
         "if steps is _loop else {}",
         "test_compiled.py::test_generated_code_reads_buffers_as_they_were",
     ),
+    "a broken graph is redone by the compiler's means": (
+        "gradients/adjoint.py",
+        "if not torch.compiler.is_compiling():  # f breaks",
+        "if False:  # f breaks",
+        "test_graph_breaks.py",
+    ),
     # the rest
     "phi_2 for phi_3": ("solvers/exponential.py", "2 * phi_2 - 4 * phi_3", "2 * phi_2 - 4 * phi_2", "test_stiff.py"),
     "two weights of an IMEX row swapped": ("solvers/imex.py", "(11 / 18, 1 / 18)", "(1 / 18, 11 / 18)", "test_stiff.py"),
