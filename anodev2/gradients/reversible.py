@@ -30,6 +30,9 @@ from .vjp import Captured, Grads, Kinds
 
 ROUND_OFF = {torch.float64: 1e-6, torch.float32: 1e-5}  # of y0 found again, relative
 COARSE_ROUND_OFF = 1e-2
+# Where states grow, round-off of the end is large beside the start. From which part of the end's size on a start counts as one of its own,
+# and by how much its limit is wider.
+GROWN = {torch.float64: (1e-5, 1.0), torch.float32: (1e-2, 100.0)}
 
 
 Increment = Callable[[Step, bool, Leaves], list[Tensor]]  # y(t + dt) - y of one step of the method, or of one taken backwards
@@ -180,9 +183,16 @@ class _Undoing:
         return [torch.linalg.vector_norm(leaf) for leaf in self.y]
 
     def gaps(self, pair: Leaves, sizes: Leaves) -> list[Tensor]:
-        """By how much each leaf of a pair was not found again, relative to the larger of its size and that of what was undone from."""
-        norm, both = torch.linalg.vector_norm, zip(self.y, self.z, pair[: len(sizes)], pair[len(sizes) :], sizes, strict=True)
-        return [torch.maximum(norm(y - a), norm(z - b)) / torch.maximum(norm(a), size).clamp_min(1e-30) for y, z, a, b, size in both]
+        """By how much each leaf of a pair was not found again, relative to the larger of its size and that of what was undone from,
+        and to its own where that is not small beside the other."""
+        norm, gaps = torch.linalg.vector_norm, list[Tensor]()
+        for y, z, a, b, size in zip(self.y, self.z, pair[: len(sizes)], pair[len(sizes) :], sizes, strict=True):
+            gap, own = torch.maximum(norm(y - a), norm(z - b)), norm(a)
+            gaps.append(gap / torch.maximum(own, size).clamp_min(1e-30))
+            if y.dtype.to_real() in GROWN:
+                smallest, wider = GROWN[y.dtype.to_real()]
+                gaps[-1] = torch.maximum(gaps[-1], gap / torch.maximum(own, smallest * size).clamp_min(1e-30) / wider)
+        return gaps
 
     def undo(self, step: Step) -> None:
         """Both halves of the step, last first."""

@@ -119,6 +119,27 @@ def test_a_reversible_solve_that_cannot_be_undone_says_by_how_much() -> None:
         y.sum().backward()
 
 
+@pytest.mark.parametrize("rate", [-10.0, -1.0, 5.0, 10.0, 15.0, 20.0])
+@pytest.mark.parametrize("start", [[0.3, -1.0], [0.0, 0.0], [1e-4, 1.0]], ids=str)
+@pytest.mark.parametrize(("dtype", "wrong", "right"), [(torch.float64, 1e-5, 1e-9), (torch.float32, 5e-2, 1e-4)])
+def test_a_gradient_that_growing_states_make_wrong_is_never_silent(
+    rate: float, start: list[float], dtype: torch.dtype, wrong: float, right: float
+) -> None:
+    """Nor are right ones told: against a pair kept after every step, from which nothing is undone but that step."""
+
+    def gradients(every: int | None) -> tuple[Tensor, bool]:
+        y0, weight = torch.tensor(start, dtype=dtype, requires_grad=True), torch.ones((), dtype=dtype, requires_grad=True)
+        f = lambda t, y: rate * weight * y + torch.sin(5 * y) + torch.cos(t)
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            y = odeint(f, y0, [0.0, 1.0], steps=40, adjoint=ReversibleAdjoint(every=every))[-1]
+            return torch.cat([g.reshape(-1) for g in torch.autograd.grad(y.sum(), [y0, weight])]), bool(said)
+
+    (expected, never), (found, told) = gradients(1), gradients(None)
+    error = ((found - expected).abs() / expected.abs().clamp_min(1e-30)).max().item()
+    assert not never and (told or error < wrong) and (not told or error > right), (told, error)
+
+
 def test_kept_states_make_exact_what_cannot_be_undone() -> None:
     """Van der Pol's oscillator, whose 200 steps undone from the end lead nowhere; outputs and kept states meet at some steps."""
 
