@@ -23,6 +23,7 @@ from .solvers.tableau import Tableau
 from .stepping import as_count
 
 EXACT = "exact"
+EXPONENTIAL = "exponential_euler"  # the same, for a rule that is linear while its input is held
 
 
 class Pairs(nn.Module):
@@ -57,7 +58,8 @@ class FastWeights(nn.Module):
         pairs: a module called as pairs(x) -> (key, value), or pairs(x, dx) where it has a second parameter, dx/dt of a path that is
             not held. Default: linear maps, keys of length 1.
         method, steps, adjoint, compile: as for ``odeint``; ``steps`` are those between two knots. "exact" is the closed form of an
-            input held still, of rules that have one (``DeltaRule.held``): EFLA.
+            input held still, of rules that have one (``DeltaRule.held``): EFLA. "exponential_euler", which
+            solves a linear part exactly, is the same.
 
     ``adjoint="direct"`` keeps what the steps save, a small multiple of the weights at all knots, which are kept in any case to be
     read; "checkpoint" keeps these alone, for one more pass of the rule.
@@ -89,7 +91,7 @@ class FastWeights(nn.Module):
         for name, module in (("memory", memory), ("pairs", pairs)):
             if module is not None and not isinstance(module, nn.Module):
                 raise TypeError(f"{name} must be an nn.Module, got {type(module).__name__}")
-        self.exact = method == EXACT
+        self.exact = method in (EXACT, EXPONENTIAL)
         if self.exact and not callable(getattr(self.rule, "held", None)):
             raise ValueError(f"method='exact' needs a closed form, which {type(self.rule).__name__} has not; DeltaRule has")
         self.method, self.steps = as_method("map" if isinstance(method, str) and self.exact else method), as_count("steps", steps)

@@ -114,8 +114,9 @@ def slope(layer: FastWeights, x: Tensor, w: Tensor) -> Tensor:
     return layer.rule.rate("weight") * torch.outer(value - w @ key, key)
 
 
-def test_the_exact_flow_is_the_solution_at_irregular_times() -> None:
-    layer, path = layer_of(method="exact"), inputs()
+@pytest.mark.parametrize("method", ["exact", "exponential_euler"])
+def test_the_exact_flow_is_the_solution_at_irregular_times(method: str) -> None:
+    layer, path = layer_of(method=method), inputs()
     found, start = layer.weights(path)["weight"], layer.memory.weight
     for i, length in enumerate(LENGTHS):
         w = start
