@@ -213,6 +213,8 @@ def solve(
         events=bool(events),
     )
     check_events(events, problem, max_steps, control is not None and control.refresh is not None)
+    if every is not None and per_sample and any(one.effect is not None for one in events):
+        raise ValueError(f"save={save!r} counts anew after an event's effect, which each sample has at its own step: take save='steps'")
     if isinstance(problem.method, Map) and (dense or events):
         raise ValueError("method='map' has no times between its passes: dense and event need an ODE; look at save='steps'")
     (chosen, how), ended = in_force(adjoint, as_compile(compile)), None

@@ -253,6 +253,8 @@ def _need_one_axis(axis: str, part: FieldEquation | System) -> None:
     for equation in part.equations if isinstance(part, System) else (part,):
         for term in equation.terms():  # pyright: ignore[reportCallIssue]
             for name, value in leaves(term.coefficient, getattr(term, term.coefficient)):
+                if isinstance(value, OverPlane) and value.turned is not (axis == "along_y"):
+                    raise ValueError(f"{name} of {term.name} {axis} is that of the other axis: along_x, along_y = over_plane(x, y, f)")
                 if isinstance(value, Tensor):
                     shape = value.shape
                 elif reads_field(value):

@@ -23,7 +23,8 @@ def as_times(t: Any, name: str = "t", endless: bool = False, single: bool = Fals
     """
     times, values = as_sequence(name, t)
     if len(values) < 2 - single:
-        raise ValueError(f"{name} must hold at least two times (start and end), got {values}")
+        least = "one time" if single else "two times (start and end)"
+        raise ValueError(f"{name} must hold at least {least}, got {values}")
     if not all(map(math.isfinite, values[:-1] if endless else values)) or math.isnan(values[-1]):
         raise ValueError(f"{name} must be finite, got {values}")
     gaps = [later - earlier for earlier, later in pairwise(values)]

@@ -250,6 +250,14 @@ MISTAKES: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "y in the place of the field": (lambda: Plane(Diffusion(GX, lambda t, x, y: 1 + y), Diffusion(GY, 1.0)), "the field: call it u"),
     "a source of y": (lambda: Plane(Source(GX, lambda t, x, y: y), Diffusion(GY, 1.0)), "function of Source along_x"),
+    "halves exchanged": (
+        lambda: Plane(Diffusion(GX, over_plane(GX, GY, lambda t, x, y: x)[1]), Diffusion(GY, 1.0)),
+        "along_x is that of the other axis",
+    ),
+    "halves exchanged, of the field": (
+        lambda: Plane(Diffusion(GX, 1.0), Reaction(GY, over_plane(GX, GY, lambda t, x, y: x)[0])),
+        "along_y is that of the other axis",
+    ),
     "over no plane": (lambda: over_plane(GX, GY, lambda t, x: x), r"function of \(t, x, y\)"),  # pyright: ignore[reportArgumentType]
     "no axis": (lambda: over_plane(GX, 9, lambda t, x, y: x), "y=9 must be a Grid1D"),  # pyright: ignore[reportArgumentType]
     "axes exchanged": (lambda: Plane(Diffusion(GX, 1.0), Diffusion(GY, 1.0))(ZERO, torch.zeros(NX, NY)), r"\(12, 9\).*9, 12"),

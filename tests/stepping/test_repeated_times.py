@@ -81,5 +81,5 @@ def test_a_copy_that_would_have_a_derivative_of_its_own_is_refused() -> None:
         odeint(field, start(), [0.0, end, end], steps=2)
     with pytest.raises(ValueError, match="strictly rising"):
         odeint(field, start(), [0.0, 1.0, 0.0], steps=2)
-    with pytest.raises(ValueError, match="at least two times"):
+    with pytest.raises(ValueError, match="at least one time"):
         odeint(field, start(), [], steps=2)

@@ -151,13 +151,19 @@ def test_times_saved_of_falling_time_at_both_ends_and_up_to_an_event() -> None:
         ([0.5, 2.0], [0.0, 1.0], r"save=\[0.5, 2.0\] must lie between the first and the last time of t, 0.0 and 1.0"),
         ([0.5, 0.2], [0.0, 1.0], "and go their way"),
         ([0.5, 0.5], [0.0, 1.0], "save must be strictly rising or strictly falling"),
-        ([], [0.0, 1.0], "save must hold at least two times|save must"),
+        ([], [0.0, 1.0], "save must hold at least one time, got"),
         ([0.5], torch.tensor([0.0, 0.5, 1.0], requires_grad=True), "is one of t that requires grad: give both as the same tensor"),
     ],
 )
 def test_what_cannot_be_saved_is_refused(save: Any, t: Any, message: str) -> None:
     with pytest.raises((ValueError, TypeError), match=message):
         solve(lambda t, y: -y, vector(1), t, steps=2, save=save)
+
+
+def test_steps_counted_anew_after_effects_are_refused_for_samples() -> None:
+    bounce = Event(lambda t, y: y[:, 0], direction=-1, terminal=2, effect=lambda t, y: torch.stack([y[:, 0], -0.5 * y[:, 1]], -1))
+    with pytest.raises(ValueError, match="save=2 counts anew after an event's effect"):
+        solve(lambda t, y: y.flip(-1), vector(2, 2), [0.0, 5.0], per_sample=True, save=2, event=bounce, **CONTROLLED)
 
 
 def test_samples_take_their_times_as_t() -> None:
