@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Literal
@@ -24,7 +23,7 @@ from .pytree import Structure, build, leaves_of, structure_of
 from .solution import Solution, Stats
 from .solvers import Leapfrog, Leaves, Map, Method, as_method, halves
 from .solvers.tableau import Tableau
-from .stepping import MAX_STEPS, Adaptive, Control, Grid, Step, as_count, numbers, times_of_samples, without_repeats
+from .stepping import MAX_STEPS, Adaptive, Control, Grid, Step, as_count, times_of_samples, without_repeats
 from .steps import Save, saving, stepping_of
 from .torch_private import transformed
 from .torchdiffeq import refuse_unknown
@@ -190,13 +189,12 @@ def solve(
     events = as_events(event)
     if per_sample and (dense or progress or callback is not None):
         raise ValueError("per_sample=True gives samples times of their own: dense, callback, progress need common ones")
-    once, places = without_repeats(t)
-    kind, every, once, only = saving(save, once, per_sample)
-    places = places if kind == "times" and every is None and only is None else None
+    saved = saving(save, t, per_sample, any(one.effect is not None for one in events))
+    kind, every = saved.kind, saved.every
     problem, args, leaves = problem_of(
         func,
         y0,
-        once,
+        saved.t,
         method=method,
         steps=steps,
         step_size=step_size,
@@ -213,8 +211,6 @@ def solve(
         events=bool(events),
     )
     check_events(events, problem, max_steps, control is not None and control.refresh is not None)
-    if every is not None and per_sample and any(one.effect is not None for one in events):
-        raise ValueError(f"save={save!r} counts anew after an event's effect, which each sample has at its own step: take save='steps'")
     if isinstance(problem.method, Map) and (dense or events):
         raise ValueError("method='map' has no times between its passes: dense and event need an ODE; look at save='steps'")
     (chosen, how), ended = in_force(adjoint, as_compile(compile)), None
@@ -224,9 +220,7 @@ def solve(
     problem = problem if every is None else replace(problem, stepping=problem.stepping.saved_every(every))
     if per_sample and events and isinstance(problem.stepping, Adaptive):
         ended = solved_by_sample(problem, leaves, args, chosen, events, max_steps, kind if every is None else "steps")
-        pieces, points, status = ended.pieces, ended.points, ended.status
-        points = points if places is None else [points[place] for place in places]
-        points = points if every is None else [*points[:-1:every], points[-1]]
+        pieces, points, status = ended.pieces, saved.by_sample(ended.points), ended.status
     else:
         own = isinstance(problem.stepping, Grid) and max_steps == MAX_STEPS
         watch = Observer(problem, args, events, callback, progress, None if own else max_steps)
@@ -238,11 +232,7 @@ def solve(
         points = saved_points(pieces, kind)
         if per_sample and kind != "steps" and every is None:  # there all samples meet
             points = met(pieces[0].run.grid, points, kind)
-        if only is not None:
-            points = [point for point in points if point[0].item() in only or point is pieces[-1].ending]
-        if places is not None:
-            copies = Counter(numbers(tuple(once[place] for place in places)))
-            points = [point for point in points for _ in range(copies[float(point[0])] or 1)]
+        points = saved.shown(points, pieces[-1].ending)
         status = pieces[-1].run.status or pieces[-1].run.grid.status or Status()
     if throw and not status.ok:
         raise SolveError(status)

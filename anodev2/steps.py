@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .pytree import Structure
-from .solvers import METHODS, Map, Method
+from .solvers import METHODS, Leaves, Map, Method
 from .stepping import (
     Adaptive,
     Control,
@@ -24,8 +25,10 @@ from .stepping import (
     tolerances,
     uniform_grid,
     unit_grid,
+    without_repeats,
 )
 
+Point = tuple[Tensor, Leaves]  # a time and the state then
 Save = Literal["times", "steps", "end"] | int | Sequence[float | Tensor] | Tensor | Callable[[Tensor, Any], Any]
 
 
@@ -69,17 +72,46 @@ def stepping_of(
     return uniform_grid(whole, grids["steps"], grids["step_size"], *found)
 
 
-def saving(save: Save, t: Any, per_sample: bool) -> tuple[Any, int | None, Any, frozenset[float] | None]:
-    """What is saved: "times", "steps" or "end"; every how many steps; t with the times to be saved in it; these, where not all of t are."""
+class Saved(NamedTuple):
+    """What of a solve is kept to be shown."""
+
+    kind: Any  # "times", "steps" or "end"
+    t: Any  # output times, with those to be saved
+    every: int | None = None  # how many steps from one to the next
+    only: frozenset[float] | None = None  # the times to be saved, where not all of t are
+    places: list[int] | None = None  # in t of each that was asked for, where some repeat
+
+    def by_sample(self, points: list[Point]) -> list[Point]:
+        """Of a point for each of t, or for each step."""
+        if self.every is not None:
+            return [*points[: -1 : self.every], points[-1]]
+        return points if self.places is None else [points[place] for place in self.places]
+
+    def shown(self, points: list[Point], ending: Point | None) -> list[Point]:
+        """Of what was reached of t, effects and an ending beside them."""
+        if self.only is not None:
+            return [point for point in points if point[0].item() in self.only or point is ending]
+        if self.places is None:
+            return points
+        copies = Counter(numbers(tuple(self.t[place] for place in self.places)))
+        return [point for point in points for _ in range(copies[float(point[0])] or 1)]
+
+
+def saving(save: Save, t: Any, per_sample: bool, effects: bool) -> Saved:
+    """What ``save`` and ``t`` ask for."""
+    once, places = without_repeats(t)
     if callable(save) or (isinstance(save, str) and save in ("times", "steps", "end")):
-        return "times" if callable(save) else save, None, t, None
+        kind = "times" if callable(save) else save
+        return Saved(kind, once, places=places if kind == "times" else None)
     if save is None or isinstance(save, (str, dict)):
         raise ValueError(f"save={save!r} must be 'times', 'steps', 'end', a number of steps, times, or a function (t, y)")
     if isinstance(save, (int, float)) or getattr(save, "ndim", 1) == 0:
-        return "times", as_count("save", save), t, None
+        if per_sample and effects:
+            raise ValueError(f"save={save!r} counts anew after an event's effect, which each sample has at its own step: take save='steps'")
+        return Saved("times", once, as_count("save", save))
     if per_sample:
         raise ValueError("per_sample=True takes times to be saved as t, of shape (batch, T) where samples have their own; not as save=")
-    times, own = as_times(t, endless=True, single=True), as_times(save, "save", single=True)
+    times, own = as_times(once, endless=True, single=True), as_times(save, "save", single=True)
     (start, end), values = numbers((times[0], times[-1])), numbers(own)
     if not all(min(start, end) <= value <= max(start, end) for value in values) or (values[-1] - values[0]) * (end - start) < 0:
         raise ValueError(f"save={[*values]} must lie between the first and the last time of t, {start} and {end}, and go their way")
@@ -87,4 +119,4 @@ def saving(save: Save, t: Any, per_sample: bool) -> tuple[Any, int | None, Any, 
     shared = [(time, at[value]) for time, value in zip(own, values, strict=True) if isinstance(at.get(value), Tensor)]
     if any(apart(*pair) for pair in shared):
         raise ValueError(f"a time of save={[*values]} is one of t that requires grad: give both as the same tensor")
-    return "times", None, merged(times, own), frozenset(values)
+    return Saved("times", merged(times, own), only=frozenset(values))

@@ -145,20 +145,21 @@ class Walls(Boundary):
         """Told by value and per field: the mean of the wall's value, where there is one, and the nearest is the speed (of a jump there)."""
         bound, free, n = self.pad(u, reach, spacing, t), self.without_data().pad(u, reach, spacing), u.shape[-1]
         left, middle, right = bound.tensor_split([reach.left, reach.left + n], -1)
-        without = [
-            leaving(free[..., : reach.left].flip(-1), -u[..., :1], -u[..., 1:2], -1).flip(-1),
+        leaves = [
+            leaving(free[..., : reach.left].flip(-1), -u[..., :1], -u[..., 1:2], -1),
             leaving(free[..., reach.left + n :], u[..., -1:], u[..., -2:-1], 1),
         ]
-        sides = _sides(reach, spacing)
-        if isinstance(self.left, Value):
-            left = entering(left.flip(-1), 2 * self.left.meeting(u, t, sides[0]) - u[..., :1], u[..., :3]).flip(-1)
-        if isinstance(self.right, Value):
-            right = entering(right, 2 * self.right.meeting(u, t, sides[1]) - u[..., -1:], u[..., -3:].flip(-1))
+        outwards, near = (left.flip(-1), right), (u[..., :3], u[..., -3:].flip(-1))
         ends = []
-        for condition, side, inwards, given, free_end in zip(self.conditions, sides, (1, -1), (left, right), without, strict=True):
-            enters = inwards * condition.meeting(u, t, side) > 0 if condition.names else None
-            ends.append(free_end if enters is None else torch.where(enters, given, free_end))
-        return torch.cat([ends[0], middle, ends[1]], -1)
+        for condition, side, inwards, *there in zip(self.conditions, _sides(reach, spacing), (1, -1), outwards, near, leaves, strict=True):
+            ghosts, nearest, free_end = there
+            if condition.names:
+                wall = condition.meeting(u, t, side)
+                if isinstance(condition, Value):
+                    ghosts = entering(ghosts, 2 * wall - nearest[..., :1], nearest)
+                free_end = torch.where(inwards * wall > 0, ghosts, free_end)
+            ends.append(free_end)
+        return torch.cat([ends[0].flip(-1), middle, ends[1]], -1)
 
     def without_data(self) -> Walls:
         return WITHOUT

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -37,24 +37,29 @@ class SelfAdvection(Term):
         self.viscous = viscous
         self.forward_side: Derivative = derivative(grid, 1, scheme, 1)
         self.backward_side: Derivative = derivative(grid, 1, scheme, -1)
+        one = self.forward_side.reach
+        most = max(one.left, one.right)
+        self.reach = replace(one, left=most, right=most) if upwinded(scheme) else one  # of both sides
 
     @property
     def constant(self) -> bool:
         return False
 
     def tendency(self, t: Any, u: Tensor) -> Tensor:
+        pad = self.boundary.pad if self.viscous else self.boundary.pad_self_carried
+        padded = pad(u, self.reach, self.grid.spacing, t)
         if not upwinded(self.scheme):
-            return -self._transported(self.forward_side, lambda v: v**2 / 2, t, u)
-        right = self._transported(self.forward_side, lambda v: v.clamp(min=0) ** 2 / 2, t, u)
-        return -(right + self._transported(self.backward_side, lambda v: v.clamp(max=0) ** 2 / 2, t, u))
+            return -self._transported(self.forward_side, padded**2 / 2)
+        right = self._transported(self.forward_side, padded.clamp(min=0) ** 2 / 2)
+        return -(right + self._transported(self.backward_side, padded.clamp(max=0) ** 2 / 2))
 
     def spectrum(self, t: Any, state: SplitState) -> Tensor | None:
         side = self.forward_side
         return side.spectrum(state.field.square(), self.grid, -0.5) if isinstance(side, Spectral) else None
 
-    def _transported(self, side: Derivative, flux: Callable[[Tensor], Tensor], t: Any, u: Tensor) -> Tensor:
-        pad = self.boundary.pad if self.viscous else self.boundary.pad_self_carried
-        return side.apply(flux(pad(u, side.reach, self.grid.spacing, t)), self.grid)
+    def _transported(self, side: Derivative, flux: Tensor) -> Tensor:
+        first, last = self.reach.left - side.reach.left, self.reach.right - side.reach.right
+        return side.apply(flux[..., first : flux.shape[-1] - last], self.grid)
 
     def symbol(self, k: Tensor) -> Tensor:
         raise ValueError("Burgers transport is not linear and has no symbol; take matrix(u), or Advection at a speed of interest")

@@ -129,7 +129,7 @@ def leaving(ghosts: Tensor, near: Tensor, next_: Tensor, sign: int) -> Tensor:
     A ghost lies between the nearest value and twice as far as the line through the nearest two; ``near`` and ``next_`` are these, times
     ``sign``, which makes what leaves positive.
     """
-    steps = 2 * torch.arange(1, ghosts.shape[-1] + 1, dtype=ghosts.dtype, device=ghosts.device) * (near - next_)
+    steps = constant((tuple(2.0 * j for j in range(1, ghosts.shape[-1] + 1)),), ghosts)[0] * (near - next_)
     change = torch.minimum(torch.maximum(sign * ghosts - near, steps.clamp(max=0)), steps.clamp(min=0))
     return sign * torch.maximum(near + change, near.clamp(max=0))
 
@@ -141,7 +141,7 @@ def entering(ghosts: Tensor, wall: Tensor, near: Tensor) -> Tensor:
     """
     rises = torch.cat([2 * (wall - near[..., :1]), -near.diff(dim=-1)], -1)
     least, most = rises.amin(-1, keepdim=True).clamp(min=0), rises.amax(-1, keepdim=True).clamp(max=0)
-    far = 2 * torch.arange(1, ghosts.shape[-1] + 1, dtype=ghosts.dtype, device=ghosts.device) - 1  # twice half a spacing and more
+    far = constant((tuple(2.0 * j + 1 for j in range(ghosts.shape[-1])),), ghosts)[0]  # twice half a spacing and more
     return wall + torch.minimum(torch.maximum(ghosts - wall, far * most), far * least)
 
 

@@ -27,9 +27,10 @@ class StoredReversible(Adjoint):
     """The reversible scheme by plain autograd."""
 
     both_ways = True
+    coupling: float = COUPLING
 
     def solve(self, problem: Problem, y0: Leaves, args: tuple[Any, ...]) -> Run:
-        return ReversibleAdjoint(COUPLING).stored(problem, y0, args)
+        return ReversibleAdjoint(self.coupling).stored(problem, y0, args)
 
 
 @dataclass(frozen=True)

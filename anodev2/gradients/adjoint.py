@@ -185,9 +185,10 @@ class ReversibleAdjoint(Adjoint):
     The order is that of the method; twice its evaluations forward and as many backward; memory of one state pair and one
     step's graph for any number of steps. The solution is that of this scheme, not of the method alone, and its stability
     region is smaller: keep |h lambda| well below what the method bears. Steps that shrink states by a factor are undone by
-    growing round-off by that factor and by 1/c per step. Where the state so found at t0 is off by more than 1e-6 in
-    float64 (1e-5 in float32, 1e-2 below), relative to y0 or the end, a warning says by how much. A gradient that is itself small,
-    as decay makes it, can be off by more than the state: use float64, or another adjoint, for what decays by orders of magnitude.
+    growing round-off by that factor and by 1/c per step. Where the state so found at t0 is off by more than 1e-6 of y0 in
+    float64 and 1e-11 of the end (1e-5 of both in float32, 1e-2 below), a warning says by how much, in norms of leaves: an element that is
+    small beside its neighbours can be off unseen. A gradient that is itself small, as decay makes it, can be off by more than the
+    state: use float64, or another adjoint, for what decays by orders of magnitude.
 
     Args:
         coupling: c, in (0, 1).

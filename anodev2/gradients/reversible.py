@@ -28,11 +28,9 @@ from ..solvers import Leaves
 from ..stepping import Grid, Step
 from .vjp import Captured, Grads, Kinds
 
-ROUND_OFF = {torch.float64: 1e-6, torch.float32: 1e-5}  # of y0 found again, relative
-COARSE_ROUND_OFF = 1e-2
-# Where states grow, round-off of the end is large beside the start. From which part of the end's size on a start counts as one of its own,
-# and by how much its limit is wider.
-GROWN = {torch.float64: (1e-5, 1.0), torch.float32: (1e-2, 100.0)}
+# By how much y0 may not be found again, relative to its size, or to this part of the end's where that is larger: round-off of the end.
+ROUND_OFF = {torch.float64: (1e-6, 1e-5), torch.float32: (1e-5, 1.0)}
+COARSE_ROUND_OFF = 1e-2, 1.0
 
 
 Increment = Callable[[Step, bool, Leaves], list[Tensor]]  # y(t + dt) - y of one step of the method, or of one taken backwards
@@ -151,10 +149,14 @@ class Undo:
                 sizes = back.sizes()
         gaps.append(back.gaps([*self.starts, *self.starts], sizes))
         for leaf, of_leaf in zip(self.starts, zip(*gaps, strict=True), strict=True):
-            limit = ROUND_OFF.get(leaf.real.dtype if leaf.is_complex() else leaf.dtype, COARSE_ROUND_OFF)
+            limit, _ = _round_off(leaf)
             back.comparison.judge([torch.stack(of_leaf).max().reshape(1)], partial(_warn_of, "kept states" if self.places else "y0", limit))
         y_bar = _plus(_plus(back.y_bar, back.z_bar), arriving.get(0, nothing))
         return [*y_bar, *back.totals]
+
+
+def _round_off(leaf: Tensor) -> tuple[float, float]:
+    return ROUND_OFF.get(leaf.dtype.to_real(), COARSE_ROUND_OFF)
 
 
 def _warn_of(what: str, limit: float, gap: Tensor) -> None:
@@ -183,16 +185,12 @@ class _Undoing:
         return [torch.linalg.vector_norm(leaf) for leaf in self.y]
 
     def gaps(self, pair: Leaves, sizes: Leaves) -> list[Tensor]:
-        """By how much each leaf of a pair was not found again, relative to the larger of its size and that of what was undone from,
-        and to its own where that is not small beside the other."""
-        norm, gaps = torch.linalg.vector_norm, list[Tensor]()
-        for y, z, a, b, size in zip(self.y, self.z, pair[: len(sizes)], pair[len(sizes) :], sizes, strict=True):
-            gap, own = torch.maximum(norm(y - a), norm(z - b)), norm(a)
-            gaps.append(gap / torch.maximum(own, size).clamp_min(1e-30))
-            if y.dtype.to_real() in GROWN:
-                smallest, wider = GROWN[y.dtype.to_real()]
-                gaps[-1] = torch.maximum(gaps[-1], gap / torch.maximum(own, smallest * size).clamp_min(1e-30) / wider)
-        return gaps
+        """By how much each leaf of a pair was not found again, relative to its size, or to a part of that of what was undone from."""
+        norm, both = torch.linalg.vector_norm, zip(self.y, self.z, pair[: len(sizes)], pair[len(sizes) :], sizes, strict=True)
+        return [
+            torch.maximum(norm(y - a), norm(z - b)) / torch.maximum(norm(a), _round_off(y)[1] * size).clamp_min(1e-30)
+            for y, z, a, b, size in both
+        ]
 
     def undo(self, step: Step) -> None:
         """Both halves of the step, last first."""

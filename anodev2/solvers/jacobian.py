@@ -66,12 +66,6 @@ def _drift(slope: Tensor, start: Tensor, graph: bool) -> Tensor | None:
     return None if back is None else torch.autograd.grad(back, seed, create_graph=graph)[0].to(slope.dtype)
 
 
-def _units(w: Tensor, parts: int) -> Tensor:
-    """The unit vectors of all blocks at once, (n, N)."""
-    n = len(w) // parts
-    return torch.eye(n, dtype=w.dtype, device=w.device)[:, None].expand(n, parts, n).reshape(n, -1)
-
-
 def _partial(x: Tensor, graph: bool) -> Tensor:
     """The same numbers, to differentiate with respect to: a time may be what a state depends on too."""
     return x.view_as(x) if graph and x.requires_grad else x.detach().clone().requires_grad_()
@@ -82,7 +76,7 @@ def _rows(slope: Tensor, w: Tensor, start: Tensor | None, parts: int, graph: boo
     if not slope.requires_grad:
         return None, None
     n, inputs = len(w) // parts, (w,) if start is None else (w, start)
-    units = _units(w, parts)
+    units = torch.eye(n, dtype=w.dtype, device=w.device)[:, None].expand(n, parts, n).reshape(n, -1)
     rows = lambda unit, together: torch.autograd.grad(  # noqa: E731
         slope, inputs, unit, retain_graph=True, create_graph=graph, allow_unused=True, is_grads_batched=together
     )

@@ -135,7 +135,7 @@ class Adaptive:
     """Steps found by error control: the output times, and a relative and an absolute tolerance for each leaf.
 
     ``stops``: where steps must end, the first and the last time among them; None: at all output times. They end at ``breaks`` too, where f
-    f may jump; ``jumps``: all times where it may. ``every``: the outputs are the start, every so many steps, and the end.
+    may jump; ``jumps``: all times where it may. ``every``: the outputs are the start, every so many steps, and the end.
     """
 
     times: Times
