@@ -83,8 +83,6 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
     try:
         with open(partial, "wb") as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
         os.replace(partial, path)
     except BaseException as error:
         with suppress(OSError):
