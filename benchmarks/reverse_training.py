@@ -23,7 +23,7 @@ from torch import Tensor, nn
 import scripts  # noqa: F401 # isort: split
 from anodev2 import ODEBlock, odeint
 from images import Images, load_images
-from options import AUTO, DIFFERENT, Count, Positive, Seed, script
+from options import AUTO, DIFFERENT, Count, Positive, Seeds, script
 from ranks import Ranks, choose_device
 from settings import Config
 from training import Training, evaluate, train_epoch
@@ -97,7 +97,7 @@ class Runs:
     """of each run"""
     tolerance: Positive = 1e-3
     """rtol and atol of adaptive"""
-    seeds: Annotated[tuple[Seed, ...], DIFFERENT] = (0,)
+    seeds: Seeds = (0,)
     """of initial weights, order of images and augmentation"""
     device: str = AUTO
     """auto (a GPU where there is one), cpu, cuda, ..."""

@@ -16,7 +16,6 @@ import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +24,7 @@ from torch import nn
 from anodev2 import Dynamics, Galerkin, LowRank, ReactionDiffusionAdvection, Templates, convert
 from anodev2.models.blocks import BasicBranch, ResidualBlock
 from images import Images, load_images
-from options import AUTO, DIFFERENT, Count, Positive, Seed, mistakes_told, parse
+from options import AUTO, Count, Positive, Seeds, mistakes_told, parse
 from ranks import choose_device
 
 LAYERS, CHANNELS, BATCH = 5, 16, 64
@@ -54,7 +53,7 @@ class Config:
     """epochs behind the conversion"""
     lr: Positive = 0.01
     """largest learning rate of Adam; a third of it behind the conversion"""
-    seeds: Annotated[tuple[Seed, ...], DIFFERENT] = (0,)
+    seeds: Seeds = (0,)
     """of initial weights and the order of images"""
     device: str = AUTO
     """auto (a GPU where there is one), cpu, cuda, ..."""

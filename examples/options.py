@@ -37,6 +37,7 @@ Seed = Annotated[int, Rule("at least 0 and below 2^31", lambda n: 0 <= n < 2**31
 Drawing = Annotated[Path, tyro.conf.arg(metavar="PICTURE.png|none")]
 AUTO = "auto"
 DIFFERENT = Rule("one or more, all different", lambda values: len(set(values)) == len(values) > 0)
+Seeds = Annotated[tuple[Seed, ...], DIFFERENT, tyro.conf.arg(aliases=("--seed",))]
 PLAIN = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", Path: "a path"}
 
 
@@ -66,8 +67,8 @@ def parse(kind: type[T], argv: Sequence[str] | None, default: T | None = None, a
     config = tyro.cli(kind, args=argv, description=about, **begin)
     checked(kind, vars(config), option, "the command line")
     words = [word[2:].split("=")[0].replace("-", "_") for word in argv if word.startswith("--")]
-    names = [word if word in vars(config) else word.removeprefix("no_") for word in words]
-    return config, list(dict.fromkeys(name for name in names if name in vars(config)))
+    names = (name for word in words for name in (word, word.removeprefix("no_"), f"{word}s") if name in vars(config))  # the last: an alias
+    return config, list(dict.fromkeys(names))
 
 
 def refuse_idle(config: Any, given: Sequence[str], acts: Acts) -> None:

@@ -26,7 +26,7 @@ from typing import Annotated, Any, Literal
 import torch
 
 from images import DOWNLOADED, load_images
-from options import DIFFERENT, Acts, Count, Seed, acting, mistakes_told, option, parse, refuse_idle
+from options import DIFFERENT, Acts, Count, Seeds, acting, mistakes_told, option, parse, refuse_idle
 from ranks import Ranks, choose_device
 from runs import RunError, in_words, read_json, replacing, write, write_json
 from settings import ACTS as TRAINING_ACTS
@@ -76,7 +76,7 @@ class Config:
     """networks; the papers' are alexnet resnet4 resnet10"""
     variants: Annotated[tuple[Variant, ...], DIFFERENT] = ("residual", "ode", "coupled-1", "coupled-2", "ode-backsolve")
     """rows of the table"""
-    seeds: Annotated[tuple[Seed, ...], DIFFERENT] = (0, 1, 2)
+    seeds: Seeds = (0, 1, 2)
     """runs of each"""
     epochs: Count = 3
     """of each run; the papers' figures are after 350"""

@@ -15,7 +15,7 @@ from anodev2 import ReactionDiffusionAdvection
 from anodev2.models import made_from
 from image_classes import KNOWN
 from images import DOWNLOADED
-from options import DIFFERENT, Acts, Count, CountFrom0, NotNegative, Positive, Seed, Share
+from options import Acts, Count, CountFrom0, NotNegative, Positive, Seeds, Share
 from ranks import choose_device, processes
 
 Precision = Literal["float32", "bfloat16", "float16", "auto"]
@@ -96,7 +96,7 @@ class Config:
     """of one process on CUDA: replay a whole training step, the optimizer's with it, as one launch"""
     tensorboard: bool = False
     """write RUN/tensorboard"""
-    seeds: Annotated[tuple[Seed, ...], DIFFERENT] = (0,)
+    seeds: Seeds = (0,)
     """of initial weights, order of images and augmentation; several: one run each, then their mean (min/max)"""
     stack: bool = False
     """train the --seeds as one network, each launch for all of them: the same curves to round-off, in a fraction of the launches"""
