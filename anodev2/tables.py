@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .torch_private import in_tracing_mode, in_transform, no_dispatch_modes, no_transforms
+from .torch_private import constant_for_compilers, entered_modes, in_tracing_mode, in_transform, known, no_dispatch_modes, no_transforms
 
 
 def passing() -> bool:
@@ -24,7 +24,9 @@ def traced() -> bool:
 
 
 def kept(make: Callable[..., Tensor], *key: Any) -> Tensor:
-    """make(*key), kept; under a compiler or a tracer it is made anew, and not kept."""
+    """make(*key), kept; what is compiled takes it as an input; under a tracer it is made anew."""
+    if torch.compiler.is_dynamo_compiling() and not torch.compiler.is_exporting() and (name := _name(make, *known(key))):
+        return getattr(_TABLES, name)
     return make(*key) if traced() else _made(make, *key)
 
 
@@ -32,3 +34,21 @@ def kept(make: Callable[..., Tensor], *key: Any) -> Tensor:
 def _made(make: Callable[..., Tensor], *key: Any) -> Tensor:
     with torch.inference_mode(False), no_dispatch_modes(), no_transforms():  # what is kept must serve everywhere, whoever comes first
         return make(*key)
+
+
+class _Tables:
+    """Tables by name, as attributes: a compiler makes inputs of them, but sends numbers to a device in every call."""
+
+
+_TABLES = _Tables()
+_NAMES: dict[Any, str] = {}
+
+
+@constant_for_compilers
+def _name(make: Callable[..., Tensor], *key: Any) -> str:
+    """Where what is compiled finds the table from now on; nowhere within a mode, as of fake tensors."""
+    if entered_modes():
+        return ""
+    name = _NAMES.setdefault((make, key), f"table{len(_NAMES)}")
+    setattr(_TABLES, name, _made(make, *key))
+    return name

@@ -19,9 +19,10 @@ from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm  # base class of 
 from torch.nn.modules.module import _global_forward_hooks as hooks_of_all_modules  # else: no early end of a redone step
 from torch.utils._python_dispatch import TorchDispatchMode  # the only way to see operations with their schemas
 from torch.utils._python_dispatch import _disable_current_modes as no_dispatch_modes  # else: make tables when a module is made
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode as entered_modes  # by a compiler's caller too; else: as above
 from torch.utils._pytree import tree_leaves  # of an operation's arguments; else: torch.utils.pytree, once that is the same
 
-__all__ = ["BatchNorm", "TorchDispatchMode", "no_dispatch_modes", "no_transforms", "tree_leaves"]
+__all__ = ["BatchNorm", "TorchDispatchMode", "entered_modes", "no_dispatch_modes", "no_transforms", "tree_leaves"]
 
 
 def in_transform() -> bool:
@@ -53,6 +54,22 @@ def in_tracing_mode() -> bool:
     """Whether operations are noted rather than done: fake tensors, make_fx, functionalization. Else: as above."""
     kinds = torch._C._TorchDispatchModeKey
     return any(torch._C._get_dispatch_mode(kind) is not None for kind in (kinds.FAKE, kinds.PROXY, kinds.FUNCTIONAL))
+
+
+def constant_for_compilers(call: Callable[..., str]) -> Callable[..., str]:
+    """Called when something is compiled, not when that is run. Else: ``torch.compiler.assume_constant_result``, which imports compilers."""
+    vars(call)["_dynamo_marked_constant"] = True
+    return call
+
+
+def known(value: Any) -> Any:
+    """A value, (nested) tuples of them, in which a compiler at work here has numbers, not symbols: other numbers are compiled anew. Else:
+    tables with symbols among their numbers are made in every call, which compilers (2.14) turn into numbers too."""
+    from torch.fx.experimental.symbolic_shapes import guard_scalar  # has been imported by the compiler
+
+    if isinstance(value, tuple):
+        return tuple([known(part) for part in value])
+    return guard_scalar(value) if isinstance(value, (int, float)) else value
 
 
 def no_torch_functions() -> Any:

@@ -137,8 +137,8 @@ ACTS: Acts = {  # options that do not always have an effect: with what they have
         lambda c: (not c.stack or len(c.seeds) == 1) and c.model != "vit",
     ),
     "cuda_graph": (
-        "one process on CUDA and without --compile (compiled coupled blocks copy tables from the host, which no graph records)",
-        lambda c: processes() == 1 and not c.compile and choose_device(c.device).type == "cuda",
+        "one process on CUDA",
+        lambda c: processes() == 1 and choose_device(c.device).type == "cuda",
     ),
 }
 

@@ -56,7 +56,7 @@ class Training:
         self.scheduler = make_scheduler(config, self.optimizer, len(images.y_train) // config.batch_size)
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=config.precision == "float16")
         self.network = ranks.parallel(torch.compile(self.model) if config.compile else self.model)
-        graph = config.cuda_graph and not config.compile and ranks.size == 1 and ranks.device.type == "cuda"
+        graph = config.cuda_graph and ranks.size == 1 and ranks.device.type == "cuda"
         self.step = Replayed(self.one_step, self.optimizer) if graph else self.one_step
         self.epoch, self.best, self.history = 0, -1.0, []
         self.start = coefficients(self.model)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..stepping import as_count
+from ..tables import kept
 from .dynamics import Theta, parameter_key, refuse_another
 from .expansion import Expansion
 
@@ -59,12 +60,12 @@ class Hyper(Expansion):
         self.coefficients[parameter_key(name)].data.copy_(rows)
 
     def functions(self, s: tuple[float, ...], like: Tensor) -> Tensor:
-        depths = torch.tensor((0.0, *s), dtype=torch.float64, device="cpu")
-        values = torch.tanh(self._features(depths)[0] @ self.inner.mT + self.bias)
+        waves = kept(_waves, (0.0, *s), self.frequencies, self.inner.dtype, self.inner.device)
+        values = torch.tanh(waves @ self.inner.mT + self.bias)
         return (values[1:] - values[0]).to(like)
 
     def slopes(self, s: Tensor, like: Tensor) -> Tensor:
-        features, slopes = self._features(s)
+        features, slopes = (table.to(self.inner) for table in _features(s, self.frequencies))
         return ((1 - torch.tanh(features @ self.inner.mT + self.bias) ** 2) * (slopes @ self.inner.mT)).to(like)
 
     def fit(self, path: Theta, times: Sequence[float]) -> Theta:
@@ -94,12 +95,16 @@ class Hyper(Expansion):
         loss.backward()
         return float(loss.detach())
 
-    def _features(self, s: Tensor) -> tuple[Tensor, Tensor]:
-        """e(s) and de/ds: (len(s), 2 * frequencies)."""
-        k = math.pi * torch.arange(1, self.frequencies + 1, dtype=s.dtype, device=s.device)
-        angle = s[:, None] * k
-        waves, slopes = torch.cat([angle.cos(), angle.sin()], 1), torch.cat([-k * angle.sin(), k * angle.cos()], 1)
-        return waves.to(self.inner), slopes.to(self.inner)
-
     def extra_repr(self) -> str:
         return f"width={self.width}, frequencies={self.frequencies}, length={self.length}"
+
+
+def _waves(s: tuple[float, ...], frequencies: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return _features(torch.tensor(s, dtype=torch.float64, device="cpu"), frequencies)[0].to(device, dtype)
+
+
+def _features(s: Tensor, frequencies: int) -> tuple[Tensor, Tensor]:
+    """e(s) and de/ds: (len(s), 2 * frequencies)."""
+    k = math.pi * torch.arange(1, frequencies + 1, dtype=s.dtype, device=s.device)
+    angle = s[:, None] * k
+    return torch.cat([angle.cos(), angle.sin()], 1), torch.cat([-k * angle.sin(), k * angle.cos()], 1)

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from settings import Config
-from tests.null_cuda import captures, waits
+from tests.null_cuda import captures, compiled, waits
 from tests.null_cuda.device import NullDevice
 from tests.null_cuda.launches import LAUNCHES, MEASURED
 
@@ -75,6 +75,7 @@ QUICK = {  # rows of the tables above that are asked for in the quick part
         "equation diffusion imex2",
     },
     "captures": {name for name in captures.CASES if name.startswith(("residual", "ode", "coupled"))},
+    "compiled": {"block rda"},
     "graphs": {""},
     "epochs": set(EPOCHS[2:3]),
     "controls": set(CONTROLS),
@@ -85,12 +86,15 @@ ROWS = {
     "launches": list(LAUNCHES),
     "waits": list(waits.CASES),
     "captures": list(captures.CASES),
+    "compiled": list(compiled.CASES),
     "graphs": [*REPLAYED, *(f"--no-cuda-graph {words}" for row in ALONE for words in (row, f"{row} {SEEDS}"))],
     "epochs": EPOCHS,
     "controls": list(CONTROLS),
     "promises": ["tests/device/test_cuda.py"],
     "sessions": list(SESSIONS),
 }
+
+LIGHT = ("launches", "waits", "captures", "compiled")
 
 
 def rows(table: str) -> pytest.MarkDecorator:
@@ -100,10 +104,11 @@ def rows(table: str) -> pytest.MarkDecorator:
 
 
 def answer(device: NullDevice, table: str, row: str) -> Any:
-    """What the null device shows of a row: all quick rows are asked for together, slow ones by their tables."""
+    """What the null device shows of a row: all quick rows are asked for together, slow ones of little work too, others by their tables."""
     if row in QUICK[table]:
         return device.ask({name: [each for each in ROWS[name] if each in QUICK[name]] for name in ROWS})[table][row]
-    return device.ask({table: [each for each in ROWS[table] if each not in QUICK[table]]})[table][row]
+    tables = LIGHT if table in LIGHT else (table,)
+    return device.ask({name: [each for each in ROWS[name] if each not in QUICK[name]] for name in tables})[table][row]
 
 
 @rows("launches")
@@ -124,6 +129,11 @@ def test_nothing_waits_for_the_device(null_device: NullDevice, row: str) -> None
 @rows("captures")
 def test_a_training_step_is_captured_in_a_graph(null_device: NullDevice, row: str) -> None:
     assert answer(null_device, "captures", row) == []
+
+
+@rows("compiled")
+def test_what_is_compiled_has_its_tables_on_the_device(null_device: NullDevice, row: str) -> None:
+    assert answer(null_device, "compiled", row) == []
 
 
 @pytest.mark.parametrize("row", [pytest.param(row, marks=[] if row in QUICK["graphs"] else [slow]) for row in REPLAYED])

@@ -351,10 +351,7 @@ def test_seeds_decide_and_runs_get_folders_of_their_own(small: Path, tmp_path: P
         (["--ema", "1"], "--ema 1.0 must be at least 0 and below 1"),
         (["--seeds", "1", "1"], "--seeds (1, 1) must be one or more, all different"),
         (["--slots", "2", "--adjoint", "direct"], "--slots has no effect here, only with --block ode or coupled and --adjoint checkpoint"),
-        (
-            ["--compile", "--cuda-graph"],
-            "without --compile (compiled coupled blocks copy tables from the host, which no graph records); leave",
-        ),
+        (["--cuda-graph"], "only with one process on CUDA; leave"),
         (["--slots", "0"], "--slots 0 must be at least 1"),
         (["--memory", "lots"], "lots"),
         (["--memory", "1KiB"], "memory"),

@@ -1629,6 +1629,30 @@ MUTATIONS = {
         "make(*key) if passing() else",
         "test_null_cuda.py::test_a_step_is_replayed_as_one_launch_with_few_beside_it",
     ),
+    "tables made anew in compiled code": (
+        "tables.py",
+        "if entered_modes():",
+        "if True:",
+        "test_tables.py::test_compiled_code_takes_the_table_that_is_there",
+    ),
+    "real tables among fake tensors": (
+        "tables.py",
+        "if entered_modes():",
+        "if False:",
+        "test_tables.py::test_fake_tensors_meet_no_table_that_is_real",
+    ),
+    "symbols in the key of a table": (
+        "torch_private.py",
+        "guard_scalar(value) if isinstance(value, (int, float)) else value",
+        "value",
+        "test_tables.py::test_tables_serve_whatever_is_made_of_them[plain]",
+    ),
+    "features of depth sent in every pass": (
+        "dynamics/hyper.py",
+        "kept(_waves, (0.0, *s), self.frequencies, self.inner.dtype, self.inner.device)",
+        "_waves((0.0, *s), self.frequencies, self.inner.dtype, self.inner.device)",
+        "test_null_cuda.py::test_nothing_waits_for_the_device",
+    ),
     "every rank takes the first one's images": (
         "../examples/training.py",
         "begin = number * config.batch_size + ranks.rank * share",

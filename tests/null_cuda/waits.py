@@ -11,7 +11,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from anodev2 import CoupledODEBlock, Dynamics, FieldDynamics, Galerkin, NeuralDynamics, ODEBlock, ReactionDiffusionAdvection, Static, odeint
+from anodev2 import (
+    BSpline,
+    CoupledODEBlock,
+    Dynamics,
+    FieldDynamics,
+    Galerkin,
+    Hyper,
+    LowRank,
+    NeuralDynamics,
+    ODEBlock,
+    ReactionDiffusionAdvection,
+    Scale,
+    Static,
+    Templates,
+    odeint,
+)
 from anodev2.pde import Advection, Burgers, Diffusion, Equation, Grid1D, Reaction, Wave
 from anodev2.pde import AdvectionDiffusionReaction as FieldRDA
 from average import Average
@@ -38,6 +53,11 @@ DYNAMICS: dict[str, Callable[[], Dynamics]] = {
     "rda": ReactionDiffusionAdvection,
     "rda per channel": lambda: ReactionDiffusionAdvection(per="channel"),
     "rda stepped": lambda: ReactionDiffusionAdvection(nonlinearity=torch.tanh),
+    "low rank": lambda: LowRank(2),
+    "templates": lambda: Templates(3, 3),
+    "hyper": lambda: Hyper(3),
+    "b-spline": lambda: BSpline(4),
+    "scale": lambda: Scale(3),
     **{f"galerkin {basis}": partial(Galerkin, basis, 3) for basis in ("constant", "linear", "fourier", "chebyshev")},
     "field diffusion": lambda: FieldDynamics(Diffusion(Grid1D(8), coefficient()), PATTERN),
     "field burgers": lambda: FieldDynamics(Burgers(Grid1D(8), coefficient()), PATTERN),
