@@ -1,12 +1,13 @@
-"""What moving weights are worth: FashionMNIST at 14x14, one body of five steps in many kinds, paired seeds.
+"""What moving weights are worth: FashionMNIST at 14x14 or CIFAR-10 at 16x16, one body of five steps in many kinds, paired seeds.
 
     python -m benchmarks.depth                                  # all kinds, 16 channels, ten seeds: goes on where it was stopped
     python -m benchmarks.depth --sizes 8 32 --seeds 3
+    python -m benchmarks.depth --data cifar10 --seeds 5
     python -m benchmarks.depth --report                         # table and picture of the runs that are there
 
 Runs of one seed see the same images in the same order and start alike wherever shapes allow. They go seed by seed, so that what is
 there when they are stopped is a table of pairs. A run of 16 channels takes about 25 seconds of one core; each is a row of depth.csv.
-The images are FashionMNIST's, from its idx files or downloaded (examples/images.py). Writes depth.csv, depth.md and depth.png.
+The images are read or downloaded as by train_cifar.py (examples/images.py). Writes depth.csv, depth.md and depth.png.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import csv
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -26,18 +27,20 @@ from images import load_images
 from options import DIFFERENT, Count, Rule, mistakes_told, parse
 
 from .networks import KINDS, network
-from .report import COLUMNS, read, report
+from .report import COLUMNS, KEY, read, report
 
 BATCH = 128
 RATE = 0.01  # the highest of Adam's; it rises for a fifth of the steps and falls to 0
 Data = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
-def fashion(data_dir: Path) -> Data:
-    """x_train, y_train, x_test, y_test; grey, 14x14, the training images of mean 0 and deviation 1."""
-    data = load_images("fashion", data_dir, torch.device("cpu"))
-    parts = [F.avg_pool2d(x[:, None, 2:-2, 2:-2, 0].float(), 2) for x in (data.x_train, data.x_test)]
-    mean, std = parts[0].mean(), parts[0].std()
+def pooled(name: str, data_dir: Path) -> Data:
+    """x_train, y_train, x_test, y_test: means of 2x2 pixels (of FashionMNIST without margin), of mean 0 and deviation 1 in training."""
+    data = load_images(name, data_dir, torch.device("cpu"))
+    grey = name == "fashion"
+    cut = (slice(None), slice(2, -2), slice(2, -2), slice(1)) if grey else ()
+    parts = [F.avg_pool2d(x[cut].movedim(-1, 1).float(), 2) for x in (data.x_train, data.x_test)]
+    std, mean = torch.std_mean(parts[0], (0, 2, 3), keepdim=True)
     train, test = ((part - mean) / std for part in parts)
     return train, data.y_train, test, data.y_test
 
@@ -49,9 +52,9 @@ def order(count: int, images: int, seed: int) -> Tensor:
 
 
 def run(kind: str, channels: int, seed: int, images: int, data: Data) -> dict[str, str]:
-    """Train one network and test it: a row of the table."""
+    """Train one network and test it: a row of the table but for the name of its data."""
     x_train, y_train, x_test, y_test = data
-    model = network(kind, channels, seed)
+    model = network(kind, channels, seed, x_train.shape[1])
     compiled = torch.compile(model)  # half the time; the code is that of the first network of its kind and size
     begin, steps = time.process_time(), images // BATCH
     optimizer = torch.optim.Adam(model.parameters(), lr=RATE, betas=(0.9, 0.99))
@@ -77,7 +80,7 @@ def run(kind: str, channels: int, seed: int, images: int, data: Data) -> dict[st
         "loss": f"{sum(losses[-50:]) / 50:.4f}",
         "cpu_seconds": f"{time.process_time() - begin:.0f}",
     }
-    return {name: str(values[name]) for name in COLUMNS}
+    return {name: str(value) for name, value in values.items()}
 
 
 KNOWN = Rule(f"some of {', '.join(KINDS)}", lambda kinds: {*kinds} <= {*KINDS})
@@ -85,8 +88,10 @@ KNOWN = Rule(f"some of {', '.join(KINDS)}", lambda kinds: {*kinds} <= {*KINDS})
 
 @dataclass(frozen=True)
 class Config:
-    """What moving weights are worth, on FashionMNIST at 14x14."""
+    """What moving weights are worth, on small images."""
 
+    data: Literal["fashion", "cifar10"] = "fashion"
+    """FashionMNIST at 14x14 or CIFAR-10 at 16x16"""
     kinds: Annotated[tuple[str, ...], KNOWN] = tuple(KINDS)
     """of bodies"""
     sizes: Annotated[tuple[Count, ...], DIFFERENT] = (16,)
@@ -115,14 +120,14 @@ def measure(options: Config) -> None:
     torch.compiler.config.recompile_limit = 1000
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / "depth.csv"
-    done = {(row["kind"], row["channels"], row["seed"], row["images"]) for row in read(path)}
+    done = {tuple(row[name] for name in KEY) for row in read(path)}
     wanted = [(kind, size, seed) for seed in range(options.seeds) for size in options.sizes for kind in options.kinds]
     images = options.images // BATCH * BATCH
-    wanted = [(k, c, s) for k, c, s in wanted if (k, str(c), str(s), str(images)) not in done and not options.report]
-    data = fashion(options.data_dir) if wanted else None
+    wanted = [(k, c, s) for k, c, s in wanted if (options.data, str(images), k, str(c), str(s)) not in done and not options.report]
+    data = pooled(options.data, options.data_dir) if wanted else None
     for kind, size, seed in wanted:
         assert data is not None
-        row = run(kind, size, seed, images, data)
+        row = {"data": options.data, **run(kind, size, seed, images, data)}
         new = not path.exists()
         with path.open("a", newline="") as file:
             writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")

@@ -57,13 +57,13 @@ class Branch(nn.Module):
         return self.conv2(torch.relu(self.norm2(z, step)))
 
 
-def network(kind: str, channels: int, seed: int) -> nn.Sequential:
-    """Grey images (batch, 1, 14, 14) to (batch, 10). What two kinds have in common starts alike: stem, head and the body's first weights.
+def network(kind: str, channels: int, seed: int, colors: int = 1) -> nn.Sequential:
+    """(batch, colors, height, width) to (batch, 10). What two kinds have in common starts alike: stem, head and the body's first weights.
 
     Every kind but "one" takes five Euler steps of z <- z + f(z) / 5, with a norm for each, so all do the same work on the features.
     """
     torch.manual_seed(seed)
-    stem = nn.Sequential(nn.Conv2d(1, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels), nn.ReLU())
+    stem = nn.Sequential(nn.Conv2d(colors, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels), nn.ReLU())
     head = nn.Sequential(nn.BatchNorm2d(channels), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 10))
     f = Branch(channels, 1 if kind in ("one", "stack") else STEPS)
     if kind == "one":

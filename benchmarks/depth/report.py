@@ -10,9 +10,12 @@ from pathlib import Path
 
 from scipy.stats import t as student
 
-COLUMNS: tuple[str, ...] = ("kind", "channels", "seed", "images", "parameters", "accuracy", "loss", "cpu_seconds")
+KEY = ("data", "images", "kind", "channels", "seed")
+COLUMNS = ("data", "kind", "channels", "seed", "images", "parameters", "accuracy", "loss", "cpu_seconds")
+NAMES = {"fashion": "FashionMNIST at 14x14", "cifar10": "CIFAR-10 at 16x16"}
 BASE = "shared"
 Row = dict[str, str]
+Group = tuple[str, str, str]
 
 
 def read(path: Path) -> list[Row]:
@@ -31,11 +34,11 @@ def interval(differences: list[float], level: float) -> tuple[float, float]:
     return mean, float(student.ppf((1 + level) / 2, count - 1)) * statistics.stdev(differences) / math.sqrt(count)
 
 
-def grouped(rows: list[Row]) -> dict[tuple[str, str], dict[str, dict[int, Row]]]:
-    """By (channels, images), then by kind, then by seed."""
-    groups: dict[tuple[str, str], dict[str, dict[int, Row]]] = defaultdict(lambda: defaultdict(dict))
+def grouped(rows: list[Row]) -> dict[Group, dict[str, dict[int, Row]]]:
+    """By (data, channels, images), then by kind, then by seed."""
+    groups: dict[Group, dict[str, dict[int, Row]]] = defaultdict(lambda: defaultdict(dict))
     for row in rows:
-        groups[row["channels"], row["images"]][row["kind"]][int(row["seed"])] = row
+        groups[row["data"], row["channels"], row["images"]][row["kind"]][int(row["seed"])] = row
     return groups
 
 
@@ -74,12 +77,12 @@ def table(runs: dict[str, dict[int, Row]]) -> list[str]:
 
 def report(path: Path) -> None:
     """depth.md and depth.png beside depth.csv."""
-    groups = grouped(read(path))
+    groups = dict(sorted(grouped(read(path)).items(), key=lambda item: (item[0][0] != "fashion", -int(item[0][2]), -int(item[0][1]))))
     lines = ["# What moving weights are worth", "", "`python -m benchmarks.depth`; every run is a row of depth.csv.", ""]
-    for (channels, images), runs in sorted(groups.items(), key=lambda item: (-int(item[0][1]), int(item[0][0]))):
-        lines += [f"## {channels} channels, {int(images):,} images", "", *table(runs), ""]
+    for group, runs in groups.items():
+        lines += [f"## {title(group)}", "", *table(runs), ""]
     lines += [
-        "FashionMNIST pooled to 14x14; five Euler steps of z + f(z) / 5, f = conv relu BN conv relu BN with a norm for each step; Adam, "
+        "Images are means of 2x2 pixels; five Euler steps of z + f(z) / 5, f = conv relu BN conv relu BN with a norm for each step; Adam, "
         "one cycle to 0.01, batch 128. Mean (min/max) of the seeds. Differences are within pairs: the same order of images, the same start "
         "wherever shapes allow; ± is half of Student's interval. The sixth column says where the interval at 95 % for all kinds together "
         "(Bonferroni) leaves out 0; where it is empty the runs do not tell a difference from chance.",
@@ -88,25 +91,29 @@ def report(path: Path) -> None:
     draw(groups, path.with_suffix(".png"))
 
 
-def draw(groups: dict[tuple[str, str], dict[str, dict[int, Row]]], picture: Path) -> None:
+def title(group: Group) -> str:
+    data, channels, images = group
+    return f"{NAMES[data]}, {channels} channels, {int(images):,} images"
+
+
+def draw(groups: dict[Group, dict[str, dict[int, Row]]], picture: Path) -> None:
+    from matplotlib.container import ErrorbarContainer
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 5), layout="constrained")
-    axes = figure.subplots()
-    most = max((int(images) for _, images in groups), default=0)
+    figure = Figure(figsize=(4.2 * len(groups) + 2.5, 5), layout="constrained")
     kinds = list(dict.fromkeys(kind for runs in groups.values() for kind in runs))
-    for place, kind in enumerate(kinds):
-        points = []
-        for (_, images), runs in groups.items():
-            if int(images) == most and kind in runs and (found := differences(runs, kind)):
+    looks = {kind: {"fmt": "os^Dv*P"[place // 10 % 7], "color": f"C{place % 10}"} for place, kind in enumerate(kinds)}
+    drawn: dict[str, ErrorbarContainer] = {}
+    for axes, (group, runs) in zip(figure.subplots(1, max(1, len(groups)), squeeze=False)[0], groups.items(), strict=False):
+        for kind in runs:
+            if found := differences(runs, kind):
                 mean, half = interval(found, 0.95)
-                points.append((int(next(iter(runs[kind].values()))["parameters"]), mean, half if math.isfinite(half) else 0.0))
-        if points:
-            parameters, means, halves = zip(*sorted(points), strict=True)
-            marker = "os^Dv*P"[place // 10 % 7]
-            axes.errorbar(parameters, means, halves, fmt=marker, color=f"C{place % 10}", capsize=3, label=kind)
-    axes.axhline(0, color="0.7", lw=1)
-    axes.set(xscale="log", xlabel="parameters", ylabel="test accuracy minus that of shared weights, in %")
-    if axes.get_legend_handles_labels()[0]:
-        figure.legend(loc="outside right upper", fontsize=7)
+                parameters = int(next(iter(runs[kind].values()))["parameters"])
+                drawn[kind] = axes.errorbar(parameters, mean, half if math.isfinite(half) else 0.0, capsize=3, **looks[kind])
+        axes.axhline(0, color="0.7", lw=1)
+        axes.set(xscale="log", xlabel="parameters", title=title(group))
+        axes.title.set_fontsize(9)
+    figure.supylabel("test accuracy minus that of shared weights, in %", fontsize=10)
+    if drawn:
+        figure.legend([*drawn.values()], [*drawn], loc="outside right upper", fontsize=7)
     figure.savefig(picture, dpi=120, metadata={"Software": None})
