@@ -11,7 +11,7 @@ from pathlib import Path
 from scipy.stats import t as student
 
 KEY = ("data", "images", "kind", "channels", "seed")
-COLUMNS = ("data", "kind", "channels", "seed", "images", "parameters", "accuracy", "loss", "cpu_seconds")
+COLUMNS: tuple[str, ...] = ("data", "kind", "channels", "seed", "images", "parameters", "accuracy", "loss", "cpu_seconds")
 NAMES = {"fashion": "FashionMNIST at 14x14", "cifar10": "CIFAR-10 at 16x16"}
 BASE = "shared"
 Row = dict[str, str]
@@ -97,23 +97,23 @@ def title(group: Group) -> str:
 
 
 def draw(groups: dict[Group, dict[str, dict[int, Row]]], picture: Path) -> None:
-    from matplotlib.container import ErrorbarContainer
+    from matplotlib.artist import Artist
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(4.2 * len(groups) + 2.5, 5), layout="constrained")
     kinds = list(dict.fromkeys(kind for runs in groups.values() for kind in runs))
     looks = {kind: {"fmt": "os^Dv*P"[place // 10 % 7], "color": f"C{place % 10}"} for place, kind in enumerate(kinds)}
-    drawn: dict[str, ErrorbarContainer] = {}
+    drawn: dict[str, Artist] = {}
     for axes, (group, runs) in zip(figure.subplots(1, max(1, len(groups)), squeeze=False)[0], groups.items(), strict=False):
         for kind in runs:
             if found := differences(runs, kind):
                 mean, half = interval(found, 0.95)
                 parameters = int(next(iter(runs[kind].values()))["parameters"])
-                drawn[kind] = axes.errorbar(parameters, mean, half if math.isfinite(half) else 0.0, capsize=3, **looks[kind])
+                drawn[kind], *_ = axes.errorbar(parameters, mean, half if math.isfinite(half) else 0.0, capsize=3, **looks[kind])
         axes.axhline(0, color="0.7", lw=1)
         axes.set(xscale="log", xlabel="parameters", title=title(group))
         axes.title.set_fontsize(9)
     figure.supylabel("test accuracy minus that of shared weights, in %", fontsize=10)
     if drawn:
-        figure.legend([*drawn.values()], [*drawn], loc="outside right upper", fontsize=7)
+        figure.legend(drawn.values(), drawn.keys(), loc="outside right upper", fontsize=7)
     figure.savefig(picture, dpi=120, metadata={"Software": None})
