@@ -9,12 +9,14 @@
 
 A part ends before its minutes are over, and a check that fails ends all. It writes benchmarks/results/gpu_PART.md after each row and
 keeps its figures in OUT, so that the same command goes on where it ended. ``--tiny`` takes a few images, steps and rows, and writes into
-OUT alone.
+OUT alone. On the null device (tests/null_cuda) all is run as on a GPU, with three epochs: launches are a GPU's, times and values are not.
 """
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import io
 import os
 import platform
 import shlex
@@ -22,9 +24,9 @@ import signal
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
@@ -34,8 +36,11 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
+import scripts  # noqa: F401
+
+# isort: split
 import paper_table
-import scripts  # noqa: F401 # isort: split
+from anodev2.models import MODELS as NETWORKS
 from cuda_graph import WARM, aside, recorded
 from images import DOWNLOADED, load_images
 from options import Acts, mistakes_told, parse, refuse_idle
@@ -57,6 +62,8 @@ RESNET18 = {f"{block}, {steps} steps{words}": f"--block {block} --steps {steps}{
 FAST = "--model resnet18 --batch-size 512 --lr 0.4 --label-smoothing 0.1 --cutout 8 --ema 0.99 --precision bfloat16"
 LONG = "coupled, 2 steps"  # of ResNet-18, the run to its accuracy
 MODELS = ("resnet4", "resnet10", "alexnet")
+NOTHING = "Nothing is computed on this device: neither times nor values say anything.\n\n" if told.present() else ""
+MOST = 3 if NOTHING else 350  # epochs, as many as the papers'
 LEAST = 3  # epochs for which another network is added to the table
 API = ("cudaLaunchKernel", "cuLaunchKernel", "cudaMemcpyAsync", "cudaMemsetAsync")  # what a profile calls launches
 
@@ -140,17 +147,19 @@ def interrupted(process: subprocess.Popen[str]) -> str:
     """End a process and those that it has begun, which keep what they have: what it printed."""
     for last in (signal.SIGINT, signal.SIGKILL):
         os.killpg(process.pid, last)
-        with suppress(subprocess.TimeoutExpired):
+        with contextlib.suppress(subprocess.TimeoutExpired):
             return process.communicate(timeout=10)[0]
     return ""
 
 
 def check(config: Config, kept: Kept) -> Iterator[str]:
-    ends: dict[int | None, str] = {0: "Every row is within its bound.", None: "Stopped by the clock."}
     status, printed = 0, kept.figures.get("printed")
     if printed is None:
         status, printed = kept.command("benchmarks/device_check.py", "--device", "cuda", *(["--rounds", "1"] if config.tiny else []))
+        if NOTHING and f"| {[*NETWORKS][-1]} |" in printed:  # whole
+            status = 0
         kept.once("printed", lambda: printed if status == 0 else None)
+    ends: dict[int | None, str] = {0: "Not judged." if NOTHING else "Every row is within its bound.", None: "Stopped by the clock."}
     yield f"{ends.get(status, 'ROWS ARE BEYOND THEIR BOUNDS, or missing.')}\n\n{printed}"
     if status:
         raise RunError("the check failed; its table says where")
@@ -231,12 +240,22 @@ def of_first_steps(settings: TrainingConfig) -> dict[str, float]:
     torch.cuda.synchronize()
     start = time.process_time() + time.perf_counter() - began  # a process of its own imports what this one has
     each = seconds(lambda: step(**given)) / settings.batch_size
-    return {
-        "start": start,
-        "epoch": each * (len(images.y_train) + len(runs) * len(images.y_test) / 3),  # testing is a pass forward
-        "images_per_second": len(runs) / each,
-        "peak": peak_memory(device) / 2**20,
-    }
+    peak = peak_memory(device) / 2**20
+    epoch = each * len(images.y_train) + sum(map(of_an_end, runs))
+    return {"start": start, "epoch": epoch, "images_per_second": len(runs) / each, "peak": peak}
+
+
+def of_an_end(run: Training) -> float:
+    """Seconds of an epoch beside its steps: images are dealt, the network is tested, files are written; the second time."""
+    took = 0.0
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+        run.folder = Path(folder)
+        for _ in range(2):
+            began = time.perf_counter()
+            dealt(run)
+            run.keep(run.tell(0.0, 0.0, 1.0))
+            took = time.perf_counter() - began
+    return took
 
 
 def resnet18(config: Config, kept: Kept) -> Iterator[str]:
@@ -262,7 +281,7 @@ def resnet18(config: Config, kept: Kept) -> Iterator[str]:
 def accuracy(config: Config, kept: Kept, words: list[str]) -> str:
     """Of a run of as many epochs as fit, with a fifth of the time to spare; as many as before where it goes on."""
     pace, folder = kept.figures[LONG], config.out / "resnet18"
-    epochs = kept.once("epochs", lambda: 1 if config.tiny else max(1, int((0.8 * kept.left - pace["start"]) / pace["epoch"])))
+    epochs = kept.once("epochs", lambda: 1 if config.tiny else fitting(kept.left, pace["start"], pace["epoch"]))
     if not (folder / "result.json").exists():
         begun = ["--resume", str(folder)] if (folder / "config.json").exists() else []
         kept.finished("examples/train_cifar.py", *(begun or [*words, *config.folder, "--epochs", str(epochs), "--out", str(folder)]))
@@ -270,6 +289,11 @@ def accuracy(config: Config, kept: Kept, words: list[str]) -> str:
         return f"{LONG}, {epochs} epochs: {read_json(folder / 'result.json', LONG)['test_accuracy']:.2f} % on the test set."
     last = (folder / "metrics.csv").read_text().splitlines()[-1:] if (folder / "metrics.csv").exists() else []
     return f"{LONG}, {epochs} epochs, stopped by the clock after {paper_table.epochs_of(folder)}: {', '.join(last)}."
+
+
+def fitting(left: float, start: float, epoch: float) -> int:
+    """Epochs that fit into the time that is left, with a fifth of it to spare, and at most as many as are of use."""
+    return min(max(1, int((0.8 * left - start) / epoch)), MOST)
 
 
 def table(config: Config, kept: Kept) -> Iterator[str]:
@@ -297,10 +321,10 @@ def planned(whole: paper_table.Config, kept: Kept, tiny: bool) -> dict[str, Any]
             found = pace(replace(settings, seeds=whole.seeds, stack=True) if together else settings)
             times = 1 if together else len(whole.seeds)
             start, epoch = start + times * found["start"], epoch + times * found["epoch"]
-        epochs = 1 if tiny else int((0.8 * kept.left - start) / epoch)
+        epochs = 1 if tiny else fitting(kept.left, start, epoch)
         if plan and epochs < LEAST:
             break
-        plan = {"models": MODELS[:count], "epochs": max(epochs, 1)}
+        plan = {"models": MODELS[:count], "epochs": epochs}
     return plan
 
 
@@ -325,10 +349,9 @@ def measure(config: Config, part: Part) -> None:
     kept = Kept(config, part)
     file = (config.out if config.tiny else ROOT / "benchmarks" / "results") / f"gpu_{part}.md"
     command = shlex.join(["python", "benchmarks/gpu_training.py", "--data", config.data, "--part", part, *["--tiny"][: config.tiny]])
+    head = f"# On a GPU: {part}\n\n{kept.figures['date']}, {kept.figures['where']}.\n\n    {command}\n\n{NOTHING}"
     for text in MEASURES[part](config, kept):
-        write(
-            file, f"# On a GPU: {part}\n\n{kept.figures['date']}, {kept.figures['where']}.\n\n    {command}\n\n{text.rstrip()}\n".encode()
-        )
+        write(file, f"{head}{text.rstrip()}\n".encode())
     print(f"\n{file.read_text()}", flush=True)
 
 

@@ -57,7 +57,7 @@ EPOCHS = [
 ]
 SESSIONS = {  # parts of benchmarks/gpu_training.py, whole, tiny: what their reports say
     "check": (
-        "ROWS ARE BEYOND",
+        "Not judged.",
         "| float64, against the CPU | 1.0e+00 | 1e-10 |",
         "| squeezenext |",
     ),  # all that the device computes is zero
@@ -178,5 +178,5 @@ def test_half_an_hour_on_a_gpu_is_whole_stopped_and_taken_up(null_device: NullDe
     stopped, whole, again = answer(null_device, "sessions", row)
     assert "Stopped by the clock" in stopped and "Stopped" not in whole
     assert [words for words in SESSIONS[row] if words not in whole] == []
-    assert ("Stopped by the clock" in again) if row == "check" else (again == whole)  # what failed is not kept
+    assert again == whole
     assert "FOLDER" not in whole  # where it was written is nobody's business

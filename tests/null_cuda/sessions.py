@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import io
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks import gpu_training
+sys.path[:] = [folder for folder in sys.path if Path(folder).name != "examples"]  # which the script finds by itself
+
+from benchmarks import gpu_training  # noqa: E402
 
 
 def answer(row: Any) -> list[str]:
