@@ -176,7 +176,7 @@ class DensePieces:
 
     def __init__(self, pieces: list[Piece], args: tuple[Any, ...]) -> None:
         self.parts = [
-            Dense(piece.problem, piece.run.grid, piece.states, piece.run.read if piece.problem.slopes else {}, args, piece.ending)
+            Dense(piece.problem, piece.run.grid, piece.states, piece.run.read if piece.problem.slopes else {}, args, piece.ending, piece.by)
             for piece in pieces
         ]
         self.structure = pieces[0].problem.field.structure

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..problem import Problem
 from ..pytree import build
-from ..solvers import Leaves, stacked_slopes, states_between
+from ..solvers import Leaves, Method, stacked_slopes, states_between
 from ..stepping import Grid, Step, Time, Times, limited
 from .recording import untouched
 
@@ -25,9 +25,9 @@ HERMITE = ((1.0, -2.0, 1.0), (0.0, -1.0, 1.0), (0.0, 3.0, -2.0))  # weights of b
 class Dense:
     """Called with a time or several, gives the states there; ``rate`` gives their rate of change.
 
-    By the interpolant of the method's tableau, y(t + x dt) = y + dt sum_i b_i(x) k_i, from the slopes that the solve has taken; without
-    one by the cubic with the states and slopes at both ends (Hermite), which is of order 3. What is missing is evaluated once, when it is
-    first asked for, with random numbers of its own, and leaves no trace.
+    By the interpolant of the method that took the step, y(t + x dt) = y + dt sum_i b_i(x) k_i, from the slopes that the solve has taken;
+    without one by the cubic with the states and slopes at both ends (Hermite), which is of order 3. What is missing is evaluated once, when
+    it is first asked for, with random numbers of its own, and leaves no trace.
     """
 
     def __init__(
@@ -38,13 +38,14 @@ class Dense:
         slopes: dict[int, Leaves],
         args: tuple[Any, ...],
         event: tuple[Tensor, Leaves] | None,
+        by: int = 0,
     ) -> None:
-        self.problem, self.method, self.args, self.states = problem, problem.method, args, dict(states)
+        self.problem, self.args, self.states = problem, args, dict(states)
         self.field = copy.copy(problem.field)  # counts its evaluations by itself
         self.slopes: dict[Any, Leaves] = dict(slopes)
         self.steps, self.nodes = grid.steps(), grid.nodes()
-        if event is not None:  # a last step, up to the event
-            self.steps.append(limited(Step(len(self.steps), (grid.ends()[-1], event[0]), 0, 0, 1), grid.jumps))
+        if event is not None:  # a last step, up to the event, ``by`` one of several methods
+            self.steps.append(limited(Step(len(self.steps), (grid.ends()[-1], event[0]), 0, 0, 1, by=by), grid.jumps))
             self.nodes += (event[0].item(),)
             self.states[len(self.steps)] = event[1]
 
@@ -90,19 +91,20 @@ class Dense:
     def within(self, index: int, times: Sequence[Time], rate: bool = False) -> Leaves:
         """The states at times within a step, stacked in front."""
         step, y = self.steps[index], self.states[index]
-        if self.method.interpolant is not None:
-            slopes = self._kept(index, partial(self._redone, step, y))
-            return states_between(self.method.interpolant, step, times, y, slopes, rate)
+        method = self.problem.method.at(step)
+        if method.interpolant is not None:
+            slopes = self._kept(index, partial(self._redone, method, step, y))
+            return states_between(method.interpolant, step, times, y, slopes, rate)
         end = self.states[index + 1]
         slopes = [self._kept((index, at), partial(self.field, self.args, step, 0, at, own)) for at, own in ((0.0, y), (1.0, end))]
         secant = [(b - a) / step.dt for a, b in zip(y, end, strict=True)]
         return states_between(HERMITE, step, times, y, stacked_slopes([*slopes, secant], y), rate)
 
-    def _redone(self, step: Step, y: Leaves) -> Leaves:
+    def _redone(self, method: Method, step: Step, y: Leaves) -> Leaves:
         """The slopes of a step that has not kept them."""
         given = replace(self.problem, field=self.field).given(self.args)
-        end, slopes = self.method.attempt(given, step, y, None)
-        return stacked_slopes(self.method.completed(given, step, y, end, slopes), y)
+        end, slopes = method.attempt(given, step, y, None)
+        return stacked_slopes(method.completed(given, step, y, end, slopes), y)
 
     def _kept(self, what: Any, evaluate: Callable[[], Leaves]) -> Leaves:
         """Of the solve, or of an earlier call (those without gradients apart)."""

@@ -34,7 +34,8 @@ class Auto(Method):
     the explicit one does. rho = |k_s - k_{s-1}| / |y_s - y_{s-1}| of the two explicit stages at the end of a step; in a stiff step one more
     evaluation, a difference of f along the direction of the last (a power iteration). ``Solution.methods`` tells which took each step.
 
-    Steps end at output times. The choice is a constant for the gradient, which is that of the steps taken.
+    Times within a step are read from the interpolant of the method that took it. The choice is a constant for the gradient, which is that
+    of the steps taken.
 
     Args:
         explicit: "tsit5", "dopri5", or a tableau with error control whose last two stages lie at the end of the step.
@@ -63,6 +64,7 @@ class Auto(Method):
         first = RungeKutta(tableau)
         object.__setattr__(self, "both", (first, stiff))
         object.__setattr__(self, "embedded_order", min(first.embedded_order or 0, stiff.embedded_order or 0))
+        object.__setattr__(self, "interpolant", first.interpolant and stiff.interpolant)  # that there is one: each step has its own
 
     def at(self, step: Step) -> Method:
         return self.both[step.by]  # pyright: ignore[reportAttributeAccessIssue]
@@ -89,6 +91,9 @@ class Auto(Method):
         self, field: SplitField, step: Step, y: Leaves, first: Leaves | None, between: Callable[[], None] = lambda: None
     ) -> tuple[list[Tensor], list[Leaves]]:
         return self.at(step).attempt(field, step, y, first, between)
+
+    def completed(self, field: SplitField, step: Step, y: Leaves, end: Leaves, slopes: list[Leaves]) -> list[Leaves]:
+        return self.at(step).completed(field, step, y, end, slopes)
 
 
 @dataclass

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from dataclasses import field as made
+from itertools import pairwise
+from operator import add, sub
 
 import torch
 from torch import Tensor
@@ -31,6 +34,8 @@ class Rosenbrock(Method):
         gamma: g.
         a, C: rows i = 2 ... s, of i - 1 entries.
         c, d: s entries each.
+        dense: rows H_k of s entries each, k = 1, 2, ..., for the states within a step, at t + x h:
+            y + x (y(t + h) - y) + x (1 - x) sum_k x^(k - 1) sum_j H_kj u_j; none: steps end at output times.
         independent: samples, along the first axis of a single tensor, do not feel each other: one small Jacobian for each.
 
     Raises:
@@ -46,12 +51,19 @@ class Rosenbrock(Method):
     C: Rows
     c: tuple[float, ...]
     d: tuple[float, ...]
+    dense: Rows = made(default=(), repr=False)
     independent: bool = False
     jacobian = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "nodes", self.c)
         object.__setattr__(self, "embedded_order", self.order - 1)
+        if any(len(row) != len(self.c) for row in self.dense):
+            raise ValueError(f"dense of {self.name} must have rows of {len(self.c)} entries, one for each stage")
+        pairs = pairwise(((*self.a[-1], 1.0), *self.dense, (0.0,) * len(self.c)))
+        powers = [(0.0, *map(sub, b, a)) if place else (0.0, *map(add, a, b)) for place, (a, b) in enumerate(pairs)]
+        # of f at the start, and all u / h
+        object.__setattr__(self, "interpolant", tuple(zip(*powers, strict=True)) if self.dense else None)
 
     def step(self, field: SplitField, step: Step, y: Leaves) -> list[Tensor]:
         return self._taken(field, step, y)[0]
@@ -60,9 +72,13 @@ class Rosenbrock(Method):
         self, field: SplitField, step: Step, y: Leaves, first: Leaves | None, between: Callable[[], None] = lambda: None
     ) -> tuple[list[Tensor], list[Leaves]]:
         """y after the step, and f at its start with the last u; ``first`` is made anew unless it has its derivatives."""
-        end, at, last = self._taken(field, step, y, first.at if isinstance(first, _Start) and not torch.is_grad_enabled() else None)
+        end, at, found = self._taken(field, step, y, first.at if isinstance(first, _Start) and not torch.is_grad_enabled() else None)
         between()
-        return end, [_Start(Flat(y).split(at.slope), at), last]
+        flat = Flat(y)
+        return end, [_Start(flat.split(at.slope), at), *map(flat.split, found)]
+
+    def completed(self, field: SplitField, step: Step, y: Leaves, end: Leaves, slopes: list[Leaves]) -> list[Leaves]:
+        return [slopes[0], *([leaf / step.dt for leaf in u] for u in slopes[1:])]
 
     def error(self, dt: Time, slopes: Sequence[Leaves]) -> list[Tensor]:
         """The last u."""
@@ -71,7 +87,7 @@ class Rosenbrock(Method):
     def _taken(
         self, field: SplitField, step: Step, y: Leaves, at: Linearised | None = None
     ) -> tuple[list[Tensor], Linearised, list[Tensor]]:
-        """y after the step, f at its start, where it may be known, the last u."""
+        """y after the step, f at its start, where it may be known, all u."""
         refuse_transforms(self.name)
         flat, parts = Flat(y), blocks(step, y, self.independent)
         start, h = flat.join(y), step.dt
@@ -85,7 +101,7 @@ class Rosenbrock(Method):
         inverse = Inverse(at.matrix, scale)
         scale, h = (_each(time, start) for time in (scale, h))
         drift = None if at.drift is None else scale * h * at.drift.reshape(-1)
-        here, slope, u, waiting = start, at.slope, start, start  # the last two: before there are any
+        here, slope, u, waiting, found = start, at.slope, start, start, list[Tensor]()  # u and what waits for it: before there are any
         for stage, node in enumerate(self.c):
             if stage:
                 weights = kept(_later, self, stage - 1, start.dtype, start.device)
@@ -98,7 +114,8 @@ class Rosenbrock(Method):
             if drift is not None and self.d[stage]:
                 right = torch.add(right, drift, alpha=self.d[stage])
             u = inverse(right)
-        return flat.split(here + u), at, flat.split(u)
+            found.append(u)
+        return flat.split(here + u), at, found
 
 
 class _Start(list[Tensor]):
@@ -152,6 +169,10 @@ RODAS4 = Rosenbrock(  # Hairer, Wanner 1996, RODAS: L-stable
     ),
     (0.0, 0.386, 0.21, 0.63, 1.0, 1.0),
     (0.25, -0.1043, 0.1035, -0.0362, 0.0, 0.0),
+    (
+        (10.12623508344586, -7.487995877610167, -34.80091861555747, -7.992771707568823, 1.025137723295662, 0.0),
+        (-0.6762803392801253, 6.087714651680015, 16.43084320892478, 24.76722511418386, -6.594389125716872, 0.0),
+    ),
 )
 _LAST = (-7.502846399306121, 2.561846144803919, -11.627539656261098, -0.18268767659942256, 0.030198172008377946)
 RODAS5P = Rosenbrock(  # Steinebach, BIT 63, 27 (2023): L-stable, keeps its order on stiff parabolic problems
@@ -181,4 +202,18 @@ RODAS5P = Rosenbrock(  # Steinebach, BIT 63, 27 (2023): L-stable, keeps its orde
     ),
     (0.0, 0.6358126895828704, 0.4095798393397535, 0.9769306725060716, 0.4288403609558664, 1.0, 1.0, 1.0),
     (0.21193756319429014, -0.42387512638858027, -0.3384627126235924, 1.8046452872882734, 2.325825639765069, 0.0, 0.0, 0.0),
+    (
+        (
+            *(25.948786856663858, -2.5579724845846235, 10.433815404888879, -2.3679251022685204, 0.524948541321073),
+            *(1.1241088310450404, 0.4272876194431874, -0.17202221070155493),
+        ),
+        (
+            *(-9.91568850695171, -0.9689944594115154, 3.0438037242978453, -24.495224566215796, 20.176138334709044),
+            *(15.98066361424651, -6.789040303419874, -6.710236069923372),
+        ),
+        (
+            *(11.419903575922262, 2.8879645146136994, 72.92137995996029, 80.12511834622643, -52.072871366152654),
+            *(-59.78993625266729, -0.15582684282751913, 4.883087185713722),
+        ),
+    ),
 )

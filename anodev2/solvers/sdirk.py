@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from dataclasses import field as made
 from fractions import Fraction
 
 import torch
@@ -40,6 +41,9 @@ class SDIRK(Implicit):
         name, order: as for a ``Tableau``.
         a: rows of the tableau, the diagonal included.
         b_hat: weights of the embedded solution, of one order less.
+        dense: row i has the coefficients of x, x^2, ... in the weights b_i(x) of k_i, b_i(1) = a_si, for y + h sum_i b_i(x) k_i at
+            t + x h; none: steps end at output times. Those here are of order 4 and an affine sum of y and the w_i, so that no stiffness
+            makes them large; for esdirk4 that leaves one choice, for kvaerno5 how much of w_7 - w_6 is in it.
         caution: c, at least 1.
         independent: samples, along the first axis of a single tensor, do not feel each other: one small Jacobian for each.
         tolerance, iterations: on grids and for GMRES, as for ``BackwardEuler``.
@@ -51,17 +55,23 @@ class SDIRK(Implicit):
     order: int
     a: Rows
     b_hat: tuple[Fraction, ...]
+    dense: Rows = made(default=(), repr=False)
     independent: bool = False
     caution: float = 10.0
 
     def __post_init__(self) -> None:
         if not self.caution >= 1:
             raise ValueError(f"caution={self.caution} must be at least 1: what the estimated error is multiplied by")
+        if self.dense and (
+            len(self.dense) != len(self.a) or max(abs(sum(b) - a) for a, b in zip(self.a[-1], self.dense, strict=True)) > 1e-13
+        ):
+            raise ValueError(f"dense of {self.name} must have one row for each stage, which ends in its weight: b_i(1) = a_si")
         nodes = tuple(float(sum(row)) for row in self.a)
         weights = tuple(tuple(map(float, row)) for row in self.a)
         error = tuple(self.caution * float(x - y) for x, y in zip(self.a[-1], self.b_hat, strict=True))
         for name, value in (("nodes", nodes), ("embedded_order", self.order - 1), ("weights", weights), ("error_weights", error)):
             object.__setattr__(self, name, value)
+        object.__setattr__(self, "interpolant", tuple(tuple(map(float, row)) for row in self.dense) or None)
         object.__setattr__(self, "ahead", tuple(_line(nodes[:i], nodes[i]) for i in range(len(nodes))))
 
     def step(self, field: SplitField, step: Step, y: Leaves) -> list[Tensor]:
@@ -70,11 +80,15 @@ class SDIRK(Implicit):
     def attempt(
         self, field: SplitField, step: Step, y: Leaves, first: Leaves | None, between: Callable[[], None] = lambda: None
     ) -> tuple[list[Tensor], list[Leaves]]:
-        """y after the step, and f at its start with the error."""
+        """y after the step, and all k, of which the first is f at its start, with the error."""
         end, slopes = self._taken(field, step, y, first)
         between()
         error = combine([torch.zeros_like(leaf) for leaf in y], step.dt, self.error_weights, [[k.detach() for k in s] for s in slopes])  # pyright: ignore[reportAttributeAccessIssue]
-        return end, [slopes[0], error]
+        return end, [*slopes, error]
+
+    def completed(self, field: SplitField, step: Step, y: Leaves, end: Leaves, slopes: list[Leaves]) -> list[Leaves]:
+        """All k."""
+        return slopes[:-1]
 
     def error(self, dt: Time, slopes: Sequence[Leaves]) -> list[Tensor]:
         """As ``attempt`` found it."""
@@ -123,7 +137,8 @@ class _Dense:
         size = torch.maximum(self.start, w.abs())
         allowed = self.field.allowed(self.flat.split(size.reshape(-1)))
         if allowed is not None:
-            return self.flat.join(allowed).reshape(size.shape)
+            both = [torch.complex(a, a) if leaf.is_complex() else a for a, leaf in zip(allowed, self.flat.leaves, strict=True)]
+            return self.flat.join(both).reshape(size.shape)
         coupled = ((abs(self.beside) * size)[:, None] * self.coupling).sum(-1)
         return (size + coupled).clamp_min(torch.finfo(size.dtype).tiny ** 0.75)
 
@@ -222,6 +237,14 @@ ESDIRK4 = SDIRK(  # Kennedy, Carpenter, Appl. Numer. Math. 44 (2003): the implic
     82889/524892 0 15625/83664 69875/102672 -2260/8211 1/4
     """),
     b_hat=_rows("4586570599/29645900160 0 178811875/945068544 814220225/1159782912 -3700637/11593932 61727/225920")[0],
+    dense=_rows("""
+    2730611/1312230 -303504119/29218988 1661475152/109571205 -1468075291/219142410
+    1700/189 -218347/3507 1026182/10521 -1397323/31563
+    -409375/53784 38609375/665328 -242271875/2619729 2656240625/62873496
+    744925/462024 -27907375/1905136 87388925/3214917 -1038976925/77158008
+    -60568/8211 23827180/457079 -114128192/1371237 52384088/1371237
+    33/10 -15273/668 29916/835 -26743/1670
+    """),
     caution=20.0,
 )
 KVAERNO5 = SDIRK(  # Kvaerno, BIT 44 (2004), 5(4) of seven stages: L-stable, its embedded solution too
@@ -237,4 +260,13 @@ KVAERNO5 = SDIRK(  # Kvaerno, BIT 44 (2004), 5(4) of seven stages: L-stable, its
     0.13659751177640291 0 -0.05496908796538376 -0.04118626728321046 0.62993304899016403 0.06962479448202728 0.26
     """),
     b_hat=_rows("0.13855640231268224 0 -0.04245337201752043 0.02446657898003141 0.61943039072480676 0.26 0")[0],
+    dense=_rows("""
+    0.9899315606309914 -2.0804792428995125 1.7378552187864749 -0.5107100247415507
+    0 0 0 0
+    -0.06432913164210925 0.7887890210258969 -1.6025415042257913 0.82311252687662
+    -0.3374469832601354 -0.9495104655984493 2.7567172497311154 -1.5109460681557412
+    0.0539822802753522 3.3021890301208874 -4.24820849868646 1.5219702372803852
+    0.3578622739959009 -1.0609883426488218 1.3561775343946612 -0.583426671259713
+    0 0 0 0.26
+    """),
 )

@@ -898,6 +898,18 @@ MUTATIONS = {
         "            raise\n",
         "test_preconditioner.py::test_a_stage_that_gmres_does_not_find_shortens_the_step",
     ),
+    "what error control allows a complex leaf, told for one of its parts": (
+        "solvers/sdirk.py",
+        "torch.complex(a, a) if leaf.is_complex() else a",
+        "a",
+        "test_output_times.py::test_gradients_are_those_of_plain_autograd",
+    ),
+    "steps that depend on the times read from them": (
+        "solvers/rosenbrock.py",
+        "return [slopes[0], *(",
+        "return [slopes[1], *(",
+        "test_stiff_between.py::test_output_times_do_not_end_steps",
+    ),
     "a diagonally implicit gradient without its solve": (
         "solvers/sdirk.py",
         "return g if matrix is None else Inverse",

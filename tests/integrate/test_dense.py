@@ -40,13 +40,16 @@ def test_one_time_gives_a_state_and_several_stack_them() -> None:
 # methods without interpolant have the cubic through states and slopes
 @pytest.mark.parametrize(
     ("method", "order"),
-    [("dopri5", 5), ("tsit5", 5), ("bosh3", 3), ("ssprk3", 3), ("rk4", 4), ("dopri8", 7), ("heun2", 2), ("euler", 1)],
+    [
+        *(("dopri5", 5), ("tsit5", 5), ("bosh3", 3), ("ssprk3", 3), ("rk4", 4), ("dopri8", 7), ("heun2", 2), ("euler", 1)),
+        *(("rodas4", 4), ("rodas5p", 5), ("esdirk4", 4), ("kvaerno5", 5)),
+    ],
 )
 @pytest.mark.parametrize("span", [(0.0, 2.0), (2.0, 0.0)])
 def test_the_error_between_nodes_falls_with_the_order(method: str, order: int, span: tuple[float, float]) -> None:
     between = torch.linspace(0.013, 1.987, 301, dtype=torch.float64)
     errors = []
-    for steps in (5, 10) if method == "dopri8" else (40, 80):
+    for steps in {"dopri8": (5, 10), "esdirk4": (20, 40)}.get(method, (40, 80) if method in RUNGE_KUTTA else (10, 20)):
         found = solve(decay, exact(torch.tensor(span[0]).double()), span, method=method, steps=steps, dense=True)
         errors.append((found(between) - exact(between)).abs().max().item())
     assert np.log2(errors[0] / errors[1]) > order - 0.25
@@ -67,7 +70,7 @@ def differences(loss: Callable[[Tensor], Tensor], at: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("adjoint", ["direct", "checkpoint", CheckpointAdjoint(slots=2)])
-@pytest.mark.parametrize("method", ["dopri5", "rk4"])
+@pytest.mark.parametrize("method", ["dopri5", "rk4", "rodas4", pytest.param("kvaerno5", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("times", [[0.0, 0.7, 1.5], [1.5, 0.7, 0.0]])
 def test_gradients_between_nodes_are_those_of_differences(times: list[float], method: str, adjoint: Any) -> None:
     """With respect to the state, args, the steps' times, and the time asked for, between nodes and at them."""
@@ -158,6 +161,7 @@ def test_a_dense_solution_evaluates_nothing_anew() -> None:
 
     times = torch.linspace(0, 2, 300, dtype=torch.float64)
     cases: list[tuple[str, dict[str, Any]]] = [("dopri5", {}), ("dopri8", {}), ("tsit5", {"steps": 8}), ("rk4", {"steps": 8})]
+    cases += [(method, {"rtol": 1e-3}) for method in ("rodas5p", "kvaerno5", "auto")]
     for method, options in cases:
         found = solve(f, exact(torch.tensor(0.0).double()), [0.0, 2.0], method=method, dense=True, **options)
         calls = 0
@@ -166,7 +170,7 @@ def test_a_dense_solution_evaluates_nothing_anew() -> None:
         assert calls == (16 if method == "rk4" else 0)
 
 
-@pytest.mark.parametrize("method", ["dopri5", "dopri8", "heun2", "rk4", "implicit_midpoint"])
+@pytest.mark.parametrize("method", ["dopri5", "dopri8", "heun2", "rk4", "implicit_midpoint", "rodas5p", "esdirk4"])
 def test_the_rate_is_the_derivative_of_what_is_between(method: str) -> None:
     """Against differences of the solution, and close to f; it has a gradient as the states have."""
     y0, scale = vector(1.0, 2.0).requires_grad_(), torch.tensor(1.5, dtype=torch.float64, requires_grad=True)

@@ -11,9 +11,10 @@ import pytest
 import torch
 from numpy import array, eye, ndarray, ones
 from numpy.linalg import inv
+from scipy.linalg import solve_triangular
 from torch import Tensor
 
-from anodev2 import METHODS, Adjoint, CheckpointAdjoint, DirectAdjoint, odeint, solve
+from anodev2 import METHODS, Adjoint, CheckpointAdjoint, DirectAdjoint, Method, odeint, solve
 from anodev2.solvers import SDIRK, Rosenbrock
 from problems import MLP, STIFF, STIFF_PROBLEMS, Stiff
 from rooted import Tree, density, trees
@@ -46,6 +47,38 @@ def test_order_conditions_of_rosenbrock_methods(name: str) -> None:
     assert max(off(weights, n) for n in range(1, method.order + 1)) < 1e-13 < 1e-6 < off(weights, method.order + 1)
     assert max(off(embedded, n) for n in range(1, method.order)) < 1e-13 < 1e-6 < off(embedded, method.order)
     assert abs(alpha.sum(1) - array(method.c)).max() < 1e-13 and abs(gamma.sum(1) - array(method.d)).max() < 1e-13
+
+
+DENSE = {"rodas4": 3, "rodas5p": 4, "esdirk4": 4, "kvaerno5": 4}  # orders of the interpolants
+
+
+def between(method: Method, x: float) -> ndarray:
+    """The weights of the interpolant at x."""
+    assert method.interpolant is not None
+    return array([sum(p * x ** (j + 1) for j, p in enumerate(row)) for row in method.interpolant])
+
+
+@pytest.mark.parametrize("name", DENSE)
+def test_order_conditions_between_steps(name: str) -> None:
+    """Through all rooted trees, and no more; the end is that of the step. A step of any stiffness is an affine sum of its stages."""
+    method, order = METHODS[name], DENSE[name]
+    if isinstance(method, Rosenbrock):
+        alpha, gamma, weights, _ = untransformed(method)
+        beta, found = alpha + gamma, lambda x: between(method, x)[1:] @ gamma
+    else:
+        assert isinstance(method, SDIRK)
+        alpha = beta = array([[*map(float, row), *[0.0] * (len(method.a) - len(row))] for row in method.a])
+        weights, found = alpha[-1], lambda x: between(method, x)
+        stages = solve_triangular(alpha[1:, 1:].T, array([found(x)[1:] for x in (0.3, 0.8)]).T)
+        assert abs(stages.T @ alpha[1:, 0] - array([found(x)[0] for x in (0.3, 0.8)])).max() < 1e-13
+
+    @cache
+    def values(tree: Tree) -> ndarray:
+        return prod(((beta if len(tree) == 1 else alpha) @ values(child) for child in tree), start=ones(len(alpha)))
+
+    off = lambda x, n: max(abs(found(x) @ values(tree) - x**n / density(tree)) for tree in trees(n))
+    assert max(off(x, n) for x in (0.2, 0.5, 0.9) for n in range(1, order + 1)) < 1e-13
+    assert off(0.5, order + 1) > 1e-6 and abs(found(1.0) - weights).max() < 1e-13
 
 
 @pytest.mark.parametrize("name", SDIRKS)
@@ -97,9 +130,14 @@ def test_the_stiff_set_within_some_tolerances_and_twice_the_steps_of_radau(metho
     assert steps <= 2 * RADAU[problem.name][TOLERANCES.index(tolerance)]
 
 
-def test_an_estimate_is_not_made_smaller() -> None:
+def test_an_estimate_is_not_made_smaller_and_interpolants_end_in_the_step() -> None:
     with pytest.raises(ValueError, match=r"caution=0\.5 must be at least 1"):
         replace(SDIRKS["kvaerno5"], caution=0.5)
+    for dense in (SDIRKS["kvaerno5"].dense[1:], SDIRKS["kvaerno5"].dense[::-1]):
+        with pytest.raises(ValueError, match="dense of kvaerno5 must have one row for each stage, which ends in its weight"):
+            replace(SDIRKS["kvaerno5"], dense=dense)
+    with pytest.raises(ValueError, match="dense of rodas4 must have rows of 6 entries"):
+        replace(ROSENBROCK["rodas4"], dense=((1.0,),))
 
 
 def test_a_rejected_step_leaves_its_jacobian_to_the_next() -> None:
