@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cache
+from operator import getitem
 from typing import Any
 
 import torch
@@ -123,9 +124,13 @@ def options_of_mode(mode: str) -> dict[str, Any]:
 
 
 @cache
-def keeps_what_is_read() -> dict[str, Any]:
+def keeps_what_is_read(only: bool = False) -> dict[str, Any]:
     """Options of torch.compile by which a graph keeps for its backward pass what it read of a tensor before it wrote to it: of itself
-    inductor (2.14) keeps the tensor, with what is in it at the end. Else: refuse an f that reads a buffer which it changes."""
+    inductor (2.14) keeps the tensor, with what is in it at the end. Else: refuse an f that reads a buffer which it changes.
+
+    ``only``: that, its inputs and what it draws, and nothing else; all other values are found again at the beginning of the backward pass.
+    Else: ``torch.utils.checkpoint`` inside of what is compiled, which takes no f that writes to attributes."""
+    from torch._functorch.partitioners import is_rng_op
     from torch._inductor.custom_graph_pass import CustomGraphPass
     from torch.utils.checkpoint import CheckpointPolicy
 
@@ -140,9 +145,21 @@ def keeps_what_is_read() -> dict[str, Any]:
                     read.meta = {**written.meta, "recompute": CheckpointPolicy.MUST_SAVE, "ac_graph_id": 0}
                     for user in reads:
                         user.replace_input_with(written, read)
+            if only:
+                self.forget(graph)
+
+        def forget(self, graph: torch.fx.Graph) -> None:
+            backward = {node for node in graph.find_nodes(op="placeholder") if node.name.startswith("tangents")}
+            for node in graph.nodes:
+                if not backward.isdisjoint(node.all_input_nodes):
+                    backward.add(node)
+                elif node.op == "call_function" and "recompute" not in node.meta and node.target is not torch.ops.aten.copy_.default:
+                    drawn = is_rng_op(node) or (node.target is getitem and is_rng_op(node.args[0]))
+                    node.meta["recompute"] = CheckpointPolicy.MUST_SAVE if drawn else CheckpointPolicy.MUST_RECOMPUTE
+                    node.meta["ac_graph_id"] = 0
 
         def uuid(self) -> str:
-            return "anodev2.keeps_what_is_read.1"
+            return f"anodev2.keeps_what_is_read.2.{only}"
 
     return {"joint_custom_post_pass": Keep()}
 

@@ -21,14 +21,16 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import register_multi_grad_hook
 
-from ..problem import Given, Problem, VectorField, compilers_own_warnings_ignored, refuse_changed, versions
+from ..problem import Costs, Given, Problem, VectorField, compilers_own_warnings_ignored, refuse_changed, versions
 from ..solvers import Leaves, Method, RungeKutta
 from ..solvers.tableau import Tableau
 from ..stepping import Grid, Step, Time, as_count
 from ..tables import kept
 from ..torch_private import compile_errors, keeps_what_is_read, options_of_mode
 
+Steps = Callable[..., list[Tensor]]
 LONGEST = 1024  # steps of a loop that is one graph
 METHODS = 16  # whose graphs are kept for one func; those of the oldest go
 
@@ -147,6 +149,7 @@ class CompiledSteps(Method):
     options: Compile
     graphs: Graphs = field(compare=False)
     looped: bool = False
+    costs: Costs | None = None  # of backward passes, where that of each graph begins with its run
 
     def __post_init__(self) -> None:
         for name in ("name", "order", "nodes", "splits"):
@@ -190,10 +193,10 @@ class CompiledSteps(Method):
         count, first = len(step.inner), step.inner[0].number if "step" in vector.call.names else 0
         times, limits = _times_of(step.inner, vector), _limits_of(step.inner, vector)
         tables = [vector.table(args, one.dt) for one in step.inner]
-        kinds = (limits is None, *((tensor.requires_grad, tensor.is_leaf) for tensor in (times, *y)))
+        before, y = versions(y), [leaf.view_as(leaf) if leaf.is_leaf and leaf.requires_grad else leaf for leaf in y]  # as in later runs
+        kinds = (limits is None, times.is_leaf, *(tensor.requires_grad for tensor in (times, *y)))
         case = (vector.structure, vector.time_dtype, count, first, torch.is_grad_enabled(), kinds)
-        first_time, run = self.graphs.of(self.inner, self.options, case, _run)
-        before = versions(y)
+        first_time, run = self.graphs.of(self.inner, self.options, case, _run, vector.device.type, self.costs is not None)
         own = args if vector.lengths is None else (*vector.own(args), tables)
         counted = vector.evaluations
         vector.evaluations += count * len(self.nodes)  # a redone run may end as soon as all is there
@@ -201,19 +204,29 @@ class CompiledSteps(Method):
             end = _quietly(first_time, run, vector, self.inner, own, first, count, times, limits, *y)
         except compile_errors() as error:
             vector.evaluations = counted
+            if self.costs is not None:
+                self.graphs.not_again = True
+                raise NotCompiled from error
             end = _eagerly(self.inner, field, step, y)  # which has words for what func must not do
             self.graphs.refuse(error)
             return end
         refuse_changed(before, y)
+        ends = [leaf for leaf in end if leaf.requires_grad]
+        if self.costs is not None and ends:
+            register_multi_grad_hook(ends, partial(_redone, self.costs, vector, count, count * len(self.nodes)), mode="any")
         return end
+
+
+class NotCompiled(Exception):
+    """A run whose backward pass was to begin with it."""
 
 
 class Graphs:
     """What has been compiled for one func."""
 
     def __init__(self) -> None:
-        self.by: dict[int, tuple[Method | Tableau, dict[Hashable, Callable[..., list[Tensor]]]]] = {}
-        self.refused = self.unrolled = False
+        self.by: dict[int, tuple[Method | Tableau, dict[Hashable, Steps]]] = {}
+        self.refused = self.unrolled = self.not_again = False  # not compiled, not as a loop, not for a backward pass that begins with it
         self.complex: bool | None = None
 
     def complex_coordinates(self, method: CompiledSteps, field: Given, y: Leaves) -> bool:
@@ -234,21 +247,22 @@ class Graphs:
         return self.complex
 
     def of(
-        self, method: Method, options: Compile, case: tuple[Hashable, ...], steps: Callable[..., list[Tensor]]
-    ) -> tuple[bool, Callable[..., list[Tensor]]]:
+        self, method: Method, options: Compile, case: tuple[Hashable, ...], steps: Steps, device: str = "cpu", recompute: bool = False
+    ) -> tuple[bool, Steps]:
         """Whether it is new, and the compiled function ``steps`` of a case; torch tells shapes, types and the state of func apart."""
         plain = type(method) is RungeKutta  # found by its name it is made anew each time, from the same tableau
         lasting = method.tableau if plain else method  # pyright: ignore[reportAttributeAccessIssue]
         runs = self.by.setdefault(id(lasting), (lasting, {}))[1]  # a tableau takes long to hash; kept, its id stays its own
         while len(self.by) > METHODS:  # those that are made anew for each call
             del self.by[next(iter(self.by))]
-        key = steps, options, case
+        key = steps, options, case, device, recompute
         new = key not in runs
         if new:
             own = types.FunctionType(steps.__code__.replace(), globals())  # pyright: ignore[reportFunctionMemberAccess]  # torch counts what it compiles per code object
             inner: dict[str, Any] = options_of_mode(options.mode) if options.mode else {}
             if options.backend == "inductor":
-                inner |= {"cpp_wrapper": True} if steps is _loop else keeps_what_is_read()  # nothing is called from Python in the loop
+                inner["cpp_wrapper"] = device == "cpu"  # nothing between its operations is Python
+                inner |= {} if steps is _loop else keeps_what_is_read(recompute)
             if plain:  # a tableau does not change
                 inner["guard_filter_fn"] = _worth_guarding
             runs[key] = torch.compile(own, fullgraph=True, dynamic=False, backend=options.backend, options=inner)
@@ -313,6 +327,11 @@ def owner(func: Any) -> Any:
     return getattr(getattr(func, "__func__", func), "__code__", func)
 
 
+def _redone(costs: Costs, vector: VectorField, steps: int, evaluations: int, _: Tensor) -> None:
+    costs.redone += steps
+    vector.evaluations += evaluations
+
+
 def _eagerly(method: Method, field: Given, step: SeveralSteps, y: Leaves) -> list[Tensor]:
     end = list(y)
     for one in step.inner:
@@ -320,7 +339,7 @@ def _eagerly(method: Method, field: Given, step: SeveralSteps, y: Leaves) -> lis
     return end
 
 
-def _quietly(first_time: bool, run: Callable[..., list[Tensor]], *given: Any) -> list[Tensor]:
+def _quietly(first_time: bool, run: Steps, *given: Any) -> list[Tensor]:
     """A graph is made at the first call, and once more where f is in another state: there a warning that is an error ends the compiler."""
     if not first_time:
         try:

@@ -74,7 +74,7 @@ FOLDERS = {
         *("captured", "functional_call", "sample_weights", "attributes", "comparison", "buffers", "side_effects", "recording", "loop"),
         *("per_sample", "dense", "compiled", "refreshed", ""),
     ],
-    "gradients": ["vjp", "offload", "per_step", "schedule", "slots", "reversible", "backsolve", "function", "adjoint", ""],
+    "gradients": ["vjp", "offload", "per_step", "compiled_runs", "schedule", "slots", "reversible", "backsolve", "function", "adjoint", ""],
     "diagnose": ["table", "subject", "jacobian", "program", "gradients", "reversal", "spectra", "path", ""],
 }
 ALLOWED = {

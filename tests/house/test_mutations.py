@@ -849,7 +849,7 @@ MUTATIONS = {
     ),
     "compiled as inductor would": (
         "integrate/compiled.py",
-        "if steps is _loop else keeps_what_is_read()",
+        "if steps is _loop else keeps_what_is_read(recompute)",
         "if steps is _loop else {}",
         "test_compiled.py::test_generated_code_reads_buffers_as_they_were",
     ),
@@ -1476,6 +1476,18 @@ MUTATIONS = {
         "solve.costs.redone += self.take.step.count",
         "solve.costs.redone += 1",
         "test_compiled_solve.py::test_solve_tells_the_same_of_compiled_runs",
+    ),
+    "compiled runs keep what their steps save": (
+        "integrate/compiled.py",
+        "if steps is _loop else keeps_what_is_read(recompute)",
+        "if steps is _loop else keeps_what_is_read()",
+        "test_compiled_runs.py::test_a_run_is_taken_again_by_its_own_backward_pass",
+    ),
+    "a solve whose runs are not all compiled leaves those before": (
+        "gradients/compiled_runs.py",
+        "recording.retreat(0)",
+        "pass",
+        "test_compiled_runs.py::test_where_a_run_is_not_compiled_the_solve_is_that_of_a_state_per_run",
     ),
     "a compiled solve by sample forgets who has come where": (
         "pieces.py",

@@ -104,8 +104,8 @@ def test_a_shape_is_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
     for grid_end in (1.0, 2.0, 3.0):  # other times are the same graph
         y = odeint(f, torch.randn(2, 3, dtype=torch.float64, requires_grad=True), [0.0, grid_end], steps=6, method="euler", compile=FAST)
         y.sum().backward()
-    assert len(calls) == 2  # with and without a graph
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
+    assert len(calls) == 1  # for the first run and those after it
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
 
 
 def test_functions_made_anew_share_their_graphs() -> None:
