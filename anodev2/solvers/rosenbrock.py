@@ -75,10 +75,12 @@ class Rosenbrock(Method):
         end, at, found = self._taken(field, step, y, first.at if isinstance(first, _Start) and not torch.is_grad_enabled() else None)
         between()
         flat = Flat(y)
-        return end, [_Start(flat.split(at.slope), at), *map(flat.split, found)]
+        return end, [_Start(flat.split(at.slope), at, found), flat.split(found[-1])]
 
     def completed(self, field: SplitField, step: Step, y: Leaves, end: Leaves, slopes: list[Leaves]) -> list[Leaves]:
-        return [slopes[0], *([leaf / step.dt for leaf in u] for u in slopes[1:])]
+        (start, _), flat = slopes, Flat(y)
+        assert isinstance(start, _Start)
+        return [start, *([leaf / step.dt for leaf in flat.split(u)] for u in start.found)]
 
     def error(self, dt: Time, slopes: Sequence[Leaves]) -> list[Tensor]:
         """The last u."""
@@ -102,15 +104,15 @@ class Rosenbrock(Method):
         scale, h = (_each(time, start) for time in (scale, h))
         drift = None if at.drift is None else scale * h * at.drift.reshape(-1)
         here, slope, u, waiting, found = start, at.slope, start, start, list[Tensor]()  # u and what waits for it: before there are any
+        weights = kept(_later, self, start.dtype, start.device).unbind()
         for stage, node in enumerate(self.c):
             if stage:
-                weights = kept(_later, self, stage - 1, start.dtype, start.device)
-                waiting = torch.outer(weights, u) if stage == 1 else torch.addr(waiting[2:], weights, u)
-                here = start + waiting[0]
+                waiting = torch.outer(weights[0], u) if stage == 1 else torch.addr(waiting, weights[stage - 1], u)
+                here = start + waiting[2 * stage - 2]
                 slope = flat.join(field(step, stage, node, flat.split(here)))
             right = scale * slope
             if stage:
-                right = right + waiting[1]
+                right = right + waiting[2 * stage - 1]
             if drift is not None and self.d[stage]:
                 right = torch.add(right, drift, alpha=self.d[stage])
             u = inverse(right)
@@ -119,17 +121,18 @@ class Rosenbrock(Method):
 
 
 class _Start(list[Tensor]):
-    """f at the start of an attempt, with its derivatives for the next from there."""
+    """f at the start of an attempt, with its derivatives for the next from there, and all u."""
 
-    def __init__(self, slope: Leaves, at: Linearised) -> None:
+    def __init__(self, slope: Leaves, at: Linearised, found: list[Tensor]) -> None:
         super().__init__(slope)
-        self.at = at
+        self.at, self.found = at, found
 
 
-def _later(method: Rosenbrock, stage: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The weights of u of a stage in each later one: a, g C."""
-    pairs = zip(method.a[stage:], method.C[stage:], strict=True)
-    return torch.tensor([x for a, c in pairs for x in (a[stage], method.gamma * c[stage])], dtype=dtype, device=device)
+def _later(method: Rosenbrock, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Row j: the weights of u_j in every stage after the first, a, g C, a, g C, ...; in those before it zero."""
+    pairs = list(zip(method.a, method.C, strict=True))
+    entries = lambda j: [x for a, c in pairs for x in ((a[j], method.gamma * c[j]) if j < len(a) else (0.0, 0.0))]  # noqa: E731
+    return torch.tensor([entries(j) for j in range(len(pairs))], dtype=dtype, device=device)
 
 
 def _each(time: Time, state: Tensor) -> Time:

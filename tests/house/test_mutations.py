@@ -906,8 +906,8 @@ MUTATIONS = {
     ),
     "steps that depend on the times read from them": (
         "solvers/rosenbrock.py",
-        "return [slopes[0], *(",
-        "return [slopes[1], *(",
+        "return [start, *(",
+        "return [flat.split(start.found[0]), *(",
         "test_stiff_between.py::test_output_times_do_not_end_steps",
     ),
     "a diagonally implicit gradient without its solve": (
