@@ -15,8 +15,9 @@ from torch import Tensor
 
 from .events import Event, Happened, Observer, event_value
 from .gradients.adjoint import Adjoint
-from .integrate.compiled import Compile, Runs, compiled
+from .integrate.compiled import Compile, compiled
 from .integrate.dense import Dense
+from .integrate.runs import Runs
 from .problem import Costs, Problem, Run, Status, VectorField
 from .pytree import Structure, build, leaves_of, structure_of
 from .solvers import Leaves

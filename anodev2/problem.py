@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from copy import copy
 from dataclasses import dataclass, replace
 from dataclasses import field as made
@@ -59,14 +58,6 @@ def storages(tensors: Sequence[Tensor]) -> list[int]:
         return [tensor.untyped_storage()._cdata for tensor in tensors]
     except (NotImplementedError, RuntimeError):
         return list(map(storage, tensors))
-
-
-@contextmanager
-def compilers_own_warnings_ignored() -> Iterator[None]:
-    """For a first call: torch.compile looks at the .grad of what it is given."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf")
-        yield
 
 
 def saved_apart() -> AbstractContextManager[object]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
 
 from .torch_private import constant_for_compilers, entered_modes, in_tracing_mode, in_transform, known, no_dispatch_modes, no_transforms
+
+T = TypeVar("T")
 
 
 def passing() -> bool:
@@ -23,7 +24,7 @@ def traced() -> bool:
     return watched or in_tracing_mode()
 
 
-def kept(make: Callable[..., Tensor], *key: Any) -> Tensor:
+def kept(make: Callable[..., T], *key: Any) -> T:
     """make(*key), kept; what is compiled takes it as an input; under a tracer it is made anew."""
     if torch.compiler.is_dynamo_compiling() and not torch.compiler.is_exporting() and (name := _name(make, *known(key))):
         return getattr(_TABLES, name)
@@ -31,7 +32,7 @@ def kept(make: Callable[..., Tensor], *key: Any) -> Tensor:
 
 
 @lru_cache(maxsize=4096)
-def _made(make: Callable[..., Tensor], *key: Any) -> Tensor:
+def _made(make: Callable[..., Any], *key: Any) -> Any:
     with torch.inference_mode(False), no_dispatch_modes(), no_transforms():  # what is kept must serve everywhere, whoever comes first
         return make(*key)
 
@@ -45,7 +46,7 @@ _NAMES: dict[Any, str] = {}
 
 
 @constant_for_compilers
-def _name(make: Callable[..., Tensor], *key: Any) -> str:
+def _name(make: Callable[..., Any], *key: Any) -> str:
     """Where what is compiled finds the table from now on; nowhere within a mode, as of fake tensors."""
     if entered_modes():
         return ""

@@ -6,7 +6,10 @@ they came, and subclasses everywhere rely on it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from operator import getitem
 from typing import Any
@@ -114,6 +117,25 @@ def compile_errors() -> tuple[type[Exception], ...]:
     from torch._inductor.exc import InductorError
 
     return TorchDynamoException, FailOnRecompileLimitHit, InductorError
+
+
+@contextmanager
+def compilers_own_warnings_ignored() -> Iterator[None]:
+    """For a first call: torch.compile looks at the .grad of what it is given, and tells of transforms, which it calls as they are. Else:
+    no word about the second; the first as it is."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf")
+        warnings.filterwarnings("ignore", message="Torchinductor does not support code generation for complex operators")
+        logger = logging.getLogger("torch._inductor.ir")
+        logger.addFilter(_of_note)
+        try:
+            yield
+        finally:
+            logger.removeFilter(_of_note)
+
+
+def _of_note(record: logging.LogRecord) -> bool:
+    return "missing a c-shim implementation" not in record.getMessage()
 
 
 def options_of_mode(mode: str) -> dict[str, Any]:

@@ -5,8 +5,8 @@
 py-pde's import name is that of our folder pde: it runs in a subprocess, PYTHON being an interpreter that has it. Every problem is
 periodic on [0, 1) with a closed form. "same" rows: central2, rk4, the same steps for everybody (scipy: RK45 to about the same error).
 "best" rows: our method and scheme of choice, at an error no larger than the peer's. exponax: spectral Burgers without aliasing, etdrk4, the
-same steps for both, forward alone and with the gradient of the sum of squares in the start. One thread, medians of interleaved rounds, in
-seconds of the processor, which other programs on the machine change less than those of the clock.
+same steps for both, ours without compile=True and with it, forward alone and with the gradient of the sum of squares in the start. One
+thread, medians of interleaved rounds, in seconds of the processor, which other programs on the machine change less than those of the clock.
 """
 
 from __future__ import annotations
@@ -123,32 +123,41 @@ def py_pde(python: str, case: Case) -> dict[str, Any] | None:
     return json.loads(run.stdout.decode().strip().splitlines()[-1])
 
 
-def against_exponax(python: str, n: int, batch: int, backward: bool) -> str:
-    """A row: CPU microseconds per step of both, and the ratio of every round."""
+def against_exponax(python: str, n: int, batch: int, backward: bool) -> list[str]:
+    """Two rows, without compile=True and with: CPU microseconds per step of both, and the median of the ratios."""
     equation = Diffusion(Grid1D(n), VISCOSITY, "spectral") + Nonlinearity(Grid1D(n), lambda u: -(u**2) / 2, 2, 1)
     u0 = Case("burgers", n).exact(0.0).expand(batch, n).contiguous()
     end, steps = 0.5, 100
     order = {"n": n, "steps": steps, "end": end, "viscosity": VISCOSITY, "backward": backward, "u0": u0.tolist()}
 
-    def run() -> Tensor:
+    def run(compile: bool) -> Tensor:
         start = u0.clone().requires_grad_(backward)
         with torch.set_grad_enabled(backward):
-            u = odeint(equation, start, [0.0, end], method="etdrk4", steps=steps)[-1]
+            u = odeint(equation, start, [0.0, end], method="etdrk4", steps=steps, compile=compile)[-1]
             return torch.autograd.grad(u.square().sum(), start)[0] if backward else u
 
     worker = Worker([python, Path(__file__).with_name("exponax_worker.py")], without_ours() | ONE_THREAD)
-    peer, found = worker.ask(order), run()
-    differ = (found[0] - torch.tensor(peer["u"], dtype=torch.float64)).abs().max() / found.abs().max()
-    seconds: list[tuple[float, float]] = []
-    for _ in range(ROUNDS):
+    peer, found, first = worker.ask(order), {}, {}
+    for compile in (False, True):
         begin = time.process_time()
-        run()
-        seconds.append((time.process_time() - begin, worker.ask({})))
+        found[compile] = run(compile)
+        first[compile] = time.process_time() - begin
+    seconds: list[tuple[float, float, float]] = []
+    for _ in range(ROUNDS):
+        began = [time.process_time()]
+        for compile in (False, True):
+            run(compile)
+            began.append(time.process_time())
+        seconds.append((began[1] - began[0], began[2] - began[1], worker.ask({})))
     worker.close()
-    own, other = (statistics.median(column) / steps * 1e6 for column in zip(*seconds, strict=True))
-    ratio = statistics.median(a / b for a, b in seconds)
-    what = "forward and backward" if backward else "forward"
-    return f"| {n} | {batch} | {what} | {own:.0f} | {other:.0f} | {ratio:.2f} | {differ:.0e} |"
+    rows = []
+    for compile in (False, True):
+        own, other = (statistics.median(row[place] for row in seconds) / steps * 1e6 for place in (compile, 2))
+        ratio = statistics.median(row[compile] / row[2] for row in seconds)
+        differ = (found[compile][0] - torch.tensor(peer["u"], dtype=torch.float64)).abs().max() / found[compile].abs().max()
+        what = ("forward and backward" if backward else "forward") + (f", compiled in {first[True]:.0f} s" if compile else "")
+        rows.append(f"| {n} | {batch} | {what} | {own:.0f} | {other:.0f} | {ratio:.2f} | {differ:.0e} |")
+    return rows
 
 
 def interleaved(runs: dict[str, Callable[[], Tensor]]) -> dict[str, tuple[float, Tensor]]:
@@ -244,7 +253,7 @@ def main(py_pde: Path | None, exponax: Path | None, problems: tuple[str, ...], s
     if exponax is not None:
         print("| n | batch | | anodev2, CPU us per step | exponax | ratio | they differ by |\n|---|---|---|---|---|---|---|")
         for n, batch, backward in product(sizes, batches, (False, True)):
-            print(against_exponax(str(exponax), n, batch, backward), flush=True)
+            print(*against_exponax(str(exponax), n, batch, backward), sep="\n", flush=True)
         print()
     if "none" in problems:
         return

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from anodev2 import SplitState
+from anodev2.fourier import Numbers, field_of, modes_of, paired, powers, real_type, times
 from anodev2.tables import kept
 
 from .coefficient import Coefficient, as_coefficient, attach, evaluate, extremes, is_constant, need_at_least_0, positive
@@ -169,15 +170,15 @@ class Nonlinearity(Term):
 
     def tendency(self, t: Any, u: Tensor) -> Tensor:
         self.grid.check(u)
-        return torch.fft.irfft(self._of_modes(torch.fft.rfft(u)), n=self.grid.n)
+        return field_of(self._of_modes(modes_of(u)), self.grid.n)
 
     def spectrum(self, t: Any, state: SplitState) -> Tensor:
-        return self._of_modes(state.coordinates)
+        return self._of_modes(state.held)
 
     def _of_modes(self, v: Tensor) -> Tensor:
-        case = self.grid.n, self.grid.length, self.degree, v.dtype, v.device
-        smooth = torch.fft.irfft(kept(_kept_powers, 0, *case) * v, n=self.grid.n)
-        return kept(_kept_powers, self.order, *case) * torch.fft.rfft(self.function(smooth))
+        case = self.grid.n, self.grid.length, self.degree, real_type(v.dtype), v.device, paired()
+        smooth = field_of(times(kept(_kept_powers, 0, *case), v), self.grid.n)
+        return times(kept(_kept_powers, self.order, *case), modes_of(self.function(smooth)))
 
     def symbol(self, k: Tensor) -> Tensor:
         raise ValueError("a Nonlinearity is not linear and has no symbol; take matrix(u), its Jacobian")
@@ -193,9 +194,9 @@ class Nonlinearity(Term):
         return torch.zeros_like(k, dtype=torch.complex128)
 
 
-def _kept_powers(order: int, n: int, length: float, degree: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """(i k)^m of the real Fourier modes that a polynomial of this degree may have, of others 0; complex, as products go faster then."""
-    like = torch.empty(0, dtype=dtype.to_real(), device=device)
+def _kept_powers(order: int, n: int, length: float, degree: int, dtype: torch.dtype, device: torch.device, in_pairs: bool) -> Numbers:
+    """(i k)^m of the real Fourier modes that a polynomial of this degree may have, of others 0."""
+    like = torch.empty(0, dtype=dtype, device=device)
     k = wavenumbers(n, length, like) if order % 2 else modes(n, length, like)
     inside = torch.arange(len(k), device=device) * (degree + 1) < n
-    return torch.complex(torch.zeros_like(k), k) ** order * inside if order else inside.to(dtype)
+    return powers(order, k, inside.to(dtype), in_pairs)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from anodev2 import SplitState
+from anodev2.fourier import modes_of
 
 from .grid import Grid1D
 
@@ -34,5 +35,5 @@ class PeriodicRest:
         plain = [term.tendency(t, state.field) for term, spectrum in zip(self.terms, spectra, strict=True) if spectrum is None]
         known = [spectrum for spectrum in spectra if spectrum is not None]
         if plain:
-            known.append(torch.fft.rfft(reduce(torch.add, plain)))
-        return reduce(torch.add, known) if known else torch.zeros_like(state.coordinates)
+            known.append(modes_of(reduce(torch.add, plain)))
+        return reduce(torch.add, known) if known else torch.zeros_like(state.held)

@@ -32,6 +32,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from anodev2.fourier import Numbers, field_of, modes_of, paired, powers, times
 from anodev2.tables import kept
 
 from .boundary import Walls
@@ -148,12 +149,12 @@ class Spectral(Derivative):
     """F^-1 [(i k)^m F u], exact for every mode below Nyquist; on even grids the first derivative of the Nyquist mode is 0."""
 
     def between(self, padded: Tensor, grid: Grid1D, closed: tuple[bool, bool]) -> Tensor:
-        return torch.fft.irfft(self.spectrum(padded, grid), n=grid.n)
+        return field_of(self.spectrum(padded, grid), grid.n)
 
     def spectrum(self, u: Tensor, grid: Grid1D, scale: float = 1.0) -> Tensor:
         """scale (i k)^m F u."""
-        factor = kept(_powers, self.derivative, grid.n, grid.length, u.dtype, u.device, scale)
-        return factor * torch.fft.rfft(u)
+        factor = kept(_powers, self.derivative, grid.n, grid.length, u.dtype, u.device, scale, paired())
+        return times(factor, modes_of(u))
 
     def symbol(self, k: Tensor, spacing: float) -> Tensor:
         if self.derivative % 2 == 0:
@@ -186,14 +187,10 @@ class Weno5(Derivative):
         return _stencil("upwind5", 1, self.side, 5).symbol(k, spacing)
 
 
-def _powers(order: int, n: int, length: float, dtype: torch.dtype, device: torch.device, scale: float) -> Tensor:
+def _powers(order: int, n: int, length: float, dtype: torch.dtype, device: torch.device, scale: float, in_pairs: bool) -> Numbers:
     """scale (i k)^m of the real Fourier modes, m = ``order``."""
     like = torch.empty(0, dtype=dtype, device=device)
-    if order % 2 == 0:
-        k = modes(n, length, like)
-        return -scale * k**2 if order == 2 else scale * k**4
-    k = wavenumbers(n, length, like)
-    return torch.complex(torch.zeros_like(k), scale * (k if order == 1 else -(k**3)))
+    return powers(order, wavenumbers(n, length, like) if order % 2 else modes(n, length, like), scale, in_pairs)
 
 
 def derivative(grid: Grid1D, order: int, scheme: str, side: int = 1) -> Derivative:

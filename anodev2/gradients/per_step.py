@@ -31,10 +31,10 @@ from ..integrate.captured import is_library
 from ..integrate.comparison import Comparison, Samples, changed
 from ..integrate.loop import Accepts, Loop, Take, Taken
 from ..integrate.recording import MODIFIED, Recording
-from ..problem import Costs, Problem, Run, bytes_of, compilers_own_warnings_ignored, storage, versions
+from ..problem import Costs, Problem, Run, bytes_of, storage, versions
 from ..solvers import Leaves
 from ..stepping import Grid, Step, numbers
-from ..torch_private import has_forward_hooks, keeps_graph, next_node, saving_hooks
+from ..torch_private import compilers_own_warnings_ignored, has_forward_hooks, keeps_graph, next_node, saving_hooks
 from .offload import Offload
 
 Kind = tuple[torch.Size, torch.dtype]  # of what is saved

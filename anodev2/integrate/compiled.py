@@ -14,8 +14,7 @@ import types
 import warnings
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
-from itertools import pairwise
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -23,12 +22,14 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import register_multi_grad_hook
 
-from ..problem import Costs, Given, Problem, VectorField, compilers_own_warnings_ignored, refuse_changed, versions
+from ..problem import Costs, Given, Problem, VectorField, refuse_changed, versions
 from ..solvers import Leaves, Method, RungeKutta
+from ..solvers.linear import FourierOperator, SplitState
+from ..solvers.method import Split, SplitMethod
 from ..solvers.tableau import Tableau
-from ..stepping import Grid, Step, Time, as_count
-from ..tables import kept
-from ..torch_private import compile_errors, keeps_what_is_read, options_of_mode
+from ..stepping import Grid, Step, as_count
+from ..torch_private import compile_errors, compilers_own_warnings_ignored, keeps_what_is_read, options_of_mode
+from .runs import Runs, SeveralSteps, limits_of, times_of
 
 Steps = Callable[..., list[Tensor]]
 LONGEST = 1024  # steps of a loop that is one graph
@@ -44,7 +45,7 @@ class Compile:
     graphs on disk across processes. ``CheckpointAdjoint`` then keeps states between runs and holds the graph of one run.
 
     Under ``torch.no_grad`` on the CPU one step is compiled, in a loop that takes up to 1,024 of them in one call, whatever ``steps`` from
-    2 on; not where func takes the number of the ``step``, nor with methods that split func.
+    2 on; not where func takes the number of the ``step``, nor where steps of methods that split func differ in length.
 
     What cannot be compiled (see the warning) runs as it is. With ``slots=``, tensors with a history go into args: by closure they are
     refused.
@@ -80,67 +81,6 @@ def as_compile(compile: bool | Compile) -> Compile | None:
 
 
 @dataclass(frozen=True)
-class SeveralSteps(Step):
-    """Neighbouring steps taken as one; ``index`` counts these."""
-
-    inner: tuple[Step, ...] = ()
-
-    @property
-    def count(self) -> int:
-        return len(self.inner)
-
-    @property
-    def dt(self) -> Time:
-        return self.time(1.0) - self.time(0.0)
-
-    def time(self, node: float) -> Time:
-        start, end = self.inner[0].time(0.0), self.inner[-1].time(1.0)
-        return start if node == 0 else end if node == 1 else start + (end - start) * node
-
-
-@dataclass(frozen=True)
-class Runs(Grid):
-    """The steps of a grid, up to ``longest`` at a time; between two outputs the runs differ in length by at most one."""
-
-    longest: int = 1
-
-    @cached_property
-    def _single(self) -> Grid:
-        return Grid(self.times, self.counts, self.wanted, jumps=self.jumps, before=self.before, every=self.every)
-
-    @property
-    def done(self) -> int:
-        """How many steps the runs have, to where they stop."""
-        return len(self._single) if self.stop is None else self._bounds[self.stop - 1][1] if self.stop else 0
-
-    @cached_property
-    def _bounds(self) -> list[tuple[int, int]]:
-        bounds: list[tuple[int, int]] = []
-        for start, end in pairwise(self._single.outputs()):
-            runs = _pieces(end - start, self.longest)
-            bounds += pairwise(start + (end - start) * i // runs for i in range(runs + 1))
-        return bounds
-
-    def __len__(self) -> int:
-        return len(self._bounds) if self.stop is None else self.stop
-
-    def steps(self) -> list[Step]:
-        single = self._single.steps()
-        own = [tuple(single[start:end]) for start, end in self._bounds[: self.stop]]
-        return [SeveralSteps(i, self.times, s[0].interval, s[0].part, s[0].parts, inner=s) for i, s in enumerate(own)]
-
-    def outputs(self) -> tuple[int, ...]:
-        done = {end: number + 1 for number, (_, end) in enumerate(self._bounds[: self.stop])}
-        return (0, *(done[place] for place in self._single.outputs()[1:] if place in done))
-
-
-def _pieces(count: int, longest: int) -> int:
-    """Into how many runs to cut so many steps: equal ones where they need not be shorter than half the longest, a graph for all of them."""
-    even = [length for length in range((longest + 1) // 2, longest + 1) if count % length == 0]
-    return count // even[-1] if even else -(-count // longest)
-
-
-@dataclass(frozen=True)
 class CompiledSteps(Method):
     """``inner``, several steps at a time."""
 
@@ -172,13 +112,19 @@ class CompiledSteps(Method):
         if self.graphs.unrolled:
             return None
         vector, count = field.field, len(step.inner)
-        times, limits = _times_of(step.inner, vector, LONGEST), _limits_of(step.inner, vector, LONGEST)
+        times, limits = times_of(step.inner, vector, LONGEST), limits_of(step.inner, vector, LONGEST)
+        own, tables = field.args, [None]
+        if self.splits:
+            own, tables = self._prepared(field, step)
+            if tables[0] is None or any(table is not tables[0] for table in tables):
+                return None
         case = (vector.structure, vector.time_dtype, limits is None)
-        _, run = self.graphs.of(self.inner, self.options, case, _loop)
+        first_time, run = self.graphs.of(self.inner, self.options, case, _loop)
         before, counted = versions(y), vector.evaluations
         try:
             vector.evaluations += count * len(self.nodes)
-            end = run(vector, self.inner, field.args, torch.tensor(count), times, limits, *(leaf.contiguous() for leaf in y))
+            leaves = [leaf.contiguous() for leaf in y]
+            end = _quietly(first_time, run, vector, self.inner, own, tables[0], torch.tensor(count), times, limits, *leaves)
         except compile_errors():
             vector.evaluations, self.graphs.unrolled = counted, True
             return None
@@ -189,19 +135,18 @@ class CompiledSteps(Method):
         """The steps one after the other in one graph, with its backward pass."""
         if self.graphs.refused:
             return _eagerly(self.inner, field, step, y)
-        vector, args = field.field, field.args
+        vector = field.field
         count, first = len(step.inner), step.inner[0].number if "step" in vector.call.names else 0
-        times, limits = _times_of(step.inner, vector), _limits_of(step.inner, vector)
-        tables = [vector.table(args, one.dt) for one in step.inner]
+        times, limits = times_of(step.inner, vector), limits_of(step.inner, vector)
+        own, tables = self._prepared(field, step)
         before, y = versions(y), [leaf.view_as(leaf) if leaf.is_leaf and leaf.requires_grad else leaf for leaf in y]  # as in later runs
         kinds = (limits is None, times.is_leaf, *(tensor.requires_grad for tensor in (times, *y)))
         case = (vector.structure, vector.time_dtype, count, first, torch.is_grad_enabled(), kinds)
         first_time, run = self.graphs.of(self.inner, self.options, case, _run, vector.device.type, self.costs is not None)
-        own = args if vector.lengths is None else (*vector.own(args), tables)
         counted = vector.evaluations
         vector.evaluations += count * len(self.nodes)  # a redone run may end as soon as all is there
         try:
-            end = _quietly(first_time, run, vector, self.inner, own, first, count, times, limits, *y)
+            end = _quietly(first_time, run, vector, self.inner, own, tables, first, count, times, limits, *y)
         except compile_errors() as error:
             vector.evaluations = counted
             if self.costs is not None:
@@ -215,6 +160,15 @@ class CompiledSteps(Method):
         if self.costs is not None and ends:
             register_multi_grad_hook(ends, partial(_redone, self.costs, vector, count, count * len(self.nodes)), mode="any")
         return end
+
+    def _prepared(self, field: Given, step: SeveralSteps) -> tuple[tuple[Any, ...], list[Any]]:
+        """The arguments, with nothing in the place of what has been prepared, and that for each step as compiled code has it."""
+        vector, args = field.field, field.args
+        if vector.parts is None or vector.lengths is None:
+            return args, [None] * step.count
+        made = [vector.parts.linear.parted(table) for table in args[-1]]
+        places = [None if isinstance(one.dt, Tensor) else vector.lengths.get(one.dt) for one in step.inner]
+        return (*args[:-1], None), [None if place is None else made[place] for place in places]
 
 
 class NotCompiled(Exception):
@@ -230,17 +184,17 @@ class Graphs:
         self.complex: bool | None = None
 
     def complex_coordinates(self, method: CompiledSteps, field: Given, y: Leaves) -> bool:
-        """Whether steps are taken in Fourier modes, for which inductor has no code: it would call each operation, more slowly than here."""
+        """Whether steps are taken in complex numbers: inductor would call each operation, more slowly than here."""
         if not method.splits or method.options.backend != "inductor":
             return False
         if self.complex is None:
             split = field.split()
             assert split is not None  # checked when the problem was made
-            self.complex = split.linear.sample(y[0]).is_complex()
+            self.complex = not isinstance(split.linear, FourierOperator) and split.linear.sample(y[0]).is_complex()
             if self.complex:
                 warnings.warn(
-                    f"compile=True has no effect with {method.name} here, the solve goes on without: its steps are taken in Fourier modes, "
-                    "complex numbers, for which torch has no compiled code",
+                    f"compile=True has no effect with {method.name} here, the solve goes on without: its steps are taken in complex "
+                    "numbers, for which torch has no compiled code; a FourierOperator has it",
                     UserWarning,
                     stacklevel=2,
                 )
@@ -310,7 +264,7 @@ def compiled(problem: Problem, options: Compile) -> Problem:
 def _loops(problem: Problem) -> bool:
     """Whether one graph may loop over its steps: there is nothing to differentiate, they are alike, and no device waits for a condition."""
     field = problem.field
-    alike = not problem.method.splits and field.lengths is None and "step" not in field.call.names
+    alike = (isinstance(problem.method, SplitMethod) or not problem.method.splits) and "step" not in field.call.names
     return alike and field.device.type == "cpu" and not torch.is_grad_enabled()
 
 
@@ -352,18 +306,28 @@ def _quietly(first_time: bool, run: Steps, *given: Any) -> list[Tensor]:
 
 
 def _run(
-    field: VectorField, method: Method, args: tuple[Any, ...], first: int, count: int, times: Tensor, limits: Tensor | None, *y: Tensor
+    field: VectorField,
+    method: Method,
+    args: tuple[Any, ...],
+    tables: list[Any],
+    first: int,
+    count: int,
+    times: Tensor,
+    limits: Tensor | None,
+    *y: Tensor,
 ) -> list[Tensor]:
-    end, tables = list(y), [None] * count if field.lengths is None else args[-1]
+    advance, state = _advancing(field, method, args, y)
     for i in range(count):
         step = Step(first + i, (times[i], times[i + 1]), 0, 0, 1, limits=None if limits is None else (limits[i, 0], limits[i, 1]))
-        end = method.step(Given(field, args, tables[i]), step, end)
-    return end
+        state = advance(step, tables[i], state)
+    return _fields(field, method, args, state)
 
 
 def _loop(
-    field: VectorField, method: Method, args: tuple[Any, ...], count: Tensor, times: Tensor, limits: Tensor | None, *y: Tensor
+    field: VectorField, method: Method, args: tuple[Any, ...], table: Any, count: Tensor, times: Tensor, limits: Tensor | None, *y: Tensor
 ) -> list[Tensor]:
+    advance, state = _advancing(field, method, args, y)
+
     def more(done: Tensor, *_: Tensor) -> Tensor:
         return done < count
 
@@ -371,28 +335,30 @@ def _loop(
         ends = times.index_select(0, torch.stack([done, done + 1]))
         held = None if limits is None else limits.index_select(0, done.reshape(1))[0]
         step = Step(0, (ends[0], ends[1]), 0, 0, 1, limits=None if held is None else (held[0], held[1]))
-        end = method.step(Given(field, args), step, list(y))
-        return done + 1, *(leaf.contiguous() for leaf in end)
+        return done + 1, *(leaf.contiguous() for leaf in advance(step, table, list(y)))
 
-    return list(torch.while_loop(more, body, (torch.zeros((), dtype=torch.int64), *y))[1:])
-
-
-def _times_of(steps: Sequence[Step], field: VectorField, length: int = 0) -> Tensor:
-    """Between the steps, the last one repeated for a loop of such a ``length``."""
-    times = [steps[0].time(0.0), *(one.time(1.0) for one in steps)]
-    times += times[-1:] * (length - len(steps))
-    if any(isinstance(time, Tensor) for time in times):
-        return torch.stack(torch.broadcast_tensors(*(field.time(time) for time in times)))
-    return kept(_times, tuple(map(float, times)), field.device)
+    found = torch.while_loop(more, body, (torch.zeros((), dtype=torch.int64), *(leaf.contiguous() for leaf in state)))
+    return _fields(field, method, args, list(found[1:]))
 
 
-def _limits_of(steps: Sequence[Step], field: VectorField, length: int = 0) -> Tensor | None:
-    """Within which f is asked in each step."""
-    if steps[0].limits is None:
-        return None
-    limits = [one.limits for one in steps]
-    return kept(_times, tuple(limits + limits[-1:] * (length - len(steps))), field.device)
+def _advancing(
+    field: VectorField, method: Method, args: tuple[Any, ...], y: Leaves
+) -> tuple[Callable[[Step, Any, Leaves], list[Tensor]], list[Tensor]]:
+    """What takes a step, from what a state is between steps, and this of y: coordinates where the method has them."""
+    if not isinstance(method, SplitMethod):
+        return lambda step, _, state: method.step(Given(field, args), step, state), list(y)
+    split = Split.of(Given(field, args))
+
+    def advance(step: Step, table: Any, state: Leaves) -> list[Tensor]:
+        ready = replace(split, prepared=lambda h: table)
+        end = method.moved(ready, step, SplitState(split.linear, coordinates=state[0]), y[0])
+        return [split.linear.settled(end.held)]
+
+    return advance, [split.at(y[0]).held]
 
 
-def _times(times: tuple[Any, ...], device: torch.device) -> Tensor:
-    return torch.tensor(times, dtype=torch.float64, device=device)
+def _fields(field: VectorField, method: Method, args: tuple[Any, ...], state: list[Tensor]) -> list[Tensor]:
+    """The leaves of a state between steps."""
+    if not isinstance(method, SplitMethod):
+        return state
+    return [Split.of(Given(field, args)).linear.inverse(state[0])]

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from ..stepping import Step, Time
-from .linear import LinearOperator
-from .method import Leaves, Method, Split, SplitField
+from .linear import LinearOperator, SplitState
+from .method import Split, SplitMethod
 
 
 @dataclass(frozen=True)
-class ExponentialEuler(Method):
+class ExponentialEuler(SplitMethod):
     """ETD1: u(t + h) = exp(h L) u + h phi_1(h L) N(t, u), of order 1, exact where N is constant.
 
     Source: Hochbruck, Ostermann, Exponential integrators, Acta Numerica 19 (2010).
@@ -22,21 +22,19 @@ class ExponentialEuler(Method):
     name: str = "exponential_euler"
     order: int = 1
     nodes: tuple[float, ...] = (0.0,)
-    splits: bool = True
 
     def prepare(self, linear: LinearOperator, h: Time) -> list[Tensor]:
         exp, phi = linear.phi(h, 1)
         return [exp, h * phi]
 
-    def step(self, field: SplitField, step: Step, y: Leaves) -> list[Tensor]:
-        split = Split.of(field)
-        linear, (exp, phi), u = split.linear, split.tables(self, step.dt), split.at(y[0])
-        along = linear.apply(exp, u.coordinates)
-        return [linear.inverse(linear.added(along, phi, split.besides(step, 0, 0.0, u, y[0])))]
+    def moved(self, split: Split, step: Step, start: SplitState, shaped: Tensor) -> SplitState:
+        linear, (exp, phi) = split.linear, split.tables(self, step.dt)
+        along = linear.apply(exp, start.held)
+        return SplitState(linear, coordinates=linear.added(along, phi, split.besides(step, 0, 0.0, start, shaped)))
 
 
 @dataclass(frozen=True)
-class ETDRK4(Method):
+class ETDRK4(SplitMethod):
     """ETDRK4: order 4, exact where N = 0; with L = 0 the classical rk4.
 
         a = e u + h/2 p N(u),    b = e u + h/2 p N(a),    c = e a + h/2 p (2 N(b) - N(u)),
@@ -50,7 +48,6 @@ class ETDRK4(Method):
     name: str = "etdrk4"
     order: int = 4
     nodes: tuple[float, ...] = (0.0, 0.5, 0.5, 1.0)
-    splits: bool = True
 
     def prepare(self, linear: LinearOperator, h: Time) -> list[Tensor]:
         exp_half, phi_half = linear.phi(h / 2, 1)
@@ -58,12 +55,9 @@ class ETDRK4(Method):
         first, middle, last = phi_1 - 3 * phi_2 + 4 * phi_3, 2 * phi_2 - 4 * phi_3, 4 * phi_3 - phi_2
         return [exp_half, h / 2 * phi_half, h * phi_half, exp, h * first, h * middle, h * last]
 
-    def step(self, field: SplitField, step: Step, y: Leaves) -> list[Tensor]:
-        split, shaped = Split.of(field), y[0]
-        act, added, rest = split.linear.apply, split.linear.added, split.besides
+    def moved(self, split: Split, step: Step, start: SplitState, shaped: Tensor) -> SplitState:
+        act, added, rest, u = split.linear.apply, split.linear.added, split.besides, start.held
         exp_half, phi_half, twice, exp, first, middle, last = split.tables(self, step.dt)
-        start = split.at(shaped)
-        u = start.coordinates
         along = act(exp_half, u)
         n_u = rest(step, 0, 0.0, start, shaped)
         a = added(along, phi_half, n_u)
@@ -71,4 +65,4 @@ class ETDRK4(Method):
         n_b = rest(step, 2, 0.5, added(along, phi_half, n_a), shaped)
         n_c = rest(step, 3, 1.0, added(act(exp_half, a), twice, torch.sub(n_b, n_u, alpha=0.5)), shaped)
         end = added(added(act(exp, u), first, n_u), middle, n_a + n_b)
-        return [split.linear.inverse(added(end, last, n_c))]
+        return SplitState(split.linear, coordinates=added(end, last, n_c))

@@ -9,13 +9,13 @@ from torch import Tensor
 
 from ..stepping import Step, Time
 from .linear import LinearOperator, SplitState, Table
-from .method import Leaves, Method, Split, SplitField, combine
+from .method import Split, SplitMethod, combine
 
 Rows = tuple[tuple[float, ...], ...]
 
 
 @dataclass(frozen=True)
-class IMEX(Method):
+class IMEX(SplitMethod):
     """A pair of tableaus of which the last stage is the end of the step.
 
         u_i = u + h sum_{j<i} e_ij N(t + c_j h, u_j) + h sum_{0<j<=i} m_ij (L u_j + b(t + c_j h)),    u_0 = u,    u(t + h) = u_s
@@ -30,7 +30,6 @@ class IMEX(Method):
     order: int
     explicit: Rows
     implicit: Rows
-    splits: bool = True
 
     @property
     def nodes(self) -> tuple[float, ...]:  # type: ignore[override]
@@ -44,21 +43,20 @@ class IMEX(Method):
     def prepare(self, linear: LinearOperator, h: Time) -> list[Table]:
         return [linear.resolvent(diagonal * h) for diagonal in self._diagonals]
 
-    def step(self, field: SplitField, step: Step, y: Leaves) -> list[Tensor]:
-        split, h, shaped, nodes = Split.of(field), step.dt, y[0], (*self.nodes, 1.0)
-        linear, state = split.linear, split.at(shaped)
-        start = [state.coordinates]
+    def moved(self, split: Split, step: Step, start: SplitState, shaped: Tensor) -> SplitState:
+        h, nodes, linear, state = step.dt, (*self.nodes, 1.0), split.linear, start
+        held = [start.held]
         resolvents = dict(zip(self._diagonals, split.tables(self, h), strict=True))
         slopes, linears = [], []
         for stage, (explicit, (*lower, diagonal)) in enumerate(zip(self.explicit, self.implicit, strict=True)):
             slopes.append([split.transformed(step, stage, nodes[stage], state)])
-            known = combine(combine(start, h, explicit, slopes), h, lower, linears)
+            known = combine(combine(held, h, explicit, slopes), h, lower, linears)
             data = split.pushed(step, stage + 1, nodes[stage + 1], shaped)
             pushed = known if data is None else combine(known, h, (diagonal,), [[data]])
             v = linear.apply(resolvents[diagonal], pushed[0])
             linears.append([(v - known[0]) / (diagonal * h)])
             state = SplitState(linear, coordinates=v)
-        return [state.field]
+        return state
 
 
 _GAMMA = 1 - 1 / math.sqrt(2)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..fourier import as_given, as_numbers, field_of, modes_of, parts, settled, times
 from ..stepping import Time
 from ..tables import passing
 
@@ -76,6 +77,22 @@ class LinearOperator(ABC):
     def added(self, total: Tensor, table: Table, v: Tensor) -> Tensor:
         """total + apply(table, v), in one pass where that is one product."""
         return total + self.apply(table, v)
+
+    def settled(self, v: Tensor) -> Tensor:
+        """forward(inverse(v)), which only rounds where every v has a field."""
+        return v
+
+    def parted(self, table: Any) -> Any:
+        """Tables, a tree, for ``apply`` in compiled code."""
+        return table
+
+    def received(self, v: Tensor) -> Tensor:
+        """Coordinates from outside, as a step keeps them; ``shown`` is the other way."""
+        return v
+
+    def shown(self, v: Tensor) -> Tensor:
+        """Coordinates that a step has, as ``forward`` gives them to everyone."""
+        return v
 
     def resolvent(self, scale: Time) -> Table:
         """(1 - scale L)^-1."""
@@ -141,18 +158,30 @@ class FourierOperator(LinearOperator):
     def forward(self, u: Tensor) -> Tensor:
         if u.is_complex():
             raise TypeError("FourierOperator acts on real fields, got a complex one; solve for real and imaginary parts")
-        if not u.numel():  # which torch.fft refuses
-            return torch.complex(u, u)[..., : self.n // 2 + 1]
-        return torch.fft.rfft(u)
+        return modes_of(u)
 
     def inverse(self, v: Tensor) -> Tensor:
-        if not v.numel():
-            return v.real.new_empty(*v.shape[:-1], self.n)
-        return torch.fft.irfft(v, n=self.n)
+        return field_of(v, self.n)
+
+    def apply(self, table: Table, v: Tensor) -> Tensor:
+        return times(table, v)
 
     def added(self, total: Tensor, table: Table, v: Tensor) -> Tensor:
-        assert isinstance(table, Tensor)
-        return torch.addcmul(total, table.to(v), v)
+        if isinstance(table, Tensor) and v.is_complex():
+            return torch.addcmul(total, table.to(v), v)
+        return total + times(table, v)
+
+    def settled(self, v: Tensor) -> Tensor:
+        return settled(v, self.n)
+
+    def parted(self, table: Any) -> Any:
+        return parts(table) if isinstance(table, Tensor) else type(table)(map(self.parted, table))
+
+    def received(self, v: Tensor) -> Tensor:
+        return as_given(v)
+
+    def shown(self, v: Tensor) -> Tensor:
+        return as_numbers(v)
 
     def preconditioner(self, scale: float, transposed: bool = False) -> Action:
         if self.near is not None:
@@ -251,6 +280,11 @@ class SplitState:
     @property
     def coordinates(self) -> Tensor:
         """v, as ``linear.forward`` gives it; of a ``FourierOperator`` the real Fourier modes."""
+        return self.linear.shown(self.held)
+
+    @property
+    def held(self) -> Tensor:
+        """v as the step has it: of a ``FourierOperator`` pairs (..., 2) of real numbers while a compiler follows."""
         if self._coordinates is None:
             assert self._field is not None
             self._coordinates = self.linear.forward(self._field)

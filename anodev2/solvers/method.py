@@ -71,7 +71,7 @@ class Split:
     def transformed(self, step: Step, stage: int, node: float, state: SplitState) -> Tensor:
         """F rest at a state."""
         if self.inside is not None:
-            return self.inside(step, stage, node, state)
+            return self.linear.received(self.inside(step, stage, node, state))
         return self.linear.forward(self.rest(step, stage, node, [state.field])[0])
 
     def pushed(self, step: Step, stage: int, node: float, shaped: Tensor) -> Tensor | None:
@@ -161,6 +161,20 @@ class Method(ABC):
     def error(self, dt: Time, slopes: Sequence[Leaves]) -> list[Tensor]:
         """The estimated error of the step in each leaf, from what ``attempt`` gave."""
         raise NotImplementedError(f"{self.name} has no error estimate")
+
+
+class SplitMethod(Method):
+    """A method that treats the linear part by itself, in its coordinates."""
+
+    splits = True
+
+    @abstractmethod
+    def moved(self, split: Split, step: Step, start: SplitState, shaped: Tensor) -> SplitState:
+        """The state after the step; ``shaped`` has the shape of a field."""
+
+    def step(self, field: SplitField, step: Step, y: Leaves) -> list[Tensor]:
+        split = Split.of(field)
+        return [self.moved(split, step, split.at(y[0]), y[0]).field]
 
 
 def combine(y: Leaves, dt: Time, weights: Sequence[float], slopes: Sequence[Leaves]) -> list[Tensor]:

@@ -25,6 +25,7 @@ ORDER = [
         "torchdiffeq",
         "pytree",
         "tables",
+        "fourier",
         "signature",
         "stepping",
         "solvers",
@@ -72,7 +73,7 @@ FOLDERS = {
     ],
     "integrate": [
         *("captured", "functional_call", "sample_weights", "attributes", "comparison", "buffers", "side_effects", "recording", "loop"),
-        *("per_sample", "dense", "compiled", "refreshed", ""),
+        *("per_sample", "dense", "runs", "compiled", "refreshed", ""),
     ],
     "gradients": ["vjp", "offload", "per_step", "compiled_runs", "schedule", "slots", "reversible", "backsolve", "function", "adjoint", ""],
     "diagnose": ["table", "subject", "jacobian", "program", "gradients", "reversal", "spectra", "path", ""],
@@ -88,7 +89,7 @@ ALLOWED = {
 }
 
 PARTS = {  # besides the public names
-    "pde": ("anodev2.signature", "anodev2.tables", "anodev2.torch_private"),
+    "pde": ("anodev2.fourier", "anodev2.signature", "anodev2.tables", "anodev2.torch_private"),
     "models": ("anodev2.pde",),
     "examples": ("anodev2.pde", "anodev2.models", "anodev2.diagnose", "anodev2.testing"),
 }

@@ -26,9 +26,8 @@ from anodev2 import (
     solve,
 )
 from anodev2.integrate import compiled
-from anodev2.integrate.compiled import Runs
+from anodev2.integrate.runs import Runs
 from anodev2.models import resnet4
-from anodev2.pde import Burgers, Dirichlet, Grid1D
 from anodev2.solvers import RungeKutta
 from anodev2.stepping import Grid
 from compiling import ADJOINTS, FAST, TRACED, Field, gradients
@@ -212,25 +211,6 @@ def test_what_cannot_be_compiled_runs_with_a_word() -> None:
         found = odeint(by_value, y0, [0.0, 1.0], steps=4, compile=FAST)
     assert torch.equal(found, odeint(by_value, y0, [0.0, 1.0], steps=4))
     odeint(by_value, y0, [0.0, 1.0], steps=4, compile=FAST)  # said once
-
-
-def test_steps_in_fourier_modes_run_as_they_are_with_a_word(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Inductor has no code for complex numbers; between walls the same equation and method have real ones, and are compiled."""
-    calls = []
-    monkeypatch.setattr(torch, "compile", lambda run, **options: calls.append(options) or run)
-    u = torch.linspace(0.1, 1, 12, dtype=torch.float64)
-    for method in ("etdrk4", "imex2"):
-        spectral = Burgers(Grid1D(12), 0.1, "spectral", "spectral")
-        solved = lambda spectral=spectral, method=method, **more: odeint(spectral, u, [0.0, 0.1], steps=4, method=method, **more)
-        with pytest.warns(UserWarning, match=f"compile=True has no effect with {method} here, .* Fourier modes"):
-            found = solved(compile=True)
-        assert torch.equal(found, solved()) and not calls
-        assert torch.equal(found, solved(compile=True))  # said once
-        solved(compile=FAST)  # another backend may have code for them
-        assert calls.pop()["backend"] == "aot_eager"
-        between = Burgers(Grid1D(12, 1.0, Dirichlet(0.1, 1.0)), 0.1)
-        odeint(between, u, [0.0, 0.1], steps=4, method=method, compile=True)
-        assert calls.pop()["backend"] == "inductor"
 
 
 @pytest.mark.slow
