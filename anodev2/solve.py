@@ -43,7 +43,7 @@ def odeint(
     rtol: Any = None,
     atol: Any = None,
     control: Control | None = None,
-    hit: Literal["between", "exact"] = "between",
+    hit: Literal["between", "exact"] | None = None,
     breaks: Sequence[float | Tensor] | Tensor | None = None,
     per_sample: bool = False,
     max_steps: int | None = MAX_STEPS,
@@ -72,7 +72,8 @@ def odeint(
         control: how error control chooses its steps, see ``Control``.
         hit: with error control, whether times of t "between" the first and last are read from the interpolant of the step that passes
             them, which costs (nearly) nothing, or steps end there "exact"ly; so they do for methods without interpolant, and with
-            ``per_sample``.
+            ``per_sample``. None: "between", but "exact" for "rodas4", "rodas5p", "kvaerno5" and "auto", which keep the tolerance at the
+            ends of steps alone where y only follows a function of t.
         breaks: times at which func may jump, in any order. A step ends there (``steps`` count from one time of t or break to the next),
             func is asked for its limit from within each step, and nothing is carried from one side to the other. With gradients with
             respect to breaks that require one (none with ``per_sample``); those outside of t do nothing.
@@ -137,7 +138,7 @@ def solve(
     rtol: Any = None,
     atol: Any = None,
     control: Control | None = None,
-    hit: Literal["between", "exact"] = "between",
+    hit: Literal["between", "exact"] | None = None,
     breaks: Sequence[float | Tensor] | Tensor | None = None,
     per_sample: bool = False,
     args: tuple[Any, ...] = (),
@@ -294,7 +295,7 @@ def problem_of(
     rtol: Any = None,
     atol: Any = None,
     control: Control | None = None,
-    hit: Literal["between", "exact"] = "between",
+    hit: Literal["between", "exact"] | None = None,
     breaks: Sequence[float | Tensor] | Tensor | None = None,
     per_sample: bool = False,
     max_steps: int | None = MAX_STEPS,
@@ -311,8 +312,8 @@ def problem_of(
         raise TypeError(f"args must be a tuple, got {type(args).__name__}; write args=(x,) for a single argument")
     if control is not None and not isinstance(control, Control):
         raise TypeError(f"control must be a Control, got {type(control).__name__}; write Control(min_step=...)")
-    if hit not in ("between", "exact"):
-        raise ValueError(f"hit={hit!r} must be 'between' (read output times from interpolants) or 'exact' (end steps there)")
+    if hit not in (None, "between", "exact"):
+        raise ValueError(f"hit={hit!r} must be 'between' (read output times from interpolants), 'exact' (end steps there) or None")
     max_steps = None if max_steps is None else as_count("max_steps", max_steps)
     structure = structure_of(y0)
     leaves = leaves_of(y0, structure)
@@ -321,7 +322,8 @@ def problem_of(
     field = VectorField(func, structure, leaves)
     if not torch.compiler.is_compiling():
         field.call.check(t, y0, *args)
-    grids, between = {"steps": steps, "step_size": step_size, "grid": grid}, hit == "between" and chosen.interpolant is not None
+    grids = {"steps": steps, "step_size": step_size, "grid": grid}
+    between = chosen.interpolant is not None and (grid is not None or not chosen.ends if hit is None else hit == "between")
     own, bounds = times_of_samples(t, leaves[0], events) if per_sample else None, (rtol, atol, control)
     if own is not None and (chosen.embedded_order is None or any(value is not None for value in grids.values())):
         raise ValueError(f"{NO_GRID}; for own times with {chosen.name} and steps, solve sample by sample")

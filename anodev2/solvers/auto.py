@@ -65,6 +65,7 @@ class Auto(Method):
         object.__setattr__(self, "both", (first, stiff))
         object.__setattr__(self, "embedded_order", min(first.embedded_order or 0, stiff.embedded_order or 0))
         object.__setattr__(self, "interpolant", first.interpolant and stiff.interpolant)  # that there is one: each step has its own
+        object.__setattr__(self, "ends", stiff.ends)
 
     def at(self, step: Step) -> Method:
         return self.both[step.by]  # pyright: ignore[reportAttributeAccessIssue]

@@ -108,7 +108,8 @@ class Method(ABC):
     ``splits``: whether a step needs the linear part of f, of ``func.split()``. ``jacobian``: whether it needs that
     of f. ``traced``: whether torch.compile traces it. ``embedded_order``: with it the method has error control, by ``attempt`` and
     ``error``; ``fsal`` (first same as last): the last slope of an attempt is f at its end. ``interpolant``: row i has the coefficients of
-    x, x^2, ... in the weight b_i(x) of slope i, for the states y + dt sum_i b_i(x) k_i at times t + x dt within a step.
+    x, x^2, ... in the weight b_i(x) of slope i, for the states y + dt sum_i b_i(x) k_i at times t + x dt within a step. ``ends``: whether
+    steps end at output times where nothing is said, as the error estimate passes any length of those in which y only follows f.
     """
 
     name: str
@@ -120,6 +121,7 @@ class Method(ABC):
     embedded_order: int | None = None
     fsal: bool = False
     interpolant: Weights | None = None
+    ends: bool = False
 
     def prepare(self, linear: LinearOperator, h: Time) -> Any:
         """Functions of the linear part that steps of length h apply, a tree of tensors: made once per solve."""

@@ -54,6 +54,7 @@ class Rosenbrock(Method):
     dense: Rows = made(default=(), repr=False)
     independent: bool = False
     jacobian = True
+    ends = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "nodes", self.c)

@@ -69,6 +69,7 @@ class SDIRK(Implicit):
         nodes = tuple(float(sum(row)) for row in self.a)
         weights = tuple(tuple(map(float, row)) for row in self.a)
         error = tuple(self.caution * float(x - y) for x, y in zip(self.a[-1], self.b_hat, strict=True))
+        object.__setattr__(self, "ends", self.b_hat[-1] == 0)  # both solutions are stages, which lie on what y follows
         for name, value in (("nodes", nodes), ("embedded_order", self.order - 1), ("weights", weights), ("error_weights", error)):
             object.__setattr__(self, name, value)
         object.__setattr__(self, "interpolant", tuple(tuple(map(float, row)) for row in self.dense) or None)

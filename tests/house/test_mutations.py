@@ -1707,6 +1707,12 @@ MUTATIONS = {
         "if False:",
         "test_examples_options.py::test_a_picture_that_cannot_be_written_is_refused_before_the_work",
     ),
+    "output times read where only the ends of steps are right": (
+        "solvers/rosenbrock.py",
+        "    ends = True",
+        "    ends = False",
+        "test_stiff_between.py::test_where_nothing_is_said_output_times_keep_the_tolerance[rodas4]",
+    ),
     "files written in place": (
         "../examples/runs.py",
         'f".{path.name}.partial"',

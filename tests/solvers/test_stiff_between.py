@@ -27,7 +27,7 @@ def start(problem: Stiff) -> torch.Tensor:
 def test_output_times_do_not_end_steps(method: str, name: str) -> None:
     """The very steps and evaluations of two times for a thousand."""
     problem = NAMES[name]
-    options = {"method": method, "rtol": 1e-3, "atol": 1e-3 * problem.atol}
+    options = {"method": method, "rtol": 1e-3, "atol": 1e-3 * problem.atol, "hit": "between"}
     with torch.no_grad():
         few, many = (solve(problem.func, start(problem), torch.linspace(0, 40, n).tolist(), **options) for n in (2, 1000))
     assert few.grid == many.grid and torch.equal(few.ys[-1], many.ys[-1]) and len(few.grid) < 150
@@ -66,13 +66,25 @@ def test_no_stiffness_makes_states_between_steps_large(method: str, dtype: torch
     for rate in (10.0, 1e4, 1e9):
         y0 = torch.tensor([2.0 if rate > 10 else 1.0], dtype=dtype)
         f = lambda t, y, rate=rate: -rate * (y - torch.cos(t)) - torch.sin(t)
-        ys = odeint(f, y0, times, method=method, rtol=tolerance, atol=tolerance, control=control)
+        ys = odeint(f, y0, times, method=method, rtol=tolerance, atol=tolerance, control=control, hit="between")
         assert (ys[1:, 0].double() - times[1:].cos()).abs().max() < off
+
+
+@pytest.mark.parametrize("method", EVERY)
+def test_where_nothing_is_said_output_times_keep_the_tolerance(method: str) -> None:
+    """Of the same, with steps as they come: those that pass with any length end there."""
+    times = torch.linspace(0, 10, 101).double()
+    for rate in (10.0, 1e3, 1e6, 1e8):
+        f = lambda t, y, rate=rate: -rate * (y - torch.cos(t)) - torch.sin(t)
+        ys = odeint(f, torch.ones(1).double(), times, method=method, rtol=1e-5, atol=1e-5)
+        assert (ys[:, 0] - times.cos()).abs().max() < 1e-4
+    found = solve(f, torch.ones(1).double(), times[[0, 5, -1]], method=method, rtol=1e-5)
+    assert (0.5 in found.grid) == (method != "esdirk4")
 
 
 def test_a_method_of_ones_own_without_them_ends_steps_at_output_times() -> None:
     for name in ("rodas5p", "kvaerno5"):
         bare = replace(METHODS[name], dense=())  # pyright: ignore[reportArgumentType]
         for method in (bare, Auto(stiff=bare)):
-            found = solve(lambda t, y: -y, torch.ones(1).double(), [0.0, 0.3, 1.0], method=method, rtol=1e-3)
+            found = solve(lambda t, y: -y, torch.ones(1).double(), [0.0, 0.3, 1.0], method=method, rtol=1e-3, hit="between")
             assert 0.3 in found.grid and found.ys[1].item() == pytest.approx(math.exp(-0.3), rel=1e-3)
