@@ -323,7 +323,7 @@ def problem_of(
     if not torch.compiler.is_compiling():
         field.call.check(t, y0, *args)
     grids = {"steps": steps, "step_size": step_size, "grid": grid}
-    between = chosen.interpolant is not None and (grid is not None or not chosen.ends if hit is None else hit == "between")
+    between = chosen.interpolant is not None and (not chosen.ends if hit is None else hit == "between")
     own, bounds = times_of_samples(t, leaves[0], events) if per_sample else None, (rtol, atol, control)
     if own is not None and (chosen.embedded_order is None or any(value is not None for value in grids.values())):
         raise ValueError(f"{NO_GRID}; for own times with {chosen.name} and steps, solve sample by sample")

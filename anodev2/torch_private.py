@@ -150,11 +150,16 @@ def keeps_what_is_read(only: bool = False) -> dict[str, Any]:
     """Options of torch.compile by which a graph keeps for its backward pass what it read of a tensor before it wrote to it: of itself
     inductor (2.14) keeps the tensor, with what is in it at the end. Else: refuse an f that reads a buffer which it changes.
 
-    ``only``: that, its inputs and what it draws, and nothing else; all other values are found again at the beginning of the backward pass.
-    Else: ``torch.utils.checkpoint`` inside of what is compiled, which takes no f that writes to attributes."""
+    ``only``: that, its inputs, what it draws, what operations of others than torch return, and nothing else; all other values are found
+    again at the beginning of the backward pass. Else: ``torch.utils.checkpoint`` inside of what is compiled, which takes no f that writes
+    to attributes."""
     from torch._functorch.partitioners import is_rng_op
     from torch._inductor.custom_graph_pass import CustomGraphPass
     from torch.utils.checkpoint import CheckpointPolicy
+
+    def draws(node: torch.fx.Node) -> bool:
+        """It may: a user's operation need not say so."""
+        return is_rng_op(node) or getattr(node.target, "namespace", "aten") not in ("aten", "prims")
 
     class Keep(CustomGraphPass):
         def __call__(self, graph: torch.fx.Graph) -> None:
@@ -176,12 +181,12 @@ def keeps_what_is_read(only: bool = False) -> dict[str, Any]:
                 if not backward.isdisjoint(node.all_input_nodes):
                     backward.add(node)
                 elif node.op == "call_function" and "recompute" not in node.meta and node.target is not torch.ops.aten.copy_.default:
-                    drawn = is_rng_op(node) or (node.target is getitem and is_rng_op(node.args[0]))
-                    node.meta["recompute"] = CheckpointPolicy.MUST_SAVE if drawn else CheckpointPolicy.MUST_RECOMPUTE
+                    kept = draws(node) or (node.target is getitem and draws(node.args[0]))
+                    node.meta["recompute"] = CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.MUST_RECOMPUTE
                     node.meta["ac_graph_id"] = 0
 
         def uuid(self) -> str:
-            return f"anodev2.keeps_what_is_read.2.{only}"
+            return f"anodev2.keeps_what_is_read.3.{only}"
 
     return {"joint_custom_post_pass": Keep()}
 

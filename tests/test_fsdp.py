@@ -62,8 +62,10 @@ def on_every_rank() -> None:
         except Exception as error:  # one case must not hide the others
             found[str(case)] = f"{type(error).__name__}: {error}"
     if distributed.get_rank() == 0:
-        print(json.dumps(found))
+        print(json.dumps(found), flush=True)
+    distributed.barrier()
     distributed.destroy_process_group()
+    os._exit(0)  # gloo's threads may abort a process that takes its time to end
 
 
 @pytest.fixture(scope="module")

@@ -234,8 +234,8 @@ def given_grid(t: Any, nodes: Any, interpolates: bool = False, breaks: Times = (
     missing = [value for value in numbers(times) if value not in places]
     if missing and not interpolates:
         raise ValueError(
-            f"grid must hold every time of t, to the last digit; {missing[0]} is not in it; only methods with an interpolant, as dopri5, "
-            "read states within steps, without hit='exact' and without an event"
+            f"grid must hold every time of t, to the last digit; {missing[0]} is not in it; states within steps are read by methods "
+            "with an interpolant alone, without an event (rodas4, rodas5p, kvaerno5: with hit='between')"
         )
     joined, sign = list(grid), 1 if ends[1] > ends[0] else -1
     at = dict(zip(numbers(breaks), breaks, strict=True))

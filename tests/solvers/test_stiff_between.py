@@ -80,6 +80,9 @@ def test_where_nothing_is_said_output_times_keep_the_tolerance(method: str) -> N
         assert (ys[:, 0] - times.cos()).abs().max() < 1e-4
     found = solve(f, torch.ones(1).double(), times[[0, 5, -1]], method=method, rtol=1e-5)
     assert (0.5 in found.grid) == (method != "esdirk4")
+    if method not in ("esdirk4", "auto"):  # which has no grid
+        with pytest.raises(ValueError, match=r"is not in it; .* with hit='between'"):
+            odeint(f, torch.ones(1).double(), times, method=method, grid=[0.0, 5.0, 10.0])
 
 
 def test_a_method_of_ones_own_without_them_ends_steps_at_output_times() -> None:

@@ -162,7 +162,7 @@ def test_a_grid_must_hold_the_times() -> None:
     assert torch.equal(odeint(**call, grid=[0.0, 0.5, 1.0]), odeint(**call, steps=1))
     assert torch.equal(odeint(**call, grid=torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0])), odeint(**call, steps=2))
     for grid, message in (
-        ([0.0, 0.4, 1.0], "0.5 is not in it; only methods with an interpolant"),
+        ([0.0, 0.4, 1.0], "0.5 is not in it; states within steps are read by methods with an interpolant"),
         ([0.0, 0.5, 1.0, 1.5], "must start at t.0. and end at"),
         ([-1.0, 0.0, 0.5, 1.0], "must start at t.0. and end at"),
         ([0.0, 0.5, 0.5, 1.0], "grid must be strictly rising"),
