@@ -121,11 +121,12 @@ def compile_errors() -> tuple[type[Exception], ...]:
 
 @contextmanager
 def compilers_own_warnings_ignored() -> Iterator[None]:
-    """For a first call: torch.compile looks at the .grad of what it is given, and tells of transforms, which it calls as they are. Else:
-    no word about the second; the first as it is."""
+    """For a first call: torch.compile looks at the .grad of what it is given, tells of transforms, which it calls as they are, and, where
+    it follows ``inspect.signature``, of what that keeps. Else: no word about the second; the others as they are."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf")
         warnings.filterwarnings("ignore", message="Torchinductor does not support code generation for complex operators")
+        warnings.filterwarnings("ignore", message="Dynamo detected a call to a `functools.lru_cache`-wrapped function at 'inspect")
         logger = logging.getLogger("torch._inductor.ir")
         logger.addFilter(_of_note)
         try:

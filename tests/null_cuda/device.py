@@ -28,6 +28,9 @@ LIBRARIES = {  # what a process loads before its own: by these names torch finds
 }
 
 
+ABOUT_A_RELEASE = "ignore:Guards may run slower on Python 3.13.0:RuntimeWarning"  # of Dynamo, as in pyproject.toml
+
+
 def why_not() -> str | None:
     """Why there can be no null device here, or None where there can."""
     if sys.platform != "linux" or shutil.which("g++") is None:
@@ -76,7 +79,7 @@ class NullDevice:
         kept = self.folder / f"{zlib.crc32(question.encode())}.json"
         with FileLock(f"{kept}.lock"):
             if not kept.exists():
-                command = [sys.executable, "-W", "error", "-m", "tests.null_cuda", question]
+                command = [sys.executable, "-W", "error", "-W", ABOUT_A_RELEASE, "-m", "tests.null_cuda", question]
                 done = subprocess.run(command, cwd=ROOT, env={**os.environ, **own, **how}, capture_output=True, text=True, timeout=900)
                 kept.write_text(done.stdout.splitlines()[-1] if done.returncode == 0 else json.dumps(done.stdout + done.stderr))
         answers = json.loads(kept.read_text())
