@@ -14,7 +14,7 @@ Numbers = Tensor | tuple[Tensor, ...]  # (real, imaginary), or (real,)
 
 def modes_of(u: Tensor) -> Tensor:
     """The modes m = 0 ... n // 2 of a real field (..., n)."""
-    if torch.compiler.is_compiling():
+    if paired():
         return torch.view_as_real(torch.fft.rfft(u)) if u.numel() else u.new_empty(*u.shape[:-1], u.shape[-1] // 2 + 1, 2)
     return torch.fft.rfft(u) if u.numel() else torch.complex(u, u)[..., : u.shape[-1] // 2 + 1]  # which torch.fft refuses
 
@@ -27,7 +27,7 @@ def field_of(v: Tensor, n: int) -> Tensor:
 
 
 def paired() -> bool:
-    """Whether tables made here are for pairs."""
+    """Whether modes and tables made here are pairs."""
     return torch.compiler.is_compiling()
 
 
@@ -74,7 +74,7 @@ def settled(v: Tensor, n: int) -> Tensor:
 
 def as_given(v: Tensor) -> Tensor:
     """Modes, as pairs while a compiler follows."""
-    return torch.view_as_real(v) if v.is_complex() and torch.compiler.is_compiling() else v
+    return torch.view_as_real(v) if v.is_complex() and paired() else v
 
 
 def as_numbers(v: Tensor) -> Tensor:

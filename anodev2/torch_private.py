@@ -111,6 +111,7 @@ def copy_together(into: Sequence[Tensor], values: Sequence[Tensor]) -> None:
     torch._foreach_copy_(list(into), list(values))  # pyright: ignore[reportPrivateImportUsage]
 
 
+@cache
 def compile_errors() -> tuple[type[Exception], ...]:
     """What torch.compile raises where it cannot compile; imported only here, as it takes seconds. Else: any Exception of a first call."""
     from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException

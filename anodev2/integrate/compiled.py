@@ -13,6 +13,7 @@ import re
 import types
 import warnings
 from collections.abc import Callable, Hashable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -296,11 +297,8 @@ def _eagerly(method: Method, field: Given, step: SeveralSteps, y: Leaves) -> lis
 def _quietly(first_time: bool, run: Steps, *given: Any) -> list[Tensor]:
     """A graph is made at the first call, and once more where f is in another state: there a warning that is an error ends the compiler."""
     if not first_time:
-        try:
+        with suppress(*compile_errors()):
             return run(*given)
-        except compile_errors() as error:
-            if "not a leaf" not in str(error):
-                raise
     with compilers_own_warnings_ignored():
         return run(*given)
 
